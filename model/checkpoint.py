@@ -1,0 +1,206 @@
+"""Hugging Face checkpoints in and out: safetensors and JSON only, nothing that could execute code.
+
+Reading is strict both ways: a missing, unexpected, misshapen or non-finite tensor is an error that names it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+HUB_FILES = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    INDEX_FILE,
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+]
+
+
+def resolve_checkpoint(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded once, only the files that are needed, and then used offline.
+
+    Raises:
+        ValueError: neither an existing folder nor of the form `owner/name`.
+    """
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)):
+        raise ValueError(f"no model at {path_or_hub_id}: give an existing folder or a hub id such as Qwen/Qwen2.5-7B")
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path_or_hub_id} is no local folder and could not be fetched from the hub: {reason}") from error
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: the file is absent, or is not a JSON object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return content
+
+
+def load_model(
+    path_or_hub_id: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+) -> Transformer:
+    """Build a model and stream its weights from a Hugging Face checkpoint, one tensor at a time.
+
+    Args:
+        path_or_hub_id: a folder, or a hub id.
+        dtype: dtype of the weights; default float32, the dtype of trainable masters, whatever the file holds.
+        device: where the weights go.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ValueError: unsupported configuration; no safetensors weights; a tensor that is missing, unexpected, of the wrong
+            shape or not finite. The message names the field, file or tensor.
+    """
+    folder = resolve_checkpoint(path_or_hub_id, revision)
+    config = ModelConfig.from_hf(read_json(folder / "config.json"))
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to(dtype or torch.float32).to_empty(device=device)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    _copy_weights(model, folder)
+    return model.eval()
+
+
+@torch.no_grad()
+def _copy_weights(model: Transformer, folder: Path) -> None:
+    parameters = dict(model.named_parameters())  # a tied head appears once, as the embedding
+    missing = set(parameters)
+    for name, tensor in _stored_tensors(folder):
+        if name == HEAD and model.config.tie_word_embeddings:
+            name = EMBEDDING  # some writers store the tied head as well, or instead
+            if name not in missing and not torch.equal(parameters[name], tensor.to(parameters[name])):
+                raise ValueError(f"{folder}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}")
+        if name not in parameters:
+            raise ValueError(f"{folder}: unexpected tensor {name}; it is no parameter of a {model.config.model_type} model")
+        if tensor.shape != parameters[name].shape:
+            raise ValueError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json implies {tuple(parameters[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{folder}: {name} holds NaN or infinite values")
+        parameters[name].copy_(tensor)
+        missing.discard(name)
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, for example {sorted(missing)[0]}")
+
+
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as stored:
+                for name in stored.keys():  # noqa: SIM118 - not a dict
+                    yield name, stored.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX_FILE).is_file():
+        names = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{folder} has no {absent[0]}: only safetensors weights are read (a .bin checkpoint must be converted first)"
+        )
+    return [folder / name for name in names]
+
+
+@torch.no_grad()
+def save_model(
+    model: Transformer,
+    tokenizer,
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    source: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a folder that `from_pretrained` of transformers loads without missing or unexpected keys.
+
+    Args:
+        model: the model; a tied head is not written twice.
+        tokenizer: a transformers tokenizer, or None to write weights and configuration only.
+        path: the folder; made if absent.
+        dtype: dtype of the stored weights; default the model's own.
+        source: folder the model came from: its generation_config.json and the fields of its config.json that this code base
+            does not read (token ids, for example) are carried over.
+        shard_bytes: largest size of one weight file.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or model.lm_head.weight.dtype
+    weights = {n: p.detach().to("cpu", dtype).contiguous() for n, p in model.named_parameters()}
+    _write_shards(weights, path, shard_bytes)
+    config = model.config.to_hf(str(dtype).removeprefix("torch."))
+    if tokenizer is not None:
+        config |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        tokenizer.save_pretrained(path)
+    if source is not None:
+        kept = read_json(source / "config.json")
+        config = kept | {name: value for name, value in config.items() if not name.endswith("token_id") or name not in kept}
+        if (source / "generation_config.json").is_file():
+            shutil.copyfile(source / "generation_config.json", path / "generation_config.json")
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shards(weights: dict[str, Tensor], path: Path, shard_bytes: int) -> None:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in weights.items():
+        if size and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], path / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, path / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (path / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Everything that turns rewards into better weights."""

@@ -1,0 +1,128 @@
+"""log pi(y_t): the log-probability of each token given those before it. The only place with the shift by one.
+
+The policy, the old policy and the reference all come through here, at the temperature the tokens were sampled at. The
+[tokens, vocabulary] matrix is never held: it is made a chunk at a time, and again in backward.
+
+Shapes: B sequences, T tokens, N scored tokens, E embedding, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from model.attention import PackedAttention
+from model.transformer import Transformer, head_logits
+
+CHUNK_ELEMENTS = 2**25  # logits held at once, in elements
+
+
+class ChunkedLogProbs(torch.autograd.Function):
+    """log softmax(h W^T / T)[target] and the entropy of that softmax, for N hidden states.
+
+    Forward keeps only the log-normaliser of each row; backward recomputes the logits chunk by chunk and accumulates the
+    gradient of W in at least float32. The entropy carries no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_NE, weight_VE, target_N, temperature, chunk):
+        wide = torch.float64 if hidden_NE.dtype == torch.float64 else torch.float32
+        logp_N, entropy_N, lse_N = hidden_NE.new_empty(3, hidden_NE.shape[0], dtype=wide)
+        for begin in range(0, len(hidden_NE), chunk):
+            rows = slice(begin, begin + chunk)
+            logits = head_logits(hidden_NE[rows], weight_VE).div_(temperature)
+            lse_N[rows] = logits.logsumexp(-1)
+            logp_N[rows] = logits.gather(1, target_N[rows, None])[:, 0] - lse_N[rows]
+            probs = (logits - lse_N[rows, None]).exp_()
+            # a vocabulary row at -inf has probability 0 and adds nothing, where 0 * -inf would be NaN
+            entropy_N[rows] = lse_N[rows] - probs.mul_(logits.clamp_(min=torch.finfo(wide).min)).sum(-1)
+        ctx.save_for_backward(hidden_NE, weight_VE, target_N, lse_N)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy_N)
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx, grad_N, _):
+        hidden_NE, weight_VE, target_N, lse_N = ctx.saved_tensors
+        grad_hidden_NE = torch.empty_like(hidden_NE)
+        grad_weight_VE = torch.zeros_like(weight_VE, dtype=lse_N.dtype)
+        for begin in range(0, len(hidden_NE), ctx.chunk):
+            rows = slice(begin, begin + ctx.chunk)
+            scale = grad_N[rows, None] / ctx.temperature
+            logits = head_logits(hidden_NE[rows], weight_VE).div_(ctx.temperature)
+            grad_logits = logits.sub_(lse_N[rows, None]).exp_().mul_(-scale)  # d logp = onehot - softmax
+            grad_logits.scatter_add_(1, target_N[rows, None], scale.to(grad_logits.dtype))
+            grad_logits = grad_logits.to(hidden_NE.dtype)
+            grad_hidden_NE[rows] = grad_logits @ weight_VE.to(hidden_NE.dtype)
+            grad_weight_VE += grad_logits.T @ hidden_NE[rows]
+        return grad_hidden_NE, grad_weight_VE.to(weight_VE.dtype), None, None, None
+
+
+def token_logprobs(
+    model: Transformer,
+    ids_BT: Tensor,
+    mask_BT: Tensor | None = None,
+    *,
+    temperature: float,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each token, and the entropy of the distribution it was drawn from.
+
+    Args:
+        ids_BT: one sequence a row, padded on the right with any id.
+        mask_BT: tokens to score (the completion); default all. Only their logits are computed. Column 0 has nothing before
+            it and is never scored.
+        temperature: logits are divided by it, as the sampler did.
+        chunk: tokens whose logits are held at once; default from CHUNK_ELEMENTS.
+
+    Returns:
+        logp_BT (with gradient) and entropy_BT (without), at least float32; 0 where not scored.
+
+    Raises:
+        ValueError: temperature is not positive: a greedy policy has no log-probs.
+    """
+    _check_temperature(temperature)
+    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool().clone()
+    mask_BT[:, 0] = False
+    hidden_BTE = model(ids_BT)
+    before_NE = hidden_BTE[:, :-1][mask_BT[:, 1:]]  # the state before a token predicts it
+    logp_N, entropy_N = _score(model, before_NE, ids_BT[mask_BT], temperature, chunk)
+    zeros_BT = logp_N.new_zeros(ids_BT.shape)
+    return zeros_BT.masked_scatter(mask_BT, logp_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
+
+
+def packed_logprobs(
+    model: Transformer,
+    ids_T: Tensor,
+    lengths: list[int],
+    mask_T: Tensor | None = None,
+    *,
+    temperature: float,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` of several sequences packed end to end, without padding.
+
+    Args:
+        ids_T: the sequences, one after another.
+        lengths: tokens of each sequence.
+        mask_T: tokens to score; default all but the first of each sequence, which is never scored.
+
+    Returns:
+        logp_T and entropy_T; 0 where not scored.
+    """
+    _check_temperature(temperature)
+    mask_T = torch.ones_like(ids_T, dtype=torch.bool) if mask_T is None else mask_T.bool().clone()
+    positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
+    mask_T[positions_T == 0] = False
+    hidden_TE = model(ids_T[None], positions_T[None], cache=PackedAttention(lengths, ids_T.device))[0]
+    logp_N, entropy_N = _score(model, hidden_TE[:-1][mask_T[1:]], ids_T[mask_T], temperature, chunk)
+    zeros_T = logp_N.new_zeros(ids_T.shape)
+    return zeros_T.masked_scatter(mask_T, logp_N), zeros_T.masked_scatter(mask_T, entropy_N)
+
+
+def _score(model: Transformer, hidden_NE, target_N, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:
+    chunk = chunk or max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    return ChunkedLogProbs.apply(hidden_NE, model.lm_head.weight, target_N, temperature, chunk)
+
+
+def _check_temperature(temperature: float) -> None:
+    if temperature <= 0:
+        raise ValueError(f"log-probs need a temperature above 0, got {temperature}: a greedy policy has none")
