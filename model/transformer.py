@@ -42,21 +42,20 @@ class RMSNorm(nn.Module):
 
 
 def rope_angles(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, each [B, T, 1, D]; the angles are computed in at least float32.
+    """cos, and sin with the sign that `rotate` needs, each [B, T, 1, D]; the angles are computed in at least float32.
 
     No buffer holds them: a model built on the meta device would load garbage into it.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     exponent = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=wide) / head_dim
     angle = positions_BT[..., None, None].to(wide) / theta**exponent
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
-def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in the rotate-half convention."""
-    first, second = x_BTHD.chunk(2, dim=-1)
-    return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin
+def rotate(x_BTHD: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotary position embedding in the rotate-half convention: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    return x_BTHD * cos + x_BTHD.roll(x_BTHD.shape[-1] // 2, dims=-1) * signed_sin
 
 
 class Attention(nn.Module):

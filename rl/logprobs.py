@@ -66,6 +66,8 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each token, and the entropy of the distribution it was drawn from.
 
+    The model runs over packed real tokens: nothing behind the last scored token of a row is computed.
+
     Args:
         ids_BT: one sequence a row, padded on the right with any id.
         mask_BT: tokens to score (the completion); default all. Only their logits are computed. Column 0 has nothing before
@@ -79,14 +81,19 @@ def token_logprobs(
     Raises:
         ValueError: temperature is not positive: a greedy policy has no log-probs.
     """
-    _check_temperature(temperature)
     mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool().clone()
     mask_BT[:, 0] = False
-    hidden_BTE = model(ids_BT)
-    before_NE = hidden_BTE[:, :-1][mask_BT[:, 1:]]  # the state before a token predicts it
-    logp_N, entropy_N = _score(model, before_NE, ids_BT[mask_BT], temperature, chunk)
-    zeros_BT = logp_N.new_zeros(ids_BT.shape)
-    return zeros_BT.masked_scatter(mask_BT, logp_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
+    column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    length_B = torch.where(mask_BT, column_T + 1, 0).amax(1)  # up to the last scored token
+    real_BT = column_T < length_B[:, None]
+    lengths = [length for length in length_B.tolist() if length]
+    if not lengths:
+        raise ValueError("no token is to be scored: the mask is empty beyond column 0")
+    logp_T, entropy_T = packed_logprobs(
+        model, ids_BT[real_BT], lengths, mask_BT[real_BT], temperature=temperature, chunk=chunk
+    )
+    zeros_BT = logp_T.new_zeros(ids_BT.shape)
+    return zeros_BT.masked_scatter(real_BT, logp_T), zeros_BT.masked_scatter(real_BT, entropy_T)
 
 
 def packed_logprobs(
@@ -102,27 +109,20 @@ def packed_logprobs(
 
     Args:
         ids_T: the sequences, one after another.
-        lengths: tokens of each sequence.
+        lengths: tokens of each sequence, none of them empty.
         mask_T: tokens to score; default all but the first of each sequence, which is never scored.
 
     Returns:
         logp_T and entropy_T; 0 where not scored.
     """
-    _check_temperature(temperature)
-    mask_T = torch.ones_like(ids_T, dtype=torch.bool) if mask_T is None else mask_T.bool().clone()
-    positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
-    mask_T[positions_T == 0] = False
-    hidden_TE = model(ids_T[None], positions_T[None], cache=PackedAttention(lengths, ids_T.device))[0]
-    logp_N, entropy_N = _score(model, hidden_TE[:-1][mask_T[1:]], ids_T[mask_T], temperature, chunk)
-    zeros_T = logp_N.new_zeros(ids_T.shape)
-    return zeros_T.masked_scatter(mask_T, logp_N), zeros_T.masked_scatter(mask_T, entropy_N)
-
-
-def _score(model: Transformer, hidden_NE, target_N, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:
-    chunk = chunk or max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-    return ChunkedLogProbs.apply(hidden_NE, model.lm_head.weight, target_N, temperature, chunk)
-
-
-def _check_temperature(temperature: float) -> None:
     if temperature <= 0:
         raise ValueError(f"log-probs need a temperature above 0, got {temperature}: a greedy policy has none")
+    positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
+    mask_T = torch.ones_like(ids_T, dtype=torch.bool) if mask_T is None else mask_T.bool()
+    mask_T = mask_T & (positions_T > 0)
+    hidden_TE = model(ids_T[None], positions_T[None], cache=PackedAttention(lengths, ids_T.device))[0]
+    before_NE = hidden_TE[:-1][mask_T[1:]]  # the state before a token predicts it
+    chunk = chunk or max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    logp_N, entropy_N = ChunkedLogProbs.apply(before_NE, model.lm_head.weight, ids_T[mask_T], temperature, chunk)
+    zeros_T = logp_N.new_zeros(ids_T.shape)
+    return zeros_T.masked_scatter(mask_T, logp_N), zeros_T.masked_scatter(mask_T, entropy_N)

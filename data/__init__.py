@@ -1,0 +1,1 @@
+"""Where text comes from: questions and reference answers, prompts, the embedded task."""

@@ -1,0 +1,102 @@
+"""Questions with reference answers: read from JSON or JSONL, in an order that is a pure function of the seed."""
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+KEYS = (("question", "answer"), ("instruction", "output"))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question.
+
+    Attributes:
+        id: unique within its data set; part of the seed of every sample drawn for it.
+        question: the user's text.
+        reference: the answer it is judged against.
+    """
+
+    id: str
+    question: str
+    reference: str
+
+
+def load_examples(path: str | Path) -> list[Example]:
+    """Read a JSON list, or JSONL, of objects with (question, answer) or (instruction, output).
+
+    Raises:
+        ValueError: no such file, not JSON, a row without question or answer (the row is named), or no rows at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no data file at {path}")
+    rows = _read_rows(path)
+    if not rows:
+        raise ValueError(f"{path} holds no examples")
+    return [_to_example(row, f"{path}, {place}", f"{path.stem}-{index}") for index, (place, row) in enumerate(rows)]
+
+
+def _read_rows(path: Path) -> list[tuple[str, object]]:
+    """Every row with the words that say where it stands. A file that starts with `[` is one JSON list."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        if text.lstrip().startswith("["):
+            return [(f"item {i}", row) for i, row in enumerate(json.loads(text), start=1)]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append((f"line {number}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+    return rows
+
+
+def _to_example(row: object, place: str, fallback_id: str) -> Example:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected a JSON object, found {type(row).__name__}")
+    for question_key, answer_key in KEYS:
+        if question_key in row:
+            question, answer = row[question_key], row.get(answer_key)
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError(f"{place}: {question_key!r} is empty or not a text")
+            if not isinstance(answer, (str, int, float)) or not str(answer).strip():
+                raise ValueError(f"{place}: {answer_key!r} is missing or empty")
+            return Example(str(row.get("id", fallback_id)), question.strip(), str(answer).strip())
+    raise ValueError(f"{place}: needs 'question' and 'answer', or 'instruction' and 'output'; found {sorted(row)}")
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed from any values with a stable repr; the same on every machine and in every process."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def shuffled(examples: list[Example], seed: int, epoch: int) -> list[Example]:
+    """The order of one epoch: a pure function of (seed, epoch)."""
+    order = list(examples)
+    random.Random(stable_seed("data order", seed, epoch)).shuffle(order)
+    return order
+
+
+class ExampleStream:
+    """The training questions of any step, without state: epochs are shuffled one by one and laid end to end."""
+
+    def __init__(self, examples: list[Example], seed: int) -> None:
+        self.examples, self.seed = examples, seed
+        self._epoch, self._order = -1, examples
+
+    def take(self, step: int, count: int) -> list[Example]:
+        """The `count` questions of step `step` (from 0)."""
+        return [self._at(index) for index in range(step * count, (step + 1) * count)]
+
+    def _at(self, index: int) -> Example:
+        epoch, place = divmod(index, len(self.examples))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, shuffled(self.examples, self.seed, epoch)
+        return self._order[place]

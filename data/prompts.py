@@ -1,0 +1,154 @@
+"""From a question to the ids a model completes: system prompts, chat rendering, and the ids that end a completion."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+REFINE_PROMPT = """\
+You are a helpful assistant who improves an answer while writing it. Think first, then answer. Put your thinking between \
+<think> and </think> and your answer between <answer> and </answer>; use each pair exactly once.
+Begin your thinking with a first idea of how to approach the task. Whenever something should be clarified, completed, \
+corrected or reasoned better, open a refinement inside your thinking: between <refine> and </refine>, say what you \
+reconsider and write the improvement. Refine as often as it helps, and not at all if nothing is gained. After each \
+refinement go on thinking from the improved state.
+The structure of your response:
+<think> first thoughts <refine> what is reconsidered, and the improvement </refine> further thoughts </think>
+<answer> the answer </answer>"""
+
+PLAIN_PROMPT = "You are a helpful assistant. Do the task the user gives you."
+
+PROMPTS_FILE = "prompts.json"
+MODES = ("refine", "plain")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The two system prompts."""
+
+    refine: str = REFINE_PROMPT
+    plain: str = PLAIN_PROMPT
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Prompts":
+        """Read a JSON object with "refine", "plain" or both; what is absent keeps its default.
+
+        Raises:
+            ValueError: no such file, not a JSON object of texts, or an unknown name.
+        """
+        try:
+            given = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"cannot read prompts from {path}: {error}") from error
+        names = [field.name for field in fields(cls)]
+        if not isinstance(given, dict) or not all(n in names and isinstance(t, str) for n, t in given.items()):
+            raise ValueError(f"{path} must be a JSON object with texts under {names}")
+        return cls(**given)
+
+    def save(self, folder: Path) -> None:
+        """Write prompts.json, so that a trained model is later asked with the prompts it was trained with."""
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        (folder / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_prompts(file: str | None, model_folder: Path) -> Prompts:
+    """`--prompts` if given, else those saved with the model, else the defaults."""
+    if file:
+        return Prompts.load(file)
+    saved = model_folder / PROMPTS_FILE
+    return Prompts.load(saved) if saved.is_file() else Prompts()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder; runs no code from it.
+
+    Raises:
+        ValueError: the folder holds no tokenizer that transformers can load.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no usable tokenizer: {str(error).strip().splitlines()[0]}") from error
+
+
+class PromptRenderer:
+    """Renders a question in one of the two modes, for one tokenizer.
+
+    The refine prompt never contains an opened or empty think block: the policy has to write `<think>` itself, because that
+    is what the format reward reads. Templates that end with one get it cut off.
+
+    Args:
+        plain_thinking: False renders the plain prompt with thinking switched off, for templates that know the switch
+            (Qwen3); True leaves the template's default.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, plain_thinking: bool = True) -> None:
+        self.tokenizer, self.prompts, self.plain_thinking = tokenizer, prompts, plain_thinking
+        self._ids: dict[tuple[str, str], list[int]] = {}  # templates are slow; questions come back every epoch
+
+    def text(self, question: str, mode: str) -> str:
+        """The rendered prompt, up to where the model goes on."""
+        assert mode in MODES, mode
+        system = self.prompts.refine if mode == "refine" else self.prompts.plain
+        if not self.tokenizer.chat_template:
+            return f"{system}\n\nUser: {question}\n\nAssistant:"
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        switch = {"enable_thinking": False} if mode == "plain" and not self.plain_thinking else {}
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
+        return re.sub(r"<think>\s*(</think>\s*)?\Z", "", text) if mode == "refine" else text
+
+    def ids(self, question: str, mode: str) -> list[int]:
+        """Token ids of the rendered prompt.
+
+        Raises:
+            ValueError: the question holds characters that the tokenizer has no token for.
+        """
+        if (question, mode) not in self._ids:
+            ids = self.tokenizer.encode(self.text(question, mode), add_special_tokens=False)
+            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+                raise ValueError(f"the tokenizer of this model cannot represent the question {question[:80]!r}")
+            self._ids[question, mode] = ids
+        return self._ids[question, mode]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of generated ids, tags and special tokens included."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[int, list[str]]:
+    """Every id that ends a completion, with where it was found.
+
+    No single source is enough: the config of a base model ends documents with one token while its chat template ends turns
+    with another.
+
+    Raises:
+        ValueError: no source names any.
+    """
+    found: dict[int, list[str]] = {}
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            for token_id in eos if isinstance(eos, list) else [eos]:
+                if token_id is not None:
+                    found.setdefault(token_id, []).append(name)
+    if tokenizer.eos_token_id is not None:
+        found.setdefault(tokenizer.eos_token_id, []).append("tokenizer")
+    turn_end = _turn_end_id(tokenizer)
+    if turn_end is not None:
+        found.setdefault(turn_end, []).append("chat template")
+    if not found:
+        raise ValueError(f"{folder} names no end-of-text token in its configs, tokenizer or chat template")
+    return dict(sorted(found.items()))
+
+
+def _turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template puts right behind an assistant's turn, if it does."""
+    if not tokenizer.chat_template:
+        return None
+    marker = "0"  # a text that every tokenizer can represent
+    messages = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
+    tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(marker)[2]
+    ids = tokenizer.encode(tail.strip(), add_special_tokens=False)
+    return ids[0] if ids and tail.strip().startswith(tokenizer.convert_ids_to_tokens(ids[0])) else None

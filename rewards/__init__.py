@@ -1,0 +1,1 @@
+"""Text and numbers in, numbers out: Eq. 4-7. No torch."""

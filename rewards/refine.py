@@ -1,0 +1,39 @@
+"""Eq. 6, the refinement reward, and the baseline it compares with."""
+
+ROUNDING = 1e-9  # a gap of exactly zeta is a tie; this absorbs the rounding of the subtraction and of the mean
+
+
+def baseline_accuracy(scores: list[float | None]) -> float | None:
+    """r̄, the mean score of the plain answers; failed scores (None) are left out, and without any score there is no baseline."""
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def refine_reward(accuracy: float, baseline: float, *, zeta: float, refined: bool) -> float:
+    """Eq. 6: a refinement is paid only when it beats the average plain answer.
+
+        +1    if r_acc > r̄ + zeta
+        -1    if r_acc < r̄ - zeta
+        -0.5  otherwise: it cost tokens and changed nothing
+
+    The tie band is closed: a gap of exactly zeta is a tie.
+
+    Args:
+        accuracy: r_acc of the response.
+        baseline: r̄.
+        zeta: half width of the tie band.
+        refined: whether the response is well-formed and contains a refinement; without one the reward is 0.
+    """
+    if not refined:
+        return 0.0
+    gap = accuracy - baseline
+    if gap > zeta + ROUNDING:
+        return 1.0
+    if gap < -zeta - ROUNDING:
+        return -1.0
+    return -0.5
+
+
+def presence_reward(*, refined: bool) -> float:
+    """The ablation "w/o comparison": +1 for any well-formed refinement, useful or not."""
+    return 1.0 if refined else 0.0

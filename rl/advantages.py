@@ -1,0 +1,52 @@
+"""Eq. 2, the group-relative advantage.
+
+Shapes: N questions, G responses of each.
+"""
+
+import torch
+from torch import Tensor
+
+NORMS = ("group", "batch", "none")
+
+
+def group_advantages(rewards_NG: Tensor, *, valid_NG: Tensor | None = None, eps: float = 1e-4, norm: str = "group") -> Tensor:
+    """Eq. 2: A_i = (R_i - mean(R)) / (std(R) + eps), over the responses of one question.
+
+    The standard deviation is the unbiased one. It is computed in float64, and a group whose rewards are all equal gets
+    exactly 0: in float32 eight rewards of 0.7 would get advantages made of rounding errors.
+
+    Args:
+        rewards_NG: total rewards; entries that are not valid may be NaN.
+        valid_NG: which entries count; the others get 0 and are outside mean and std. Default: all.
+        eps: floor of the denominator.
+        norm: what to divide by: the std of the "group" (the paper), of the whole "batch", or 1 ("none", as Dr. GRPO).
+
+    Returns:
+        advantages_NG, in the dtype of the rewards; 0 throughout in groups with fewer than two valid entries.
+
+    Raises:
+        ValueError: unknown norm.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"adv_norm must be one of {NORMS}, got {norm!r}")
+    valid_NG = torch.ones_like(rewards_NG, dtype=torch.bool) if valid_NG is None else valid_NG.bool()
+    reward_NG = rewards_NG.double().masked_fill(~valid_NG, 0.0)
+    count_N1 = valid_NG.sum(1, keepdim=True)
+    mean_N1 = reward_NG.sum(1, keepdim=True) / count_N1.clamp(min=1)
+    centred_NG = (reward_NG - mean_N1).masked_fill(~valid_NG, 0.0)
+
+    if norm == "group":
+        scale = (centred_NG.square().sum(1, keepdim=True) / (count_N1 - 1).clamp(min=1)).sqrt() + eps
+    elif norm == "batch":
+        scale = reward_NG[valid_NG].std() + eps if valid_NG.sum() > 1 else 1.0
+    else:
+        scale = 1.0
+    varies_N1 = spread(rewards_NG, valid_NG)[:, None] > 0
+    return torch.where(varies_N1, centred_NG / scale, 0.0).to(rewards_NG.dtype)
+
+
+def spread(rewards_NG: Tensor, valid_NG: Tensor) -> Tensor:
+    """max - min of the valid rewards of each question; 0 where fewer than two are valid."""
+    highest_N = rewards_NG.masked_fill(~valid_NG, -torch.inf).amax(1)
+    lowest_N = rewards_NG.masked_fill(~valid_NG, torch.inf).amin(1)
+    return torch.where(valid_NG.sum(1) > 1, highest_N - lowest_N, 0.0)

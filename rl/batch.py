@@ -1,0 +1,143 @@
+"""From judged groups to the tensors of an optimizer step: who is trained on, with which advantage, in which micro-batch.
+
+Masks come from the lengths the sampler reported. No id has a special meaning here, so padding with the end token is safe.
+
+Shapes: B sequences, T tokens, N questions, G responses of each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.examples import stable_seed
+from rl.advantages import group_advantages, spread
+from rl.config import Config
+from rl.records import Group, Sample
+
+PAD_ID = 0  # any id will do: padding is masked by length
+EQUAL_REWARDS = 1e-4  # a group whose rewards differ by less teaches nothing (released code: the same)
+
+
+@dataclass
+class MicroBatch:
+    """Samples of one forward, padded on the right. Row b is `samples[b]`.
+
+    Attributes:
+        ids_BT: prompt and completion.
+        mask_BT: the completion tokens, stop token included.
+        sampler_logp_BT: log-probs recorded while sampling; 0 outside the mask.
+        old_logp_BT, ref_logp_BT: log-probs under the old policy and the reference, where needed.
+    """
+
+    samples: list[Sample]
+    ids_BT: Tensor
+    mask_BT: Tensor
+    sampler_logp_BT: Tensor
+    old_logp_BT: Tensor | None = None
+    ref_logp_BT: Tensor | None = None
+
+    @property
+    def advantages_B(self) -> Tensor:
+        return torch.tensor([sample.advantage for sample in self.samples], device=self.ids_BT.device)
+
+
+def pad_sequences(pairs: list[tuple[list[int], list[int]]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(prompt ids, response ids) pairs -> ids_BT, padded on the right, and mask_BT, true on the responses."""
+    longest = max(len(prompt) + len(response) for prompt, response in pairs)
+    ids_BT = torch.full((len(pairs), longest), PAD_ID)
+    mask_BT = torch.zeros(len(pairs), longest, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(pairs):
+        end = len(prompt) + len(response)
+        ids_BT[row, :end] = torch.tensor(prompt + response)
+        mask_BT[row, len(prompt) : end] = True
+    return ids_BT.to(device), mask_BT.to(device)
+
+
+def select_samples(groups: list[Group], config: Config) -> list[Sample]:
+    """Decide what is trained on: sets advantages (Eq. 2) and `trained` of the samples, and `dropped` of the groups.
+
+    A group is dropped without a baseline where one is needed, with fewer than two scored responses, or with equal rewards.
+    """
+    for group in groups:
+        for sample in group.refine_samples:
+            _refuse_truncated_distribution(sample)
+    assign_advantages(groups, config)
+    chosen = []
+    for group in groups:
+        for sample in group.refine_samples:
+            cut = config.mask_truncated and sample.completion.finish_reason == "length"
+            sample.trained = not group.dropped and sample.reward is not None and not cut
+            if sample.trained:
+                chosen.append(sample)
+    return chosen
+
+
+def assign_advantages(groups: list[Group], config: Config) -> None:
+    """Eq. 2 for every group, in place; groups that cannot teach anything are marked as dropped."""
+    if not groups:
+        return
+    nan = float("nan")
+    rewards_NG = torch.tensor(
+        [[nan if s.reward is None else s.reward for s in group.refine_samples] for group in groups], dtype=torch.float64
+    )
+    valid_NG = ~rewards_NG.isnan()
+    advantages_NG = group_advantages(rewards_NG, valid_NG=valid_NG, eps=config.adv_eps, norm=config.adv_norm)
+    spread_N = spread(rewards_NG, valid_NG)
+    for n, group in enumerate(groups):
+        if not group.dropped and valid_NG[n].sum() < 2:
+            group.dropped = "too few scores"
+        elif not group.dropped and spread_N[n] < EQUAL_REWARDS:
+            group.dropped = "equal rewards"
+        for g, sample in enumerate(group.refine_samples):
+            sample.advantage = 0.0 if group.dropped else float(advantages_NG[n, g])
+
+
+def _refuse_truncated_distribution(sample: Sample) -> None:
+    if sample.completion.top_p != 1.0:
+        raise ValueError(
+            f"a sample was drawn with top_p {sample.completion.top_p}: its log-probs are not those of the policy. "
+            "Train with top_p 1; nucleus sampling is for evaluation"
+        )
+
+
+def make_minibatches(samples: list[Sample], config: Config, step: int, device: torch.device) -> list[list[MicroBatch]]:
+    """Deal the samples of a step into minibatches (one optimizer step each), each a list of micro-batches.
+
+    The deal is a pure function of (seed, step). Micro-batches hold samples of similar length and at most
+    `micro_batch_tokens` padded tokens (one sample at least).
+    """
+    generator = torch.Generator().manual_seed(stable_seed("minibatches", config.seed, step))
+    order = torch.randperm(len(samples), generator=generator).tolist() if config.minibatches > 1 else range(len(samples))
+    dealt = [[samples[i] for i in list(order)[part :: config.minibatches]] for part in range(config.minibatches)]
+    return [_micro_batches(part, config.micro_batch_tokens, device) for part in dealt if part]
+
+
+def _length(sample: Sample) -> int:
+    return len(sample.prompt_ids) + len(sample.completion.ids)
+
+
+def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> list[MicroBatch]:
+    parts: list[list[Sample]] = []
+    for sample in sorted(samples, key=_length, reverse=True):  # the first sample of a part is its longest
+        if not parts or _length(parts[-1][0]) * (len(parts[-1]) + 1) > budget:
+            parts.append([])
+        parts[-1].append(sample)
+    return [_to_micro_batch(part, device) for part in parts]
+
+
+def _to_micro_batch(samples: list[Sample], device: torch.device) -> MicroBatch:
+    ids_BT, mask_BT = pad_sequences([(s.prompt_ids, s.completion.ids) for s in samples], device)
+    logprobs = torch.tensor([value for s in samples for value in s.completion.logprobs], dtype=torch.float64, device=device)
+    sampler_logp_BT = torch.zeros(ids_BT.shape, dtype=torch.float64, device=device).masked_scatter(mask_BT, logprobs)
+    return MicroBatch(samples, ids_BT, mask_BT, sampler_logp_BT)
+
+
+def denominator(micro_batches: list[MicroBatch], config: Config) -> int:
+    """What the loss of one optimizer step is divided by (see `grpo_loss`), counted over all its micro-batches."""
+    samples = sum(len(micro.samples) for micro in micro_batches)
+    if config.aggregation == "seq":
+        return samples
+    if config.aggregation == "const":
+        return samples * config.max_new_tokens
+    return sum(int(micro.mask_BT.sum()) for micro in micro_batches)

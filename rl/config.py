@@ -1,0 +1,199 @@
+"""The configuration: one frozen dataclass is the command line. Every default stands here, once."""
+
+import argparse
+import types
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args, get_origin
+
+
+def option(default, help: str):
+    """A field with its help; where a value comes from the paper (arXiv 2508.12903), the help says so."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a training run. Field names are the flags, with dashes."""
+
+    preset: Literal["demo", "default", "paper"] | None = option(None, "named defaults; demo if no --model, else default")
+    model: str | None = option(None, "checkpoint folder or hub id; none: the embedded task and its tiny model")
+    revision: str | None = option(None, "branch, tag or commit of a hub id")
+    data: str | None = option(None, "JSON or JSONL with (question, answer) or (instruction, output); none: embedded task")
+    prompts: str | None = option(None, 'JSON file that replaces the system prompts "refine" and "plain"')
+    judge: Literal["rules"] = option("rules", "who scores answers (Eq. 5): rules = numbers and exact text")
+    judge_sees: Literal["answer", "response"] = option("answer", "what is judged: the answer body, or all (released code)")
+
+    run: str | None = option(None, "name of the run folder; default: preset, date and time")
+    runs_dir: str = option("runs", "where run folders go")
+    resume: str = option("never", "auto: newest checkpoint of --run; PATH: that checkpoint; never")
+    resume_with_changes: bool = option(False, "continue although flags differ from those of the run")
+    seed: int = option(0, "of data order and sampling")
+    steps: int = option(500, "rollout batches to train on")
+    save_every: int = option(50, "steps between checkpoints; the last step is always saved; 0: only the last")
+    keep: int = option(2, "checkpoints kept")
+    eval_every: int = option(0, "steps between evaluations of the embedded task; 0: before and after only")
+    eval_questions: int = option(2000, "held-out questions of an evaluation of the embedded task")
+    wandb: Literal["online", "offline", "off"] = option("online", "mirror of metrics.jsonl; offline when no key is set")
+
+    questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together")
+    group_size: int = option(8, "G, refine-prompt responses per question (paper: 8)")
+    num_plain: int = option(8, "n, plain answers per question for the baseline (paper: 8)")
+    temperature: float = option(1.0, "of sampling; log-probs are of the same distribution (released code: 0.9)")
+    max_new_tokens: int = option(1500, "longest response, stop token included (paper: 1,500)")
+    max_prompt_tokens: int = option(1024, "questions with a longer prompt are dropped when the data is loaded")
+    max_slots: int = option(256, "sequences decoded at once")
+    plain_policy: Literal["current", "reference"] = option("current", "who writes plain answers; reference: cached on disk")
+    plain_thinking: Literal["on", "off"] = option("on", "off: plain prompt rendered without native thinking (Qwen3)")
+    monitor_plain: bool = option(False, "sample plain answers even where --refine-reward needs none")
+
+    refine_reward: Literal["compare", "single", "presence", "none"] = option(
+        "compare", "Eq. 6; single: one plain answer (w/o multi-answer); presence: paid always (w/o comparison); none"
+    )
+    zeta: float = option(0.05, "half width of the tie band of Eq. 6 (released code: 0)")
+    adv_norm: Literal["group", "batch", "none"] = option("group", "what advantages are divided by: a std, or nothing")
+    adv_eps: float = option(1e-4, "xi, floor of that std (Eq. 2; released code: 1e-4)")
+    mask_truncated: bool = option(False, "leave responses that hit --max-new-tokens out of the loss")
+
+    beta: float = option(0.04, "weight of the KL penalty (paper: 0.04); 0 loads no reference for it")
+    kl_estimator: Literal["k3", "k3-ratio", "k1-reward"] = option("k3", "k3 in the loss (Eq. 3), k3 x ratio, k1 in the reward")
+    clip_low: float = option(0.2, "ratio is clipped below at 1 - clip_low (paper: 0.2)")
+    clip_high: float = option(0.2, "ratio is clipped above at 1 + clip_high (paper: 0.2)")
+    aggregation: Literal["seq", "token", "const"] = option("token", "of token terms: seq (Eq. 3), token (DAPO), const (Dr. GRPO)")
+    old_logprobs: Literal["trainer", "sampler"] = option("trainer", "whose log-probs are the denominator of the ratio")
+    importance_cap: float = option(0.0, "truncated importance weight trainer/sampler on each token, capped here; 0: off")
+    epochs_per_batch: int = option(1, "passes over a rollout batch")
+    minibatches: int = option(1, "optimizer steps per pass; with one pass and one minibatch the ratio is 1 and clips are inert")
+    micro_batch_tokens: int = option(16_384, "padded tokens of one forward and backward")
+
+    lr: float = option(1e-6, "learning rate of AdamW (paper: 1e-6)")
+    warmup_steps: int = option(10, "steps of linear warm-up")
+    lr_schedule: Literal["constant", "linear", "cosine"] = option("constant", "after warm-up; the others decay to 0")
+    adam_beta1: float = option(0.9, "AdamW")
+    adam_beta2: float = option(0.999, "AdamW")
+    weight_decay: float = option(0.0, "AdamW")
+    max_grad_norm: float | None = option(1.0, "gradient clipping; none: off (released code)")
+    activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
+
+    sft_steps: int = option(1400, "warm start of the embedded task's model, in steps")
+    sft_seed: int = option(0, "of the warm start: its weights and corpus; --seed varies the RL alone")
+
+    @property
+    def uses_plain(self) -> bool:
+        """Whether plain answers are sampled at all."""
+        return self.refine_reward in ("compare", "single") or self.monitor_plain
+
+    @property
+    def plain_samples(self) -> int:
+        """Plain answers per question."""
+        return 0 if not self.uses_plain else 1 if self.refine_reward == "single" else self.num_plain
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0 or (self.uses_plain and self.plain_policy == "reference")
+
+
+PRESETS: dict[str, dict] = {
+    "default": {},
+    "demo": {
+        "questions_per_step": 16,
+        "steps": 160,
+        "save_every": 80,
+        "lr": 5e-4,
+        "adam_beta2": 0.95,
+        "warmup_steps": 5,
+        "aggregation": "seq",
+        "max_new_tokens": 40,
+        "zeta": 0.3,
+    },
+    "paper": {
+        "questions_per_step": 1,
+        "steps": 750,
+        "warmup_steps": 0,
+        "aggregation": "seq",
+        "temperature": 0.9,
+        "max_grad_norm": None,
+        "zeta": 0.0,
+    },
+}
+
+
+def parse_config(argv: list[str] | None = None) -> Config:
+    """The configuration of a command line: preset values, overridden by the flags that were given.
+
+    Raises:
+        ValueError: a value out of range, or values that do not fit together.
+        SystemExit: unknown flag or unreadable value (exit code 2), or --help.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="PASR: reinforcement learning of proactive self-refinement. Without --model: a demo on the embedded task.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for spec in fields(Config):
+        _add_flag(parser, spec)
+    given = vars(parser.parse_args(argv))
+    preset = given.get("preset") or ("default" if given.get("model") else "demo")
+    config = Config(**{**PRESETS[preset], **given, "preset": preset})
+    check(config)
+    return config
+
+
+def to_flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_flag(parser: argparse.ArgumentParser, spec) -> None:
+    flag = to_flag(spec.name)
+    values = {name: preset[spec.name] for name, preset in PRESETS.items() if spec.name in preset}
+    others = "".join(f", {name}: {value}" for name, value in values.items())
+    text = f"{spec.metadata['help']} (default: {spec.default}{others})".replace("%", "%%")
+    if spec.type is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        return
+    kinds = [kind for kind in get_args(spec.type) if kind is not types.NoneType]
+    is_optional = isinstance(spec.type, types.UnionType) or type(None) in get_args(spec.type)
+    kind = kinds[0] if is_optional else spec.type
+    if get_origin(kind) is Literal:
+        parser.add_argument(flag, choices=get_args(kind), help=text)
+    else:
+        parser.add_argument(flag, type=_or_none(kind) if is_optional else kind, metavar=kind.__name__.upper(), help=text)
+
+
+def _or_none(kind: type):
+    def parse(text: str):
+        return None if text.lower() == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # argparse names it in its error message
+    return parse
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, with what to do instead.
+
+    Raises:
+        ValueError: the first problem found.
+    """
+
+    def at_least(minimum, *names: str) -> None:
+        for name in names:
+            if getattr(config, name) < minimum:
+                raise ValueError(f"{to_flag(name)} is {getattr(config, name)}; it must be at least {minimum}")
+
+    at_least(2, "group_size")
+    at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "max_slots", "keep")
+    at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions")
+    at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
+    at_least(0, "save_every", "eval_every", "sft_steps")
+    if config.temperature <= 0:
+        raise ValueError("--temperature must be above 0: a greedy policy explores nothing and has no log-probs")
+    if config.kl_estimator == "k1-reward" and config.old_logprobs == "sampler":
+        raise ValueError("--kl-estimator k1-reward needs --old-logprobs trainer")
+    if config.importance_cap and config.old_logprobs == "sampler":
+        raise ValueError("--importance-cap corrects the trainer's ratio; it needs --old-logprobs trainer")
+    if config.model and not config.data:
+        raise ValueError("--model needs --data FILE: JSON or JSONL with (question, answer) or (instruction, output)")
+    if config.data and not config.model:
+        raise ValueError("--data needs --model: the tiny model of the demo reads nothing but its own task")
+

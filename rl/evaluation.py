@@ -1,0 +1,108 @@
+"""Evaluation on the embedded task, whose questions tell right from wrong at every trial: whether, when and how a model refines."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data.division import read_trials
+from data.examples import Example
+from data.prompts import PromptRenderer
+from rewards.accuracy import score_by_rule
+from rewards.format import is_plain_wellformed, parse_response
+from rl.metrics import mean
+from rl.records import Request, Sample
+from rl.rollout import judged_text
+from rl.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one evaluation, and the answers behind them by "decoding/mode", each {question, text, accuracy, tokens}."""
+
+    metrics: dict[str, float]
+    answers: dict[str, list[dict]]
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> "Evaluation":
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def evaluate_division(
+    sampler: Sampler, renderer: PromptRenderer, examples: list[Example], max_new_tokens: int
+) -> Evaluation:
+    """Answer every question with both prompts, greedily and at T = 1."""
+    metrics: dict[str, float] = {}
+    samples: dict[str, list[Sample]] = {}
+    for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        for mode in ("plain", "refine"):
+            requests = [
+                Request(renderer.ids(e.question, mode), 1, max_new_tokens, temperature, ("evaluation", mode, e.id))
+                for e in examples
+            ]
+            drawn = [completions[0] for completions in sampler.generate(requests)]
+            rows = [
+                Sample(request.prompt_ids, completion, renderer.decode(completion.text_ids), mode)
+                for request, completion in zip(requests, drawn, strict=True)
+            ]
+            for example, row in zip(examples, rows, strict=True):
+                row.accuracy = score_by_rule(judged_text(row, "answer"), example.reference)
+            samples[f"{decoding}/{mode}"] = rows
+        metrics |= _answer_metrics(decoding, samples)
+        metrics |= behaviour(decoding, examples, samples[f"{decoding}/refine"])
+    answers = {
+        name: [
+            {"question": e.question, "text": s.text, "accuracy": s.accuracy, "tokens": len(s.completion.ids)}
+            for e, s in zip(examples, rows, strict=True)
+        ]
+        for name, rows in samples.items()
+    }
+    return Evaluation(metrics, answers)
+
+
+def _answer_metrics(decoding: str, samples: dict[str, list[Sample]]) -> dict[str, float]:
+    plain, refine = samples[f"{decoding}/plain"], samples[f"{decoding}/refine"]
+    parsed = [parse_response(sample.text) for sample in refine]
+    return {
+        f"{decoding}/plain_accuracy": mean(sample.accuracy for sample in plain),
+        f"{decoding}/refined_accuracy": mean(sample.accuracy for sample in refine),
+        f"{decoding}/refine_rate": mean(response is not None and response.refinements != () for response in parsed),
+        f"{decoding}/wellformed": mean(response is not None for response in parsed),
+        f"{decoding}/tokens": mean(len(sample.completion.ids) for sample in refine),
+        f"{decoding}/plain_tokens": mean(len(sample.completion.ids) for sample in plain),
+        f"{decoding}/plain_wellformed": mean(is_plain_wellformed(sample.text) for sample in plain),
+        f"{decoding}/plain_leak": mean("<refine>" in sample.text for sample in plain),
+    }
+
+
+def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> dict[str, float]:
+    """Whether, when and how.
+
+    p_refine_wrong, p_refine_right: P(a refinement follows | the trial just written is wrong / right), over all trials.
+    p_refine_too_big, p_refine_fits: the same by what the trial's product says, for the check before RL.
+    fix, harm, useless share: of the answers that refine, how many went from a wrong first trial to a right answer, from
+        right to wrong, or neither.
+    check_accuracy: share of trials whose comparison sign is right.
+    """
+    responses = [read_trials(e.question, s.text) for e, s in zip(examples, samples, strict=True)]
+    trials = [trial for response in responses for trial in response]
+    refined = [
+        (response[0].is_right, sample.accuracy == 1.0)
+        for response, sample in zip(responses, samples, strict=True)
+        if response and any(trial.refined for trial in response)
+    ]
+    fix = mean(not before and after for before, after in refined)
+    harm = mean(before and not after for before, after in refined)
+    return {
+        f"{decoding}/p_refine_wrong": mean(trial.refined for trial in trials if not trial.is_right),
+        f"{decoding}/p_refine_right": mean(trial.refined for trial in trials if trial.is_right),
+        f"{decoding}/p_refine_too_big": mean(trial.refined for trial in trials if trial.too_big),
+        f"{decoding}/p_refine_fits": mean(trial.refined for trial in trials if not trial.too_big),
+        f"{decoding}/fix_share": fix,
+        f"{decoding}/harm_share": harm,
+        f"{decoding}/useless_share": 1.0 - fix - harm if refined else 0.0,
+        f"{decoding}/check_accuracy": mean(trial.check_is_right for trial in trials),
+    }

@@ -1,0 +1,106 @@
+"""Eq. 3, the clipped objective with its KL penalty.
+
+Everything is masked before it is exponentiated, so whatever stands in the padding (NaN and infinities included) reaches
+neither the loss nor a gradient.
+
+Shapes: B sequences, T tokens.
+"""
+
+import torch
+from torch import Tensor
+
+AGGREGATIONS = ("seq", "token", "const")
+KL_ESTIMATORS = ("k3", "k3-ratio", "k1-reward")
+MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any trust region, far inside float32
+
+
+def clipped_surrogate(ratio_BT: Tensor, advantage_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """The first term of Eq. 3 for each token: min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), the PPO form.
+
+    The paper prints A min(r, clip(r)), which for A < 0 would take the *less* pessimistic side; its code has this form.
+    """
+    advantage_B1 = advantage_B[:, None]
+    clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
+    return torch.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
+
+
+def k3_kl(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
+    """The KL estimate of Eq. 3 for each token: k3 = pi_ref / pi - log(pi_ref / pi) - 1, never negative."""
+    log_ratio_BT = (ref_logp_BT - logp_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio_BT.exp() - log_ratio_BT - 1
+
+
+def grpo_loss(
+    logp_BT: Tensor,
+    old_logp_BT: Tensor,
+    ref_logp_BT: Tensor | None,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    beta: float,
+    aggregation: str,
+    denominator: float,
+    kl_estimator: str = "k3",
+    weight_BT: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 3, negated: the loss of one micro-batch. Micro-batch losses of an optimizer step add up to the loss of the step.
+
+        -J = - sum over samples and tokens of  min(r A, clip(r) A) - beta k3,   aggregated
+
+    Args:
+        logp_BT: log-probs under the policy, with gradient.
+        old_logp_BT: log-probs under the policy that sampled.
+        ref_logp_BT: log-probs under the reference; None when beta is 0.
+        advantages_B: Eq. 2.
+        mask_BT: the completion tokens, stop token included.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        beta: weight of the KL penalty.
+        aggregation: "seq": sum of the samples' token means / denominator. "token": sum over tokens / denominator.
+            "const": sum over tokens / denominator.
+        denominator: of the whole optimizer step, over all micro-batches and processes: samples trained on ("seq"),
+            their tokens ("token"), samples x max_new_tokens ("const").
+        kl_estimator: "k3" (the paper); "k3-ratio" (k3 times the ratio, an unbiased gradient off-policy). With "k1-reward" the
+            penalty is already in the reward and none is added here.
+        weight_BT: importance weight of each token's policy-gradient term; default 1.
+
+    Returns:
+        The loss, and sums over tokens of the statistics that the caller averages: tokens, kl, ratio clipped low and high.
+
+    Raises:
+        ValueError: unknown aggregation.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {AGGREGATIONS}, got {aggregation!r}")
+    mask_BT = mask_BT.bool()
+    logp_BT, old_logp_BT = logp_BT.masked_fill(~mask_BT, 0.0), old_logp_BT.masked_fill(~mask_BT, 0.0)
+
+    log_ratio_BT = (logp_BT - old_logp_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_BT = log_ratio_BT.exp()
+    objective_BT = clipped_surrogate(ratio_BT, advantages_B, clip_low, clip_high)
+    if weight_BT is not None:
+        objective_BT = objective_BT * weight_BT.masked_fill(~mask_BT, 0.0)
+
+    kl_BT = torch.zeros_like(logp_BT)
+    if ref_logp_BT is not None:
+        kl_BT = k3_kl(logp_BT, ref_logp_BT.masked_fill(~mask_BT, 0.0))
+        if kl_estimator == "k3-ratio":
+            objective_BT = objective_BT - beta * kl_BT * ratio_BT
+        elif kl_estimator == "k3":
+            objective_BT = objective_BT - beta * kl_BT
+
+    objective_BT = objective_BT.masked_fill(~mask_BT, 0.0)
+    if aggregation == "seq":
+        total = (objective_BT.sum(1) / mask_BT.sum(1).clamp(min=1)).sum()
+    else:
+        total = objective_BT.sum()
+    with torch.no_grad():
+        negative_B1, positive_B1 = (advantages_B < 0)[:, None], (advantages_B > 0)[:, None]
+        stats = {
+            "tokens": mask_BT.sum(),
+            "kl": kl_BT.sum(),
+            "clipped_low": (mask_BT & negative_B1 & (ratio_BT < 1 - clip_low)).sum(),
+            "clipped_high": (mask_BT & positive_B1 & (ratio_BT > 1 + clip_high)).sum(),
+        }
+    return -total / denominator, stats

@@ -1,0 +1,73 @@
+"""Optimizers and learning-rate schedules. A schedule is a pure function of the step, so resuming needs no state."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def adamw(parameters, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW on float32 masters, in one fused kernel."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def lr_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str, decay_share: float = 1.0) -> float:
+    """Multiple of the base learning rate at `step` (from 0).
+
+    Args:
+        warmup_steps: linear rise over so many steps; the first step already has 1 / warmup_steps.
+        schedule: "constant", or a decay to 0 at total_steps, "linear" or "cosine".
+        decay_share: the decay takes this last part of all steps.
+    """
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    begin = max(warmup_steps, round(total_steps * (1 - decay_share)))
+    progress = min(1.0, max(0.0, (step - begin) / max(1, total_steps - begin)))
+    decay = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
+    return warmup * decay
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz, for matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    In float32, unlike torch.optim.Muon, whose bfloat16 iteration is emulated on most CPUs and takes eight times as long.
+    """
+
+    def __init__(self, parameters, *, lr: float, momentum: float = 0.95, weight_decay: float = 0.01, ns_steps: int = 5) -> None:
+        super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps))
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                buffer = state.setdefault("momentum", torch.zeros_like(weight))
+                buffer.lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonalise(weight.grad.lerp(buffer, group["momentum"]), group["ns_steps"])  # Nesterov
+                scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
+    """Push all singular values of a matrix towards 1 by the quintic Newton-Schulz iteration."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def matrices_and_rest(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The 2-D weights inside the layers (for Muon), and everything else: embedding, head, norms, biases."""
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and ".layers." in n]
+    chosen = set(map(id, matrices))
+    return matrices, [p for p in model.parameters() if id(p) not in chosen]

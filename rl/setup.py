@@ -1,0 +1,189 @@
+"""Everything a run needs before its first step, checked in the order in which mistakes are cheapest."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from data.division import load_split
+from data.examples import Example, ExampleStream, load_examples
+from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
+from model import Transformer, load_model
+from model.checkpoint import resolve_checkpoint
+from rewards.judge import RuleScorer
+from rl.baselines import BaselineCache
+from rl.checkpoint import complete_checkpoints, load_checkpoint
+from rl.config import Config, to_flag
+from rl.demo import warm_started_model
+from rl.distributed import pick_device, refuse_many_processes
+from rl.rollout import Rollout
+from rl.run_folder import RunFolder
+from rl.sampler import Sampler
+from rl.update import Updater
+from rl.weight_sync import make_sampler_model
+
+# flags that may differ when a run is continued: they do not change what is computed
+FREE_ON_RESUME = {"resume", "resume_with_changes", "run", "runs_dir", "wandb", "save_every", "keep", "eval_every", "device"}
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns a mistake of the user into one line and exit code 2. Wrapped around set-up only: the loop keeps its tracebacks."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(_fail(str(error))) from error
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", flush=True)
+    return 2
+
+
+@dataclass
+class Session:
+    """The pieces of a run.
+
+    Attributes:
+        source: folder the policy was loaded from.
+        first_step: steps already done, by the checkpoint that is continued.
+    """
+
+    config: Config
+    run: RunFolder
+    source: Path
+    renderer: PromptRenderer
+    stream: ExampleStream
+    policy: Transformer
+    updater: Updater
+    rollout: Rollout
+    first_step: int
+
+
+def open_session(config: Config) -> Session | None:
+    """Build everything, and continue from a checkpoint if told to.
+
+    Returns:
+        None if the run is finished already.
+
+    Raises:
+        ValueError, OSError: something the user has to change; nothing of an earlier run has been touched.
+    """
+    refuse_many_processes()
+    device = pick_device(config.device)
+    config, checkpoint = _find_checkpoint(config)
+    examples = load_examples(config.data) if config.data else load_split(held_out=False)
+    run = RunFolder(config, resuming=config.resume != "never")
+    if run.is_finished:
+        return None
+    source = resolve_checkpoint(config.model, config.revision) if config.model else warm_started_model(config)
+    tokenizer = load_tokenizer(source)
+    renderer = PromptRenderer(
+        tokenizer, load_prompts(config.prompts, source), plain_thinking=config.plain_thinking == "on"
+    )
+    examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
+    stops = stop_ids(source, tokenizer)
+    print(describe_prompt(examples[0], renderer, stops))
+
+    policy = _load(source, device, trainable=True)
+    policy.activation_checkpointing = config.activation_checkpointing
+    reference = _load(source, device, trainable=False) if config.needs_reference else None
+    updater = Updater(policy, reference, config)
+    first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
+    run.cut_back(first_step)
+
+    rollout = _make_rollout(config, renderer, policy, reference, list(stops), source)
+    rollout.sampler.policy_version = updater.optimizer_steps
+    stream = ExampleStream(examples, config.seed)
+    return Session(config, run, source, renderer, stream, policy, updater, rollout, first_step)
+
+
+def _find_checkpoint(config: Config) -> tuple[Config, Path | None]:
+    """The checkpoint to continue, and the configuration with its run name filled in."""
+    if config.resume == "never":
+        return config, None
+    if config.resume == "auto":
+        if config.run is None:
+            raise ValueError("--resume auto needs --run NAME: which run is to be continued?")
+        checkpoints = complete_checkpoints(Path(config.runs_dir) / config.run)
+        checkpoint = checkpoints[-1] if checkpoints else None
+    else:
+        checkpoint = Path(config.resume)
+        if checkpoint.parent.name != "checkpoints" or checkpoint not in complete_checkpoints(checkpoint.parent.parent):
+            raise ValueError(f"--resume {config.resume}: no complete checkpoint there (runs/NAME/checkpoints/step_NNNNNN)")
+        run = checkpoint.parent.parent
+        config = replace(config, run=run.name, runs_dir=str(run.parent))
+    if checkpoint is not None and not config.resume_with_changes:
+        _refuse_changes(config, checkpoint.parent.parent / "config.json")
+    return config, checkpoint
+
+
+def _refuse_changes(config: Config, saved_file: Path) -> None:
+    saved, now = json.loads(saved_file.read_text(encoding="utf-8"))["config"], asdict(config)
+    changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != saved.get(name)]
+    if changed:
+        differences = "; ".join(f"{to_flag(name)} was {saved.get(name)}, is {now[name]}" for name in changed)
+        raise ValueError(f"the run was started with other flags: {differences}. To go on all the same: --resume-with-changes")
+
+
+def _load(source: Path, device: torch.device, *, trainable: bool) -> Transformer:
+    """Float32 masters for training, computing in bfloat16 on a GPU; a frozen model is stored in the dtype it computes in."""
+    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = load_model(source, dtype=torch.float32 if trainable else compute, device=device)
+    model.compute_dtype = compute
+    return model.requires_grad_(trainable)
+
+
+def _make_rollout(
+    config: Config,
+    renderer: PromptRenderer,
+    policy: Transformer,
+    reference: Transformer | None,
+    stops: list[int],
+    source: Path,
+) -> Rollout:
+    limits = dict(
+        stop_ids=stops, max_slots=config.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens
+    )
+    sampler = Sampler(make_sampler_model(policy), **limits)
+    rollout = Rollout(config, renderer, sampler, RuleScorer())
+    if config.uses_plain and config.plain_policy == "reference":
+        rollout.reference_sampler = Sampler(reference, **limits)
+        setting = {
+            "model": str(source.resolve()),
+            "revision": config.revision,
+            "prompt": renderer.text("", "plain"),
+            "judge": config.judge,
+            "samples": config.plain_samples,
+            "temperature": config.temperature,
+            "max_new_tokens": config.max_new_tokens,
+        }
+        rollout.baselines = BaselineCache(Path(config.runs_dir) / "baselines", setting)
+    return rollout
+
+
+def drop_long_prompts(examples: list[Example], renderer: PromptRenderer, limit: int) -> list[Example]:
+    """The examples whose longer rendered prompt fits, with a line saying how many do not.
+
+    Raises:
+        ValueError: none fits.
+    """
+    kept = [e for e in examples if max(len(renderer.ids(e.question, mode)) for mode in ("refine", "plain")) <= limit]
+    if len(kept) < len(examples):
+        print(f"dropped {len(examples) - len(kept)} of {len(examples)} questions: prompt over --max-prompt-tokens {limit}")
+    if not kept:
+        raise ValueError(f"no prompt fits into --max-prompt-tokens {limit}; raise it")
+    return kept
+
+
+def describe_prompt(example: Example, renderer: PromptRenderer, stops: dict[int, list[str]]) -> str:
+    """What the model is given and what ends its answer, to be read once at the start of a run."""
+    names = [f"{id} {renderer.decode([id])!r} ({', '.join(origins)})" for id, origins in stops.items()]
+    return (
+        f"first refine prompt, as rendered:\n{renderer.text(example.question, 'refine')}\n"
+        f"first plain prompt, as rendered:\n{renderer.text(example.question, 'plain')}\n"
+        f"completions end with: {'; '.join(names)}"
+    )

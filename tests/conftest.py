@@ -1,0 +1,62 @@
+"""Shared makings: small models whose greedy text is not degenerate, the demo's tokenizer, command-line runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import ModelConfig, Transformer
+
+ROOT = Path(__file__).parent.parent
+FAMILIES = ("qwen2", "qwen3")
+
+
+def make_config(family: str, **changes) -> ModelConfig:
+    values = dict(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim={"qwen2": 16, "qwen3": 24}[family],  # Qwen3: not hidden_size / heads
+        rope_theta=5e4,
+    )
+    return ModelConfig(family, **{**values, **changes})
+
+
+@torch.no_grad()
+def scramble(parameters, seed: int = 0) -> None:
+    """Weights large enough that attention, position and every bias matter: at std 0.02 any cache bug goes unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in parameters:
+        scale, centre = (0.15, 0.0) if parameter.dim() > 1 else (0.3, 0.7 if "norm" in name else 0.0)
+        parameter.normal_(centre, scale, generator=generator)
+
+
+def make_model(family: str, dtype=torch.float64, seed: int = 0, **changes) -> Transformer:
+    model = Transformer(make_config(family, **changes)).to(dtype).eval()
+    scramble(model.named_parameters(), seed)
+    return model
+
+
+def random_prompts(lengths, vocab: int = 97, seed: int = 1) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, vocab, (length,), generator=generator).tolist() for length in lengths]
+
+
+def run_command(*arguments: str, cwd: Path = ROOT, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run a Python script of the repository as a user would, without network and without wandb."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("WANDB_API_KEY", None)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param

@@ -1,0 +1,118 @@
+"""PASR: reinforcement learning of proactive self-refinement (arXiv 2508.12903).
+
+    python train.py                                             the demo: a tiny model learns when to refine, on a laptop
+    python train.py --model Qwen/Qwen2.5-7B --data train.jsonl  a real model and your questions
+    python train.py --help                                      every flag
+
+`train` is Eq. 1, maximise E[R]. Each line of its loop leads to one equation of the paper.
+"""
+
+import sys
+import time
+from collections import Counter
+
+from tqdm import tqdm
+
+from data.division import load_split
+from data.examples import shuffled
+from rl import demo
+from rl.batch import select_samples
+from rl.checkpoint import save_checkpoint
+from rl.clock import Clock
+from rl.config import parse_config
+from rl.evaluation import Evaluation, evaluate_division
+from rl.metrics import SandbaggingWatch, rollout_metrics
+from rl.records import Group
+from rl.setup import Session, one_line_errors, open_session
+from rl.weight_sync import sync_weights
+
+
+def train(session: Session) -> dict[str, float]:
+    """Eq. 1: ascend E[R] by policy gradients, one rollout batch a step. Returns the metrics of the last step."""
+    config, run, updater, rollout = session.config, session.run, session.updater, session.rollout
+    clock, watch, metrics = Clock(), SandbaggingWatch(), {}
+    bar = tqdm(range(session.first_step, config.steps), initial=session.first_step, total=config.steps, desc="PASR")
+    for step in bar:
+        questions = session.stream.take(step, config.questions_per_step)
+        with clock("rollout"):
+            groups = rollout.collect(questions, step)  # y', y ~ pi; Eq. 4-7: format, accuracy, refinement, total reward
+        with clock("update"):
+            samples = select_samples(groups, config)  # Eq. 2: advantages
+            update = updater.update(samples, groups, step)  # Eq. 3: clipped objective with KL
+        with clock("sync"):
+            sync_weights(session.policy, rollout.sampler.model)
+            rollout.sampler.policy_version = updater.optimizer_steps
+
+        done = step + 1
+        metrics = rollout_metrics(groups, rollout.judge, config) | update
+        metrics |= clock.metrics(metrics["num_tokens"], update.get("trained_tokens", 0))
+        run.log(done, metrics)
+        run.log_rollouts(done, groups)
+        show_progress(bar, metrics)
+        if not samples:
+            bar.write(f"step {done}: nothing to train on ({dropped_reasons(groups)}); no optimizer step, going on")
+        if warning := watch.warning(metrics):
+            bar.write(f"step {done}: {warning}")
+        if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+            evaluate_task(session, done)
+        if done == config.steps or (config.save_every and done % config.save_every == 0):
+            save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
+    return metrics
+
+
+def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
+    bar.set_postfix_str(
+        f"reward {metrics['reward']:.2f}, plain {metrics.get('pasr/plain_accuracy', float('nan')):.2f}, "
+        f"refined {metrics['pasr/refined_accuracy']:.2f}, refining {metrics['pasr/refine_frac']:.0%}, "
+        f"{metrics['perf/rollout_tokens_per_s']:.0f} tok/s"
+    )
+
+
+def dropped_reasons(groups: list[Group]) -> str:
+    counts = Counter(group.dropped or "responses left out of the loss" for group in groups)
+    return ", ".join(f"{count} x {reason}" for reason, count in counts.items())
+
+
+def evaluate_task(session: Session, step: int) -> Evaluation:
+    """Held-out questions of the embedded task after `step` steps; kept in eval/, so that a resumed run finds it."""
+    config, file = session.config, session.run.path / "eval" / f"step_{step:06d}.json"
+    if file.exists() and step <= session.first_step:
+        return Evaluation.load(file)
+    questions = shuffled(load_split(held_out=True), seed=0, epoch=0)[: config.eval_questions]
+    result = evaluate_division(session.rollout.sampler, session.renderer, questions, config.max_new_tokens)
+    result.save(file)
+    return result
+
+
+def run_demo(session: Session) -> dict:
+    """Train on the embedded task, evaluate before and after, and say in words what changed."""
+    before = evaluate_task(session, 0)
+    for problem in demo.warm_start_problems(before.metrics):
+        print(f"warning: the warm-started model is not ready for RL: {problem}")
+    train(session)
+    after = evaluate_task(session, session.config.steps)
+    print(f"\n{demo.result_table(before.metrics, after.metrics)}\n\n{demo.example_answers(before, after)}\n")
+    for problem in demo.end_problems(before.metrics, after.metrics):
+        print(f"warning: {problem}")
+    return {"before": before.metrics, "after": after.metrics}
+
+
+def main(argv: list[str] | None = None) -> int:
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    with one_line_errors():
+        config = parse_config(argv)
+        session = open_session(config)
+    if session is None:
+        print(f"{config.runs_dir}/{config.run} is finished; nothing to do")
+        return 0
+    session.run.start_wandb(config)
+    print(f"run folder: {session.run.path}\na GRPO loss near 0 is expected: advantages of a group add up to 0. Watch the reward")
+    result = run_demo(session) if config.model is None else {"last": train(session)}
+    times = {"wall_s": round(time.perf_counter() - begin, 1), "cpu_s": round(time.process_time() - begin_cpu, 1)}
+    session.run.finish({"steps": config.steps} | times | result)
+    print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {session.run.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
