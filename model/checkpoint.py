@@ -107,8 +107,6 @@ def _copy_weights(model: Transformer, folder: Path) -> None:
     for name, tensor in _stored_tensors(folder):
         if name == HEAD and model.config.tie_word_embeddings:
             name = EMBEDDING  # some writers store the tied head as well, or instead
-            if name not in missing and not torch.equal(parameters[name], tensor.to(parameters[name])):
-                raise ValueError(f"{folder}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}")
         if name not in parameters:
             raise ValueError(f"{folder}: unexpected tensor {name}; it is no parameter of a {model.config.model_type} model")
         if tensor.shape != parameters[name].shape:
@@ -117,6 +115,8 @@ def _copy_weights(model: Transformer, folder: Path) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite values")
+        if name not in missing and not torch.equal(parameters[name], tensor.to(parameters[name])):
+            raise ValueError(f"{folder}: {name} is stored twice with different values; if it is tied to {HEAD}, it no longer is")
         parameters[name].copy_(tensor)
         missing.discard(name)
     if missing:

@@ -129,9 +129,14 @@ def _refuse_changes(config: Config, saved_file: Path) -> None:
         raise ValueError(f"the run was started with other flags: {differences}. To go on all the same: --resume-with-changes")
 
 
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slower."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def _load(source: Path, device: torch.device, *, trainable: bool) -> Transformer:
-    """Float32 masters for training, computing in bfloat16 on a GPU; a frozen model is stored in the dtype it computes in."""
-    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """Float32 masters for training; a frozen model is stored in the dtype it computes in."""
+    compute = compute_dtype(device)
     model = load_model(source, dtype=torch.float32 if trainable else compute, device=device)
     model.compute_dtype = compute
     return model.requires_grad_(trainable)

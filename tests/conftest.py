@@ -33,7 +33,7 @@ def scramble(parameters, seed: int = 0) -> None:
     """Weights large enough that attention, position and every bias matter: at std 0.02 any cache bug goes unseen."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in parameters:
-        scale, centre = (0.15, 0.0) if parameter.dim() > 1 else (0.3, 0.7 if "norm" in name else 0.0)
+        scale, centre = (0.25, 0.0) if parameter.dim() > 1 else (0.3, 1.0 if "norm" in name else 0.0)
         parameter.normal_(centre, scale, generator=generator)
 
 
