@@ -1,8 +1,8 @@
 """Ask a model, with the refine prompt and with the plain one.
 
-    python evaluate.py --model runs/NAME --ask "274/39"     one question, to a run's newest checkpoint
-    python evaluate.py --model runs/NAME                    questions at a prompt, until an empty line
-    python evaluate.py --model Qwen/Qwen2.5-7B --ask "..."  any folder or hub id
+python evaluate.py --model runs/NAME --ask "274/39"     one question, to a run's newest checkpoint
+python evaluate.py --model runs/NAME                    questions at a prompt, until an empty line
+python evaluate.py --model Qwen/Qwen2.5-7B --ask "..."  any folder or hub id
 """
 
 import argparse

@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{config.runs_dir}/{config.run} is finished; nothing to do")
         return 0
     session.run.start_wandb(config)
-    print(f"run folder: {session.run.path}\na GRPO loss near 0 is expected: advantages of a group add up to 0. Watch the reward")
+    print(f"run folder: {session.run.path}")
+    print("a GRPO loss near 0 is expected: the advantages of a group add up to 0. Watch the reward")
     result = run_demo(session) if config.model is None else {"last": train(session)}
     times = {"wall_s": round(time.perf_counter() - begin, 1), "cpu_s": round(time.process_time() - begin_cpu, 1)}
     session.run.finish({"steps": config.steps} | times | result)

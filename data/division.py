@@ -4,8 +4,8 @@ A question is N/d, the answer q = N // d. Schoolbook method: guess the quotient 
 
     274/39   <think>9:351><refine>8:312></refine><refine>7:273<</refine></think><answer>7</answer>
 
-A trial `q:ppp>` says that the product exceeds N, `q:ppp<` that it fits. The guess (N // 10) // (d // 10) is right for 58 % of the
-questions and otherwise mostly one too big: checking is easier than guessing, so an error can be seen before it is answered.
+A trial `q:ppp>` says that the product exceeds N, `q:ppp<` that it fits. The guess (N // 10) // (d // 10) is right for 60 % of
+the questions and otherwise mostly one too big: checking is easier than guessing, so an error can be seen before it is answered.
 
 The model reads one token per character; each tag, and each whole system prompt, is a single token.
 """

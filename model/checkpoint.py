@@ -116,7 +116,7 @@ def _copy_weights(model: Transformer, folder: Path) -> None:
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite values")
         if name not in missing and not torch.equal(parameters[name], tensor.to(parameters[name])):
-            raise ValueError(f"{folder}: {name} is stored twice with different values; if it is tied to {HEAD}, it no longer is")
+            raise ValueError(f"{folder}: {name} is stored twice with different values (tied to {HEAD}, which differs?)")
         parameters[name].copy_(tensor)
         missing.discard(name)
     if missing:

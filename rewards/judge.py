@@ -34,7 +34,7 @@ class RuleScorer:
 def parse_score(reply: str) -> float | None:
     """A judge's reply as a score. The whole reply must be one number in [0, 1]; anything else is None, a parse failure.
 
-    Taking a number out of a longer reply pays for the wrong thing: the last number of "8/10" or "0.2 out of 1" is not the score.
+    Taking a number out of a longer reply pays for the wrong thing: the last number of "8/10" or "0.2 out of 1" is no score.
     """
     if not SCORE.fullmatch(reply.strip()):
         return None

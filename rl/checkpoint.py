@@ -66,9 +66,7 @@ def load_checkpoint(folder: Path, updater: Updater) -> int:
         raise ValueError(f"{folder} is not a complete checkpoint")
     state = _state(updater, step=0)
     dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
-    set_state_dict(
-        updater.policy, updater.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    set_state_dict(updater.policy, updater.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     updater.optimizer_steps, updater.skipped_in_a_row = state["optimizer_steps"], state["skipped_in_a_row"]
     return state["step"]
 
@@ -100,4 +98,3 @@ def _flush(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-

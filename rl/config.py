@@ -58,7 +58,7 @@ class Config:
     kl_estimator: Literal["k3", "k3-ratio", "k1-reward"] = option("k3", "k3 in the loss (Eq. 3), k3 x ratio, k1 in the reward")
     clip_low: float = option(0.2, "ratio is clipped below at 1 - clip_low (paper: 0.2)")
     clip_high: float = option(0.2, "ratio is clipped above at 1 + clip_high (paper: 0.2)")
-    aggregation: Literal["seq", "token", "const"] = option("token", "of token terms: seq (Eq. 3), token (DAPO), const (Dr. GRPO)")
+    aggregation: Literal["seq", "token", "const"] = option("token", "of tokens: seq (Eq. 3), token (DAPO), const (Dr. GRPO)")
     old_logprobs: Literal["trainer", "sampler"] = option("trainer", "whose log-probs are the denominator of the ratio")
     importance_cap: float = option(0.0, "truncated importance weight trainer/sampler on each token, capped here; 0: off")
     epochs_per_batch: int = option(1, "passes over a rollout batch")
@@ -196,4 +196,3 @@ def check(config: Config) -> None:
         raise ValueError("--model needs --data FILE: JSON or JSONL with (question, answer) or (instruction, output)")
     if config.data and not config.model:
         raise ValueError("--data needs --model: the tiny model of the demo reads nothing but its own task")
-

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ class WarmStart:
     warmup_steps: int = 30
     decay_share: float = 0.4
     max_grad_norm: float = 1.0
-    corpus: Corpus = Corpus()
+    corpus: Corpus = field(default_factory=Corpus)
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         return ModelConfig(
@@ -125,8 +125,8 @@ def warm_start_problems(before: dict[str, float]) -> list[str]:
         )
     if before["sampled/p_refine_too_big"] < MIN_REFINE_CONTRAST * before["sampled/p_refine_fits"]:
         problems.append(
-            f"it refines after a product that is too big with {before['sampled/p_refine_too_big']:.2f}, after one that fits with "
-            f"{before['sampled/p_refine_fits']:.2f}: refining does not pay, and may be unlearnt within 30 steps"
+            f"it refines after a product that is too big with {before['sampled/p_refine_too_big']:.2f}, after one that fits "
+            f"with {before['sampled/p_refine_fits']:.2f}: refining does not pay, and may be unlearnt within 30 steps"
         )
     return problems
 

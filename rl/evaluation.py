@@ -1,4 +1,4 @@
-"""Evaluation on the embedded task, whose questions tell right from wrong at every trial: whether, when and how a model refines."""
+"""Evaluation on the embedded task, which tells right from wrong at every trial: whether, when and how a model refines."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -31,9 +31,7 @@ class Evaluation:
         return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
-def evaluate_division(
-    sampler: Sampler, renderer: PromptRenderer, examples: list[Example], max_new_tokens: int
-) -> Evaluation:
+def evaluate_division(sampler: Sampler, renderer: PromptRenderer, examples: list[Example], max_new_tokens: int) -> Evaluation:
     """Answer every question with both prompts, greedily and at T = 1."""
     metrics: dict[str, float] = {}
     samples: dict[str, list[Sample]] = {}

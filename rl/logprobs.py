@@ -89,9 +89,7 @@ def token_logprobs(
     lengths = [length for length in length_B.tolist() if length]
     if not lengths:
         raise ValueError("no token is to be scored: the mask is empty beyond column 0")
-    logp_T, entropy_T = packed_logprobs(
-        model, ids_BT[real_BT], lengths, mask_BT[real_BT], temperature=temperature, chunk=chunk
-    )
+    logp_T, entropy_T = packed_logprobs(model, ids_BT[real_BT], lengths, mask_BT[real_BT], temperature=temperature, chunk=chunk)
     zeros_BT = logp_T.new_zeros(ids_BT.shape)
     return zeros_BT.masked_scatter(real_BT, logp_T), zeros_BT.masked_scatter(real_BT, entropy_T)
 

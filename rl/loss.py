@@ -92,9 +92,7 @@ def grpo_loss(
 
     objective_BT = objective_BT.masked_fill(~mask_BT, 0.0)
     if aggregation == "seq":
-        total = (objective_BT.sum(1) / mask_BT.sum(1).clamp(min=1)).sum()
-    else:
-        total = objective_BT.sum()
+        objective_BT = objective_BT / mask_BT.sum(1, keepdim=True).clamp(min=1)  # an empty row has nothing to divide
     with torch.no_grad():
         negative_B1, positive_B1 = (advantages_B < 0)[:, None], (advantages_B > 0)[:, None]
         stats = {
@@ -103,4 +101,4 @@ def grpo_loss(
             "clipped_low": (mask_BT & negative_B1 & (ratio_BT < 1 - clip_low)).sum(),
             "clipped_high": (mask_BT & positive_B1 & (ratio_BT > 1 + clip_high)).sum(),
         }
-    return -total / denominator, stats
+    return -objective_BT.sum() / denominator, stats

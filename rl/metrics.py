@@ -105,5 +105,3 @@ class SandbaggingWatch:
         else:
             return None
         return f"sandbagged baseline? {problem}; rewards for refinements are inflated. Remedy: --plain-policy reference"
-
-

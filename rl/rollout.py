@@ -99,9 +99,7 @@ class Rollout:
         """r̄ from the initial policy: looked up, or sampled and judged once and kept on disk."""
         missing = [group for group in groups if self.baselines.get(group.question, group.reference) is None]
         unique = list({(g.question, g.reference): g for g in missing}.values())
-        requests = [
-            self._prompted(g.question, "plain", self.config.plain_samples, ("reference", g.question)) for g in unique
-        ]
+        requests = [self._prompted(g.question, "plain", self.config.plain_samples, ("reference", g.question)) for g in unique]
         completions = self.reference_sampler.generate(requests)
         for group, request, drawn in zip(unique, requests, completions, strict=True):
             group.plain_samples = self._samples(request, drawn, "plain")

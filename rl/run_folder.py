@@ -73,9 +73,15 @@ class RunFolder:
             print("wandb: no API key is set, so this run is recorded offline; upload it later with `wandb sync`")
             mode = "offline"
         name = self.path.name
-        settings = wandb.Settings(silent=True)
         self._wandb = wandb.init(
-            project="pasr", name=name, id=name, resume="allow", dir=self.path, mode=mode, config=asdict(config), settings=settings
+            project="pasr",
+            name=name,
+            id=name,
+            resume="allow",
+            dir=self.path,
+            mode=mode,
+            config=asdict(config),
+            settings=wandb.Settings(silent=True),
         )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

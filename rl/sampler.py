@@ -1,7 +1,8 @@
 """The sampler: batched generation from a KV cache, exact and independent of how it was scheduled.
 
-Each sequence draws from uniforms of its own, made from (seed_key, sample index) before it starts and indexed by position, and a
-token is found by inverting the cumulative distribution. So a sample does not depend on the slot, batch, order or process it ran in.
+Each sequence draws from uniforms of its own, made from (seed_key, sample index) before it starts and indexed by position, and
+a token is found by inverting the cumulative distribution. So a sample does not depend on the slot, batch, order or process it
+ran in.
 
 Shapes: S row slots, B live rows, N prompts, T tokens, V vocabulary, M new tokens.
 """

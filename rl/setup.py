@@ -81,9 +81,7 @@ def open_session(config: Config) -> Session | None:
         return None
     source = resolve_checkpoint(config.model, config.revision) if config.model else warm_started_model(config)
     tokenizer = load_tokenizer(source)
-    renderer = PromptRenderer(
-        tokenizer, load_prompts(config.prompts, source), plain_thinking=config.plain_thinking == "on"
-    )
+    renderer = PromptRenderer(tokenizer, load_prompts(config.prompts, source), plain_thinking=config.plain_thinking == "on")
     examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
     stops = stop_ids(source, tokenizer)
     print(describe_prompt(examples[0], renderer, stops))
@@ -150,9 +148,7 @@ def _make_rollout(
     stops: list[int],
     source: Path,
 ) -> Rollout:
-    limits = dict(
-        stop_ids=stops, max_slots=config.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens
-    )
+    limits = dict(stop_ids=stops, max_slots=config.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens)
     sampler = Sampler(make_sampler_model(policy), **limits)
     rollout = Rollout(config, renderer, sampler, RuleScorer())
     if config.uses_plain and config.plain_policy == "reference":

@@ -49,9 +49,7 @@ def train_supervised(
         loss = supervised_loss(model, batch_at(step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        factor = lr_factor(
-            step, warmup_steps=warmup_steps, total_steps=steps, schedule=schedule, decay_share=decay_share
-        )
+        factor = lr_factor(step, warmup_steps=warmup_steps, total_steps=steps, schedule=schedule, decay_share=decay_share)
         for optimizer, lr in optimizers:
             set_lr(optimizer, lr * factor)
             optimizer.step()

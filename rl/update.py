@@ -54,9 +54,7 @@ class Updater:
             RuntimeError: several steps in a row had a loss or gradient that is not finite.
         """
         config = self.config
-        factor = lr_factor(
-            step, warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=config.lr_schedule
-        )
+        factor = lr_factor(step, warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=config.lr_schedule)
         set_lr(self.optimizer, config.lr * factor)
         sums: dict[str, float] = defaultdict(float)
         gap = SamplerGap()
@@ -169,7 +167,7 @@ class SamplerGap:
 
 
 def importance_weight(trainer_logp_BT: Tensor, sampler_logp_BT: Tensor, cap: float) -> Tensor | None:
-    """min(pi_trainer / pi_sampler, cap) of each token: corrects for a sampler that is not quite the policy. None if cap is 0."""
+    """min(pi_trainer / pi_sampler, cap) of each token, for a sampler that is not quite the policy. None if cap is 0."""
     if cap == 0:
         return None
     return (trainer_logp_BT - sampler_logp_BT).exp().clamp(max=cap).to(trainer_logp_BT.dtype)

@@ -33,7 +33,10 @@ def test_equals_the_textbook_formula(family, chunk):
 def test_gradients_equal_the_textbook_formula(family):
     """Bug guarded: a backward that recomputes other logits than forward, loses the tied embedding's share, or drops chunks."""
     grads = []
-    for formula in (lambda m, i: token_logprobs(m, i, temperature=0.7, chunk=4)[0], lambda m, i: reference_logprobs(m, i, 0.7)[0]):
+    for formula in (
+        lambda m, i: token_logprobs(m, i, temperature=0.7, chunk=4)[0],
+        lambda m, i: reference_logprobs(m, i, 0.7)[0],
+    ):
         model, ids = make_model(family, tie_word_embeddings=True), random_ids()
         weight = torch.randn(ids.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         (formula(model, ids) * weight).sum().backward()

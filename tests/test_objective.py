@@ -47,9 +47,7 @@ def test_invalid_entries_are_outside_mean_and_std():
 
 def test_other_norms():
     rewards = torch.tensor([[0.0, 2.0], [10.0, 10.5]], dtype=F64)
-    torch.testing.assert_close(
-        group_advantages(rewards, norm="none"), torch.tensor([[-1.0, 1.0], [-0.25, 0.25]], dtype=F64)
-    )
+    torch.testing.assert_close(group_advantages(rewards, norm="none"), torch.tensor([[-1.0, 1.0], [-0.25, 0.25]], dtype=F64))
     by_batch = group_advantages(rewards, norm="batch", eps=0.0)
     torch.testing.assert_close(by_batch * rewards.flatten().std(), group_advantages(rewards, norm="none"))
     with pytest.raises(ValueError, match="adv_norm"):
