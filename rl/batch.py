@@ -39,7 +39,7 @@ class MicroBatch:
 
     @property
     def advantages_B(self) -> Tensor:
-        return torch.tensor([sample.advantage for sample in self.samples], device=self.ids_BT.device)
+        return torch.tensor([s.advantage for s in self.samples], dtype=torch.float64, device=self.ids_BT.device)
 
 
 def pad_sequences(pairs: list[tuple[list[int], list[int]]], device: torch.device) -> tuple[Tensor, Tensor]:

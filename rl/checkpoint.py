@@ -79,8 +79,6 @@ def newest_model(path: Path) -> Path:
 
 def _state(updater: Updater, step: int) -> dict:
     model, optimizer = get_state_dict(updater.policy, updater.optimizer)
-    if updater.policy.config.tie_word_embeddings:
-        model.pop("lm_head.weight", None)
     return {
         "model": model,
         "optimizer": optimizer,

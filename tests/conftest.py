@@ -1,5 +1,6 @@
 """Shared makings: small models whose greedy text is not degenerate, the demo's tokenizer, command-line runs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import ModelConfig, Transformer
+from data.division import build_tokenizer, load_split
+from data.prompts import Prompts
+from model import ModelConfig, Transformer, save_model
 
+torch.set_num_threads(1)  # models this small run slower on two
 ROOT = Path(__file__).parent.parent
 FAMILIES = ("qwen2", "qwen3")
 
@@ -60,3 +64,18 @@ def run_command(*arguments: str, cwd: Path = ROOT, timeout: int = 300) -> subpro
 @pytest.fixture(params=FAMILIES)
 def family(request) -> str:
     return request.param
+
+
+def write_task_folder(path: Path, family: str = "qwen3", seed: int = 0) -> Path:
+    """A random model with the embedded task's tokenizer, as a checkpoint folder."""
+    tokenizer = build_tokenizer(Prompts())
+    model = make_model(family, torch.float32, seed, vocab_size=len(tokenizer), num_hidden_layers=2)
+    save_model(model, tokenizer, path)
+    return path
+
+
+def write_questions(path: Path, count: int = 6) -> Path:
+    """Questions of the embedded task as JSONL."""
+    rows = [{"question": e.question, "answer": e.reference} for e in load_split(held_out=True)[:count]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,185 @@
+"""Rollouts: prompts, sampler and rewards together, with judges that fail."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_model, write_task_folder
+
+from data.division import build_tokenizer, load_split
+from data.prompts import PromptRenderer, Prompts, load_tokenizer
+from model import load_model
+from rewards.judge import RuleScorer
+from rl.baselines import BaselineCache
+from rl.batch import select_samples
+from rl.config import PRESETS, Config
+from rl.metrics import SandbaggingWatch, rollout_metrics
+from rl.records import Completion, Group, Sample
+from rl.rollout import Rollout, assign_rewards, judged_text
+from rl.sampler import Sampler
+from rl.weight_sync import make_sampler_model, sync_weights
+
+QUESTIONS = load_split(held_out=True)[:3]
+GOOD = "<think>9:351><refine>8:312></refine></think><answer>8</answer>"
+
+
+class ScriptedScorer:
+    """A judge whose answers are written in advance; it also remembers what it was asked."""
+
+    def __init__(self, scores) -> None:
+        self.scores, self.asked = iter(scores), []
+
+    def score(self, items):
+        self.asked += items
+        return [next(self.scores) for _ in items]
+
+
+def config(**changes) -> Config:
+    return replace(Config(**{**PRESETS["demo"], "preset": "demo"}), max_new_tokens=20, group_size=4, num_plain=3, **changes)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    folder = write_task_folder(tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    renderer = PromptRenderer(tokenizer, Prompts())
+    sampler = Sampler(load_model(folder), stop_ids=[tokenizer.eos_token_id], max_slots=64, max_len=64)
+    return renderer, sampler
+
+
+def sample(text: str, mode: str = "refine", accuracy=None) -> Sample:
+    return Sample([1], Completion([2], [-1.0], "stop", 1.0), text, mode, accuracy=accuracy)
+
+
+def test_a_rollout_is_a_pure_function_of_its_step(parts):
+    """Bug guarded: samples that depend on the run so far, so that a resumed run differs."""
+    renderer, sampler = parts
+    texts = []
+    for step in (4, 4, 5):
+        groups = Rollout(config(), renderer, sampler, RuleScorer()).collect(QUESTIONS, step)
+        texts.append([s.text for g in groups for s in g.refine_samples + g.plain_samples])
+    assert texts[0] == texts[1] != texts[2]
+    assert len(texts[0]) == 3 * (4 + 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "monitor", "plain"), [("compare", False, 3), ("single", False, 1), ("presence", False, 0), ("none", True, 3)]
+)
+def test_plain_samples_are_drawn_only_where_needed(parts, mode, monitor, plain):
+    """Bug guarded: half of the sampling spent on answers that nobody reads."""
+    renderer, sampler = parts
+    settings = config(refine_reward=mode, monitor_plain=monitor)
+    groups = Rollout(settings, renderer, sampler, RuleScorer()).collect(QUESTIONS, 0)
+    assert all(len(group.plain_samples) == plain for group in groups)
+    assert all(not group.dropped and s.reward is not None for group in groups for s in group.refine_samples)
+
+
+def test_failed_scores_are_excluded_everywhere():
+    """Bug guarded: a failure counted as 0 in r̄, in the reward, in the advantage or in the metrics."""
+    group = Group("id", "q", "8", baseline=0.5)
+    group.refine_samples = [sample(GOOD, accuracy=a) for a in (1.0, None, 0.0, 1.0)]
+    assign_rewards([group], config())
+    assert [s.reward for s in group.refine_samples] == [3.0, None, 0.0, 3.0]
+    chosen = select_samples([group], config())
+    assert [s.accuracy for s in chosen] == [1.0, 0.0, 1.0]
+    assert group.refine_samples[1].advantage == 0
+    metrics = rollout_metrics([group], Rollout(config(), None, None, None).judge, config())
+    assert metrics["reward"] == pytest.approx(2.0)
+    assert metrics["pasr/refined_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["pasr/win"] == pytest.approx(2 / 3)
+
+
+def test_without_a_baseline_the_question_is_dropped():
+    """Bug guarded: r̄ = 0 when every plain score failed, by which every refinement wins."""
+    for mode, dropped in (("compare", "no baseline"), ("single", "no baseline"), ("presence", "")):
+        group = Group("id", "q", "8", refine_samples=[sample(GOOD, accuracy=float(i % 2)) for i in range(4)])
+        settings = config(refine_reward=mode)
+        assign_rewards([group], settings)
+        assert bool(select_samples([group], settings)) == (dropped == "")
+        assert group.dropped == dropped
+
+
+def test_a_judge_that_fails_now_and_then(parts):
+    """Bug guarded: scores given to the wrong sample once one of them is missing."""
+    renderer, sampler = parts
+    scorer = ScriptedScorer([None, 1.0, 0.0] * 100)
+    rollout = Rollout(config(judge_sees="response"), renderer, sampler, scorer)
+    groups = rollout.collect(QUESTIONS, 0)
+    drawn = [s for g in groups for s in g.refine_samples + g.plain_samples]
+    asked = [s for s in drawn if judged_text(s, "response")]
+    assert [s.accuracy for s in asked] == ([None, 1.0, 0.0] * 100)[: len(asked)]
+    assert [item.answer for item in scorer.asked] == [judged_text(s, "response") for s in asked]
+    assert rollout.judge.calls == len(asked)
+    assert rollout.judge.failed == sum(s.accuracy is None for s in asked)
+    assert rollout.judge.empty == len(drawn) - len(asked)
+
+
+def test_empty_answers_score_zero_without_a_call(parts):
+    renderer, sampler = parts
+    scorer = ScriptedScorer([])
+    rollout = Rollout(config(), renderer, sampler, scorer)
+    group = Group("id", "q", "8", refine_samples=[sample("<think>8</think>"), sample("<answer> </answer>")])
+    rollout._judge([group])
+    assert [s.accuracy for s in group.refine_samples] == [0.0, 0.0]
+    assert scorer.asked == []
+
+
+def test_what_is_judged():
+    """Bug guarded: the judge paid for the thinking, or for Qwen3's native thinking before a plain answer."""
+    assert judged_text(sample(GOOD), "answer") == "8"
+    assert judged_text(sample(GOOD), "response") == GOOD
+    assert judged_text(sample("<think>9</think>8", "plain"), "answer") == "8"
+
+
+def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
+    """Bug guarded: a baseline that drifts with the policy, or is paid for again in every epoch and run."""
+    renderer, reference = parts
+    model = make_model("qwen3", torch.float32, 5, vocab_size=len(build_tokenizer(Prompts())), num_hidden_layers=2)
+    policy = Sampler(model, stop_ids=[1], max_slots=64, max_len=64)
+    settings = config(plain_policy="reference")
+    calls = []
+
+    def collect(step, folder):
+        generate = reference.generate
+        spy = Sampler(reference.model, stop_ids=[1], max_slots=64, max_len=64)
+        spy.generate = lambda requests: calls.append(len(requests)) or generate(requests)
+        rollout = Rollout(settings, renderer, policy, RuleScorer(), spy, BaselineCache(folder, {"n": 3}))
+        return [group.baseline for group in rollout.collect(QUESTIONS, step)]
+
+    first = collect(0, tmp_path / "a")
+    assert calls == [3]
+    assert collect(1, tmp_path / "a") == first
+    assert calls == [3, 0]
+    assert collect(7, tmp_path / "b") == first, "a function of question and reference alone"
+    assert BaselineCache(tmp_path / "a", {"n": 4}).get("", "") is None
+    assert len(BaselineCache(tmp_path / "a", {"n": 4})) == 0, "another setting has other baselines"
+    with next((tmp_path / "a").glob("*.jsonl")).open("a") as file:
+        file.write('{"key": "cut o')
+    assert collect(2, tmp_path / "a") == first
+
+
+def test_sandbagging_is_noticed():
+    """Bug guarded: plain answers that fall apart while the reward looks better than ever."""
+    good = {"pasr/plain_wellformed": 1.0, "pasr/plain_accuracy": 0.6}
+    watch = SandbaggingWatch()
+    assert watch.warning(good) is None
+    assert watch.warning({**good, "pasr/plain_accuracy": 0.51}) is None
+    assert "fell from 0.60 to 0.49" in watch.warning({**good, "pasr/plain_accuracy": 0.49})
+    assert "well formed" in watch.warning({**good, "pasr/plain_wellformed": 0.89})
+    assert watch.warning({"reward": 1.0}) is None
+
+
+def test_weights_reach_the_sampler():
+    """Bug guarded: a bfloat16 copy that is never refreshed, or replaced by new tensors."""
+    policy = make_model("qwen3", torch.float32)
+    assert make_sampler_model(policy) is policy
+    policy.compute_dtype = torch.bfloat16
+    replica = make_sampler_model(policy)
+    addresses = [p.data_ptr() for p in replica.parameters()]
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(1.0)
+    sync_weights(policy, replica)
+    assert [p.data_ptr() for p in replica.parameters()] == addresses
+    for source, target in zip(policy.parameters(), replica.parameters(), strict=True):
+        assert torch.equal(source.to(torch.bfloat16), target)

@@ -1,0 +1,251 @@
+"""From samples to an optimizer step: what is trained, what it is divided by, what is skipped."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_model, random_prompts
+
+from rl.batch import denominator, make_minibatches, select_samples
+from rl.config import PRESETS, Config
+from rl.logprobs import token_logprobs
+from rl.optim import Muon, lr_factor, orthogonalise
+from rl.records import Completion, Group, Request, Sample
+from rl.sampler import Sampler
+from rl.sft import supervised_loss
+from rl.update import MAX_SKIPPED_IN_A_ROW, Updater
+
+STOP = 0  # also the id that padding happens to use
+
+
+def config(**changes) -> Config:
+    return replace(Config(**{**PRESETS["demo"], "preset": "demo"}), temperature=0.9, **changes)
+
+
+def sampled_groups(model, rewards, new_tokens=(6, 9, 4)) -> list[Group]:
+    """One group for each row of rewards (None: the judge failed), sampled from the model."""
+    prompts = random_prompts([4, 7, 5][: len(rewards)])
+    asked = [
+        Request(p, len(row), n, 0.9, ("group", i))
+        for i, (p, row, n) in enumerate(zip(prompts, rewards, new_tokens, strict=False))
+    ]
+    drawn = Sampler(model, stop_ids=[STOP, 7, 8], max_slots=64, max_len=64).generate(asked)
+    groups = []
+    for request, completions, row in zip(asked, drawn, rewards, strict=True):
+        samples = [Sample(request.prompt_ids, c, "", "refine", reward=r) for c, r in zip(completions, row, strict=True)]
+        groups.append(Group("id", "q", "a", refine_samples=samples))
+    return groups
+
+
+REWARDS = [[1.0, 2.0, 0.0, 3.0], [2.0, 2.0, -1.0, 2.0], [0.5, 1.5, 2.5, 0.0]]
+
+
+def gradients(model, groups, settings, reference=None) -> list[torch.Tensor]:
+    """Gradients of one update, without the optimizer step: the optimizer is told to do nothing."""
+    updater = Updater(model, reference, settings)
+    updater.optimizer.step = lambda: None
+    updater.update(select_samples(groups, settings), groups, step=0)
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("aggregation", ["seq", "token", "const"])
+def test_gradient_does_not_depend_on_micro_batches(family, aggregation):
+    """Bug guarded: a mean over the micro-batch, by which results change with the memory of the card."""
+    settings = config(aggregation=aggregation, max_grad_norm=None, beta=0.0)
+    groups = sampled_groups(make_model(family), REWARDS)
+    whole = gradients(make_model(family), groups, settings)
+    for budget in (1, 30, 60):
+        parts = gradients(make_model(family), groups, replace(settings, micro_batch_tokens=budget))
+        for a, b in zip(whole, parts, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+
+
+def test_gradient_is_that_of_the_formula():
+    """Bug guarded: anything between the rewards and the gradient, against REINFORCE written out over the sampled ids."""
+    settings = config(aggregation="seq", max_grad_norm=None, beta=0.0)
+    groups = sampled_groups(make_model("qwen2"), REWARDS)
+    ours = gradients(make_model("qwen2"), groups, settings)
+    model, loss = make_model("qwen2"), 0.0
+    for group, row in zip(groups, REWARDS, strict=True):
+        rewards = torch.tensor(row, dtype=torch.float64)
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        for sample, advantage in zip(group.refine_samples, advantages, strict=True):
+            ids = torch.tensor([sample.prompt_ids + sample.completion.ids])
+            logp = (model.logits(model(ids)) / 0.9).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+            loss = loss - advantage * logp[len(sample.prompt_ids) - 1 :].mean() / 12
+    loss.backward()
+    for a, p in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, atol=1e-9, rtol=1e-7)
+
+
+def test_stop_token_is_trained_although_it_is_the_padding_id():
+    """Bug guarded: `mask = ids != pad` with pad == eos; the model then never learns to stop (released code and three peers)."""
+    completion = Completion([5, 6, STOP], [-1.0, -1.0, -1.0], "stop", 0.9)
+    longer = Completion([5, 6, 9, 9, STOP], [-1.0] * 5, "stop", 0.9)
+    samples = [Sample([3, STOP, 4], c, "", "refine", advantage=1.0) for c in (completion, longer)]
+    (micro,) = make_minibatches(samples, config(), 0, torch.device("cpu"))[0]
+    row = next(i for i, s in enumerate(micro.samples) if s.completion is completion)
+    assert micro.ids_BT[row].tolist() == [3, STOP, 4, 5, 6, STOP, STOP, STOP]
+    assert micro.mask_BT[row].tolist() == [False, False, False, True, True, True, False, False]
+    model = make_model("qwen2")
+    logp, _ = token_logprobs(model, micro.ids_BT, micro.mask_BT, temperature=0.9)
+    assert logp[row, 5] != 0
+
+
+def test_supervised_loss_covers_the_stop_token_and_no_prompt():
+    model = make_model("qwen3")
+    pairs = [([3, 4, 5], [6, 7, STOP]), ([9], [8, STOP])]
+    total = 0.0
+    for prompt, response in pairs:
+        logp = model.logits(model(torch.tensor([prompt + response])))[0].log_softmax(-1)
+        total -= sum(logp[len(prompt) - 1 + i, token].item() for i, token in enumerate(response))
+    assert supervised_loss(model, pairs).item() == pytest.approx(total / 5, abs=1e-9)
+
+
+def test_ratio_is_exactly_one_with_a_single_update(family):
+    """Bug guarded: clipping and old log-probs that drift although nothing was updated in between."""
+    settings = config(clip_low=0.0, clip_high=0.0)
+    model = make_model(family)
+    groups = sampled_groups(model, REWARDS)
+    metrics = Updater(model, make_model(family), settings).update(select_samples(groups, settings), groups, 0)
+    assert metrics["clip_ratio/region_mean"] == 0
+    assert metrics["kl"] == pytest.approx(0, abs=1e-12)
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-9
+    assert metrics["optimizer_steps"] == 1
+    assert math.isfinite(metrics["entropy"])
+
+
+@pytest.mark.parametrize("old", ["trainer", "sampler"])
+def test_several_epochs_leave_the_old_policy_in_place(old):
+    """Bug guarded: old log-probs taken again in every epoch, so that the ratio never leaves 1."""
+    settings = config(epochs_per_batch=3, minibatches=2, lr=3e-3, old_logprobs=old)
+    model = make_model("qwen2")
+    groups = sampled_groups(model, REWARDS)
+    metrics = Updater(model, make_model("qwen2"), settings).update(select_samples(groups, settings), groups, 9)
+    assert metrics["optimizer_steps"] == 6
+    assert metrics["clip_ratio/region_mean"] > 0
+    assert metrics["kl"] > 0
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-9, "measured before the first step"
+
+
+def test_minibatches_share_out_every_sample_once():
+    settings = config(minibatches=3, micro_batch_tokens=40)
+    groups = sampled_groups(make_model("qwen2"), REWARDS)
+    samples = select_samples(groups, settings)
+    parts = make_minibatches(samples, settings, 5, torch.device("cpu"))
+    dealt = [id(s) for part in parts for micro in part for s in micro.samples]
+    assert sorted(dealt) == sorted(id(s) for s in samples)
+    assert len(parts) == 3
+    again = make_minibatches(samples, settings, 5, torch.device("cpu"))
+    assert dealt == [id(s) for part in again for micro in part for s in micro.samples], "a pure function of seed and step"
+    for part in parts:
+        for micro in part:
+            assert micro.ids_BT.numel() <= 40 or len(micro.samples) == 1
+
+
+def test_denominators_count_what_is_trained():
+    """Bug guarded: dividing by samples that failed, were cut or belong to dropped groups."""
+    rewards = [[1.0, None, 0.0, 3.0], [2.0, 2.0, 2.0, 2.0], [1.0, None, None, None]]
+    groups = sampled_groups(make_model("qwen2"), rewards)
+    settings = config(aggregation="seq")
+    samples = select_samples(groups, settings)
+    assert [group.dropped for group in groups] == ["", "equal rewards", "too few scores"]
+    assert len(samples) == 3 == sum(s.trained for g in groups for s in g.refine_samples)
+    (part,) = make_minibatches(samples, settings, 0, torch.device("cpu"))
+    tokens = sum(len(s.completion.ids) for s in samples)
+    assert denominator(part, settings) == 3
+    assert denominator(part, replace(settings, aggregation="token")) == tokens
+    assert denominator(part, replace(settings, aggregation="const")) == 3 * settings.max_new_tokens
+    assert sum(s.advantage for s in groups[0].refine_samples) == pytest.approx(0, abs=1e-12)
+
+
+def test_truncated_responses_can_be_left_out():
+    groups = sampled_groups(make_model("qwen2"), REWARDS)
+    cut = [s for g in groups for s in g.refine_samples if s.completion.finish_reason == "length"]
+    kept = select_samples(groups, config(mask_truncated=True))
+    assert cut
+    assert not {id(s) for s in cut} & {id(s) for s in kept}
+    assert len(kept) + len(cut) == 12
+
+
+def test_a_step_with_nothing_to_train_on_changes_nothing():
+    """Bug guarded: 0/0, or Adam moving weights by old momentum on an empty step."""
+    model = make_model("qwen2")
+    before = copy.deepcopy(model.state_dict())
+    settings = config()
+    groups = sampled_groups(model, [[1.0] * 4, [None] * 4])
+    updater = Updater(model, make_model("qwen2"), settings)
+    metrics = updater.update(select_samples(groups, settings), groups, 0)
+    assert metrics == {"learning_rate": settings.lr / 5, "optimizer_steps": 0}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_nucleus_samples_are_refused():
+    """Bug guarded: training on samples whose log-probs are not those of the policy."""
+    groups = sampled_groups(make_model("qwen2"), REWARDS)
+    sample = groups[0].refine_samples[0]
+    sample.completion = replace(sample.completion, top_p=0.9)
+    with pytest.raises(ValueError, match="top_p"):
+        select_samples(groups, config())
+
+
+def test_non_finite_steps_are_skipped_counted_and_then_an_error():
+    """Bug guarded: one NaN that turns all weights into NaN, or a run that skips for ever."""
+    model = make_model("qwen2")
+    settings = config(beta=0.0)
+    updater = Updater(model, None, settings)
+    groups = sampled_groups(model, REWARDS)
+    samples = select_samples(groups, settings)
+    before = copy.deepcopy(model.state_dict())
+    samples[0].advantage = float("nan")
+    for count in range(1, MAX_SKIPPED_IN_A_ROW):
+        assert updater.update(samples, groups, 0)["skipped_steps"] == 1
+        assert updater.skipped_in_a_row == count
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="not finite"):
+        updater.update(samples, groups, 0)
+    samples[0].advantage = 1.0
+    updater.update(samples, groups, 0)
+    assert updater.skipped_in_a_row == 0
+
+
+def test_kl_in_the_reward():
+    """Bug guarded: the penalty added twice (loss and reward), or with the wrong sign."""
+    settings = config(kl_estimator="k1-reward", beta=0.5)
+    model, reference = make_model("qwen2"), make_model("qwen2", seed=1)
+    groups = sampled_groups(model, REWARDS)
+    samples = select_samples(groups, settings)
+    Updater(model, reference, settings).update(samples, groups, 0)
+    for group, row in zip(groups, REWARDS, strict=True):
+        for sample, reward in zip(group.refine_samples, row, strict=True):
+            ids = torch.tensor([sample.prompt_ids + sample.completion.ids])
+            mask = torch.arange(ids.shape[1])[None] >= len(sample.prompt_ids)
+            ref, _ = token_logprobs(reference, ids, mask, temperature=0.9)
+            k1 = sum(sample.completion.logprobs) - ref.sum().item()
+            assert sample.reward == pytest.approx(reward - 0.5 * k1, abs=1e-7)
+
+
+def test_schedules():
+    """Bug guarded: a first step at learning rate 0, a decay that never ends or goes below 0."""
+    constant = [lr_factor(s, warmup_steps=4, total_steps=10, schedule="constant") for s in range(10)]
+    assert constant == [0.25, 0.5, 0.75] + [1.0] * 7
+    for schedule in ("linear", "cosine"):
+        factors = [lr_factor(s, warmup_steps=2, total_steps=10, schedule=schedule, decay_share=0.5) for s in range(11)]
+        assert factors[1:6] == [1.0] * 5
+        assert factors[5:] == sorted(factors[5:], reverse=True)
+        assert factors[10] == pytest.approx(0, abs=1e-12)
+
+
+def test_muon_orthogonalises():
+    """Bug guarded: an update whose singular values are those of the gradient."""
+    matrix = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    for shape in (matrix, matrix.T):
+        values = torch.linalg.svdvals(orthogonalise(shape, 5))
+        assert 0.6 < values.min() <= values.max() < 1.3
+    weight = torch.nn.Parameter(torch.zeros(24, 8))
+    optimizer = Muon([weight], lr=0.1)
+    (weight * matrix).sum().backward()
+    optimizer.step()
+    assert (weight * matrix).sum() < 0, "a step down the gradient"
