@@ -9,6 +9,9 @@ A checkpoint is written under another name, flushed to disk, and renamed; older 
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -40,7 +43,8 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    dcp.save(_state(updater, step), checkpoint_id=part / "state", no_dist=True)
+    with _single_process():
+        dcp.save(_state(updater, step), checkpoint_id=part / "state", no_dist=True)
     save_model(updater.policy, renderer.tokenizer, part, source=source)
     renderer.prompts.save(part)
     (part / MARKER).write_text(f"{step}\n")
@@ -65,7 +69,8 @@ def load_checkpoint(folder: Path, updater: Updater) -> int:
     if not (folder / MARKER).is_file():
         raise ValueError(f"{folder} is not a complete checkpoint")
     state = _state(updater, step=0)
-    dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
+    with _single_process():
+        dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
     set_state_dict(updater.policy, updater.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     updater.optimizer_steps, updater.skipped_in_a_row = state["optimizer_steps"], state["skipped_in_a_row"]
     return state["step"]
@@ -86,6 +91,14 @@ def _state(updater: Updater, step: int) -> dict:
         "optimizer_steps": updater.optimizer_steps,
         "skipped_in_a_row": updater.skipped_in_a_row,
     }
+
+
+@contextmanager
+def _single_process() -> Iterator[None]:
+    """One process is what is meant; torch need not warn that it assumes so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _flush(folder: Path) -> None:

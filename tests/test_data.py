@@ -16,7 +16,7 @@ from rl.setup import drop_long_prompts
 SHARED = ROOT.parent / "shared" / "data"
 needs_tokenizers = pytest.mark.skipif(
     not (SHARED / "tokenizers").is_dir(),
-    reason=f"no real tokenizers in {SHARED.relative_to(ROOT.parent)} beside the repository",
+    reason="no real tokenizers in ../shared/data/tokenizers",
 )
 
 
