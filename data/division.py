@@ -71,10 +71,11 @@ class Corpus:
     """
 
     plain_share: float = 0.45  # traces under the plain prompt, which never refine
-    noise_wrong: float = 0.12  # a wrong guess is lowered by one (mostly right then)
-    noise_right: float = 0.04  # a right guess is raised by one
+    noise_wrong: float = 0.03  # a wrong guess is lowered by one (mostly right then)
+    noise_right: float = 0.03  # a right guess is raised by one
     refine_wrong: float = 0.38  # a wrong trial is followed by a refinement
-    refine_right: float = 0.15  # a right trial is
+    refine_right: float = 0.15  # a right first trial is
+    refine_again: float = 0.05  # a right trial that is itself a refinement is
     step_towards: float = 0.75  # a refinement of a wrong trial moves one towards the quotient
     harm: float = 0.05  # a refinement of a right trial leaves it
 
@@ -88,12 +89,17 @@ class Corpus:
             guess += 1
         trial = _clamp(guess)
         think = _trial_text(trial, dividend, divisor)
-        for _ in range(MAX_REFINEMENTS if mode == "refine" else 0):
-            if rng.random() >= (self.refine_right if trial == quotient else self.refine_wrong):
+        for count in range(MAX_REFINEMENTS if mode == "refine" else 0):
+            if rng.random() >= self._refine_probability(trial == quotient, is_first=count == 0):
                 break
             trial = self._refine(rng, trial, quotient)
             think += f"<refine>{_trial_text(trial, dividend, divisor)}</refine>"
         return f"<think>{think}</think><answer>{trial}</answer>"
+
+    def _refine_probability(self, is_right: bool, is_first: bool) -> float:
+        if not is_right:
+            return self.refine_wrong
+        return self.refine_right if is_first else self.refine_again
 
     def _refine(self, rng: random.Random, trial: int, quotient: int) -> int:
         if trial == quotient:

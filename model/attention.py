@@ -24,31 +24,40 @@ class PackedAttention:
     """One row holds several sequences end to end; tokens attend causally within their own sequence.
 
     So linear layers, norms and the head run over real tokens alone. Attention itself uses the variable-length flash kernel on
-    CUDA in half precision; elsewhere it spreads the sequences out into a padded batch and gathers the result back (exact, any
-    dtype).
+    CUDA in half precision; elsewhere it lays the sequences out in a padded batch, several short ones to a row, and gathers the
+    result back (exact, any dtype).
 
     Args:
         lengths: tokens of each sequence, in order; their sum is T.
     """
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
-        self.lengths = lengths
         self.longest = max(lengths)
         lengths_B = torch.tensor(lengths)
         self.cu_seqlens = F.pad(lengths_B.cumsum(0), (1, 0)).to(device, torch.int32)
-        is_token_BT = torch.arange(self.longest) < lengths_B[:, None]
-        self.place_T = is_token_BT.flatten().nonzero()[:, 0].to(device)  # of each token in the padded batch
+        begins, self.rows = first_fit(lengths, self.longest)
+        sequence_T = torch.arange(len(lengths)).repeat_interleave(lengths_B)
+        within_T = torch.arange(len(sequence_T)) - self.cu_seqlens.cpu()[sequence_T]
+        self.place_T = (torch.tensor(begins)[sequence_T] + within_T).to(device)  # of each token in the padded batch
+        self.visible = None  # plain causal attention, where every row holds one sequence
+        if self.rows < len(lengths):
+            owner_RT = torch.full((self.rows * self.longest,), -1)
+            owner_RT[self.place_T.cpu()] = sequence_T
+            owner_RT = owner_RT.view(self.rows, self.longest)
+            self.visible = (owner_RT[:, :, None] == owner_RT[:, None, :]).tril()[:, None].to(device)
 
     def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         assert q_BTHD.shape[:2] == (1, len(self.place_T)), "packed input is one row of all sequences"
         if q_BTHD.is_cuda and q_BTHD.dtype in (torch.bfloat16, torch.float16):
             return self._flash(q_BTHD[0], k_BTKD[0], v_BTKD[0])[None]
-        out = CausalAttention().attend(layer, *(self._pad(x[0]) for x in (q_BTHD, k_BTKD, v_BTKD)))
-        return out.flatten(0, 1)[self.place_T][None]
+        q, k, v = (self._lay_out(x[0]).transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
+        causal = self.visible is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible, is_causal=causal, enable_gqa=True)
+        return out.transpose(1, 2).flatten(0, 1)[self.place_T][None]
 
-    def _pad(self, x_THD: Tensor) -> Tensor:
-        padded = x_THD.new_zeros(len(self.lengths) * self.longest, *x_THD.shape[1:])
-        return padded.index_copy(0, self.place_T, x_THD).unflatten(0, (len(self.lengths), self.longest))
+    def _lay_out(self, x_THD: Tensor) -> Tensor:
+        padded = x_THD.new_zeros(self.rows * self.longest, *x_THD.shape[1:])
+        return padded.index_copy(0, self.place_T, x_THD).unflatten(0, (self.rows, self.longest))
 
     def _flash(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -57,3 +66,19 @@ class PackedAttention:
         gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
         cu, longest = self.cu_seqlens, self.longest
         return varlen_attn(q_THD, k_TKD, v_TKD, cu, cu, longest, longest, window_size=(-1, 0), **gqa)
+
+
+def first_fit(lengths: list[int], row_length: int) -> tuple[list[int], int]:
+    """Place sequences into rows of equal length, longest first, each into the first row with room for it.
+
+    Returns:
+        Where each sequence begins in the rows laid end to end, and the number of rows.
+    """
+    begins, filled = [0] * len(lengths), []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, used in enumerate(filled) if used + lengths[index] <= row_length), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        begins[index] = row * row_length + filled[row]
+        filled[row] += lengths[index]
+    return begins, len(filled)

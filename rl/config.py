@@ -68,6 +68,7 @@ class Config:
     lr: float = option(1e-6, "learning rate of AdamW (paper: 1e-6)")
     warmup_steps: int = option(10, "steps of linear warm-up")
     lr_schedule: Literal["constant", "linear", "cosine"] = option("constant", "after warm-up; the others decay to 0")
+    lr_decay_share: float = option(1.0, "the decay takes this last part of all steps")
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.999, "AdamW")
     weight_decay: float = option(0.0, "AdamW")
@@ -75,7 +76,7 @@ class Config:
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
 
-    sft_steps: int = option(1400, "warm start of the embedded task's model, in steps")
+    sft_steps: int = option(2400, "warm start of the embedded task's model, in steps")
     sft_seed: int = option(0, "of the warm start: its weights and corpus; --seed varies the RL alone")
 
     @property
@@ -97,14 +98,17 @@ PRESETS: dict[str, dict] = {
     "default": {},
     "demo": {
         "questions_per_step": 16,
-        "steps": 160,
-        "save_every": 80,
-        "lr": 5e-4,
+        "steps": 200,
+        "save_every": 100,
+        "lr": 2e-4,
+        "lr_schedule": "linear",
+        "lr_decay_share": 0.5,
         "adam_beta2": 0.95,
         "warmup_steps": 5,
         "aggregation": "seq",
         "max_new_tokens": 40,
         "zeta": 0.3,
+        "plain_policy": "reference",
     },
     "paper": {
         "questions_per_step": 1,

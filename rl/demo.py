@@ -34,10 +34,10 @@ class WarmStart:
     layers: int = 3
     heads: int = 4
     batch_size: int = 64
-    matrix_lr: float = 0.04  # Muon
+    matrix_lr: float = 0.012  # Muon
     other_lr: float = 8e-3  # AdamW, on embedding and norms
     warmup_steps: int = 30
-    decay_share: float = 0.4
+    decay_share: float = 0.97
     max_grad_norm: float = 1.0
     corpus: Corpus = field(default_factory=Corpus)
 

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules. A schedule is a pure function of the step, so resuming needs no state."""
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
@@ -43,27 +44,34 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                buffer = state.setdefault("momentum", torch.zeros_like(weight))
-                buffer.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonalise(weight.grad.lerp(buffer, group["momentum"]), group["ns_steps"])  # Nesterov
-                scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+                if weight.grad is not None:
+                    by_shape[weight.shape].append(weight)
+            for (rows, columns), weights in by_shape.items():
+                scale = max(1.0, rows / columns) ** 0.5
+                directions = [self._direction(weight, group["momentum"]) for weight in weights]
+                updates = orthogonalise(torch.stack(directions), group["ns_steps"])  # equal shapes in one product
+                for weight, update in zip(weights, updates, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+
+    def _direction(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov momentum."""
+        buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        buffer.lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(buffer, momentum)
 
 
-def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
-    """Push all singular values of a matrix towards 1 by the quintic Newton-Schulz iteration."""
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """Push all singular values of each matrix of a stack towards 1, by the quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if is_tall else x
 
 
 def matrices_and_rest(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -54,7 +54,13 @@ class Updater:
             RuntimeError: several steps in a row had a loss or gradient that is not finite.
         """
         config = self.config
-        factor = lr_factor(step, warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=config.lr_schedule)
+        factor = lr_factor(
+            step,
+            warmup_steps=config.warmup_steps,
+            total_steps=config.steps,
+            schedule=config.lr_schedule,
+            decay_share=config.lr_decay_share,
+        )
         set_lr(self.optimizer, config.lr * factor)
         sums: dict[str, float] = defaultdict(float)
         gap = SamplerGap()

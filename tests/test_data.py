@@ -180,7 +180,7 @@ def test_corpus_writes_wellformed_traces_with_the_stated_habits():
             for trial in trials[:3]:
                 (right if trial.is_right else wrong).append(trial.refined)
     assert sum(wrong) / len(wrong) == pytest.approx(0.38, abs=0.04)
-    assert sum(right) / len(right) == pytest.approx(0.15, abs=0.03)
+    assert sum(right) / len(right) == pytest.approx(0.13, abs=0.03)
     assert sum(mode == "plain" for _, mode, _ in rows) / 6000 == pytest.approx(0.45, abs=0.03)
 
 

@@ -242,8 +242,10 @@ def test_muon_orthogonalises():
     """Bug guarded: an update whose singular values are those of the gradient."""
     matrix = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
     for shape in (matrix, matrix.T):
-        values = torch.linalg.svdvals(orthogonalise(shape, 5))
+        stack = orthogonalise(torch.stack((shape, 1e3 * shape.flip(0))), 5)
+        values = torch.linalg.svdvals(stack)
         assert 0.6 < values.min() <= values.max() < 1.3
+        torch.testing.assert_close(stack[1], stack[0].flip(0))
     weight = torch.nn.Parameter(torch.zeros(24, 8))
     optimizer = Muon([weight], lr=0.1)
     (weight * matrix).sum().backward()
