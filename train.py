@@ -26,12 +26,15 @@ from rl.records import Group
 from rl.setup import Session, one_line_errors, open_session
 from rl.weight_sync import sync_weights
 
+BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
+
 
 def train(session: Session) -> dict[str, float]:
     """Eq. 1: ascend E[R] by policy gradients, one rollout batch a step. Returns the metrics of the last step."""
     config, run, updater, rollout = session.config, session.run, session.updater, session.rollout
-    clock, watch, metrics = Clock(), SandbaggingWatch(), {}
-    bar = tqdm(range(session.first_step, config.steps), initial=session.first_step, total=config.steps, desc="PASR")
+    clock, watch, metrics = Clock(), SandbaggingWatch(config), {}
+    steps = range(session.first_step, config.steps)
+    bar = tqdm(steps, desc="PASR", initial=session.first_step, total=config.steps, bar_format=BAR_FORMAT)
     for step in bar:
         questions = session.stream.take(step, config.questions_per_step)
         with clock("rollout"):
@@ -54,7 +57,7 @@ def train(session: Session) -> dict[str, float]:
         if warning := watch.warning(metrics):
             bar.write(f"step {done}: {warning}")
         if config.eval_every and done % config.eval_every == 0 and done < config.steps:
-            evaluate_task(session, done)
+            bar.write(f"step {done}: {demo.one_line(evaluate_task(session, done).metrics)}")
         if done == config.steps or (config.save_every and done % config.save_every == 0):
             save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
     return metrics
@@ -62,9 +65,9 @@ def train(session: Session) -> dict[str, float]:
 
 def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
     bar.set_postfix_str(
-        f"reward {metrics['reward']:.2f}, plain {metrics.get('pasr/plain_accuracy', float('nan')):.2f}, "
-        f"refined {metrics['pasr/refined_accuracy']:.2f}, refining {metrics['pasr/refine_frac']:.0%}, "
-        f"{metrics['perf/rollout_tokens_per_s']:.0f} tok/s"
+        f"reward {metrics['reward']:.2f}, accuracy {metrics['pasr/refined_accuracy']:.2f} "
+        f"(plain {metrics.get('pasr/plain_accuracy', float('nan')):.2f}), "
+        f"refining {metrics['pasr/refine_frac']:.0%}, {metrics['perf/rollout_tokens_per_s']:.0f} tok/s"
     )
 
 

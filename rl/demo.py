@@ -168,6 +168,13 @@ def result_table(before: dict[str, float], after: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def one_line(metrics: dict[str, float]) -> str:
+    return (
+        f"held-out accuracy {metrics['greedy/refined_accuracy']:.3f} (plain {metrics['greedy/plain_accuracy']:.3f}), "
+        f"P(refine | wrong) {metrics['sampled/p_refine_wrong']:.2f}, P(refine | right) {metrics['sampled/p_refine_right']:.2f}"
+    )
+
+
 def example_answers(before: Evaluation, after: Evaluation, count: int = 3) -> str:
     """The greedy refine-prompt answers to the first questions that were answered wrong before and right after."""
     pairs = list(zip(before.answers["greedy/refine"], after.answers["greedy/refine"], strict=True))

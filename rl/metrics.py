@@ -85,15 +85,17 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
 class SandbaggingWatch:
     """Notices when plain answers get worse on their own: the baseline then falls, and refinements are paid for nothing.
 
-    Only refine-prompt responses are trained, so nothing holds the plain ones in place (--plain-policy reference does).
+    Only refine-prompt responses are trained, so nothing holds the plain ones in place. Under --plain-policy reference nothing
+    is paid for it, and there is nothing to watch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self.is_on = config.plain_policy == "current"
         self.first_accuracy: float | None = None
 
     def warning(self, metrics: dict[str, float]) -> str | None:
         """A line to print, if the plain answers of this step look sandbagged."""
-        if "pasr/plain_wellformed" not in metrics:
+        if not self.is_on or "pasr/plain_wellformed" not in metrics:
             return None
         accuracy, wellformed = metrics["pasr/plain_accuracy"], metrics["pasr/plain_wellformed"]
         if self.first_accuracy is None:
