@@ -38,7 +38,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_fp32(x)
-        return F.rms_norm(wide, wide.shape[-1:], eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normalised.to(x.dtype) * self.weight.to(x.dtype)
 
 
 def rope_angles(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,8 @@ def open_session(config: Config) -> Session | None:
     updater = Updater(policy, reference, config)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
     run.cut_back(first_step)
+    if config.resume != "never":
+        print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
     rollout = _make_rollout(config, renderer, policy, reference, list(stops), source)
     rollout.sampler.policy_version = updater.optimizer_steps

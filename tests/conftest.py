@@ -16,6 +16,10 @@ from model import ModelConfig, Transformer, save_model
 torch.set_num_threads(1)  # models this small run slower on two
 ROOT = Path(__file__).parent.parent
 FAMILIES = ("qwen2", "qwen3")
+SHARED = ROOT.parent / "shared" / "data"
+needs_tokenizers = pytest.mark.skipif(
+    not (SHARED / "tokenizers").is_dir(), reason="no real tokenizers in ../shared/data/tokenizers"
+)
 
 
 def make_config(family: str, **changes) -> ModelConfig:

@@ -6,11 +6,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_command, write_questions, write_task_folder
+import torch
+from conftest import ROOT, SHARED, make_model, needs_tokenizers, run_command, write_questions, write_task_folder
 from transformers import AutoModelForCausalLM
 
 import evaluate
+from data.prompts import load_tokenizer
+from model import load_model, save_model
 from rl.config import PRESETS, Config, parse_config
+from rl.setup import open_session
 from train import main
 
 DEMO = ("train.py", "--sft-steps", "60", "--eval-questions", "20", "--wandb", "off", "--questions-per-step", "3")
@@ -88,7 +92,7 @@ def test_resume_of_a_finished_and_of_a_changed_run(demo_run, runs, capsys):
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*again, "--run", "demo", "--lr", "1e-3"])
-    assert "--lr was 0.0005, is 0.001" in capsys.readouterr().out
+    assert "--lr was 0.0002, is 0.001" in capsys.readouterr().out
 
 
 def test_existing_run_is_not_overwritten(demo_run, runs, capsys):
@@ -132,6 +136,40 @@ def test_any_model_folder_and_data_file(tmp_path, family, extra):
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
+    """Bug guarded: 14 GiB for a reference that nothing asks."""
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    loads = []
+    monkeypatch.setattr("rl.setup.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
+    arguments = ["--model", str(folder), "--data", str(data), "--runs-dir", str(tmp_path)]
+    for beta, plain_policy, count in (("0", "current", 1), ("0.04", "current", 2), ("0", "reference", 2)):
+        loads.clear()
+        session = open_session(
+            parse_config([*arguments, "--beta", beta, "--plain-policy", plain_policy, "--run", f"{beta}{count}"])
+        )
+        assert len(loads) == count
+        assert (session.updater.reference is None) == (count == 1)
+
+
+@needs_tokenizers
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "tokenizer"), [("qwen2", "qwen2.5"), ("qwen3", "qwen3")])
+def test_real_vocabulary_and_questions(tmp_path, capsys, family, tokenizer):
+    """Bug guarded: what only shows with 151,936 tokens, a real chat template and GSM8K rows."""
+    model = make_model(family, torch.float32, vocab_size=151_936, hidden_size=32, num_hidden_layers=1)
+    save_model(model, load_tokenizer(SHARED / "tokenizers" / tokenizer), tmp_path / "model")
+    arguments = [
+        "--model", str(tmp_path / "model"), "--data", str(SHARED / "open_qa" / "gsm8k_train_1500.jsonl"), "--judge", "rules",
+        "--steps", "2", "--group-size", "4", "--num-plain", "2", "--max-new-tokens", "8", "--questions-per-step", "2",
+        "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "<|im_start|>assistant" in said
+    assert "151645 '<|im_end|>' (" in said
+    assert (tmp_path / "r/checkpoints/step_000002/model.safetensors").exists()
 
 
 def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:

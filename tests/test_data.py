@@ -5,19 +5,13 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_task_folder
+from conftest import SHARED, needs_tokenizers, write_task_folder
 
 from data.division import Corpus, all_questions, build_tokenizer, estimate, is_held_out, load_split, read_trials
 from data.examples import ExampleStream, load_examples
 from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer, stop_ids
 from rewards.format import format_reward, parse_response
 from rl.setup import drop_long_prompts
-
-SHARED = ROOT.parent / "shared" / "data"
-needs_tokenizers = pytest.mark.skipif(
-    not (SHARED / "tokenizers").is_dir(),
-    reason="no real tokenizers in ../shared/data/tokenizers",
-)
 
 
 def write(path: Path, text: str) -> Path:
