@@ -17,7 +17,7 @@ from rl.checkpoint import newest_model
 from rl.distributed import pick_device
 from rl.records import Completion, Request
 from rl.sampler import Sampler
-from rl.setup import compute_dtype, one_line_errors
+from rl.setup import check_vocabulary, compute_dtype, one_line_errors
 
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
 
@@ -47,6 +47,7 @@ class Asker:
         self.stop_ids = list(stop_ids(folder, tokenizer))
         device = pick_device(arguments.device)
         self.model = load_model(folder, dtype=compute_dtype(device), device=device)
+        check_vocabulary(tokenizer, self.model)
 
     def answer(self, question: str, mode: str) -> Completion:
         given = self.arguments

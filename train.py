@@ -10,6 +10,8 @@
 import sys
 import time
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -24,43 +26,55 @@ from rl.evaluation import Evaluation, evaluate_division
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
 from rl.setup import Session, one_line_errors, open_session
+from rl.signals import StopSignals
 from rl.weight_sync import sync_weights
 
-BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
+BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
 
 
-def train(session: Session) -> dict[str, float]:
-    """Eq. 1: ascend E[R] by policy gradients, one rollout batch a step. Returns the metrics of the last step."""
+def train(session: Session) -> bool:
+    """Eq. 1: ascend E[R] by policy gradients, one rollout batch a step. False if a signal stopped it before the last."""
     config, run, updater, rollout = session.config, session.run, session.updater, session.rollout
-    clock, watch, metrics = Clock(), SandbaggingWatch(config), {}
+    clock, watch = Clock(), SandbaggingWatch(config, run.read_metrics())
     steps = range(session.first_step, config.steps)
     bar = tqdm(steps, desc="PASR", initial=session.first_step, total=config.steps, bar_format=BAR_FORMAT)
-    for step in bar:
-        questions = session.stream.take(step, config.questions_per_step)
-        with clock("rollout"):
-            groups = rollout.collect(questions, step)  # y', y ~ pi; Eq. 4-7: format, accuracy, refinement, total reward
-        with clock("update"):
-            samples = select_samples(groups, config)  # Eq. 2: advantages
-            update = updater.update(samples, groups, step)  # Eq. 3: clipped objective with KL
-        with clock("sync"):
-            sync_weights(session.policy, rollout.sampler.model)
-            rollout.sampler.policy_version = updater.optimizer_steps
+    with StopSignals() as stop:
+        for step in bar:
+            questions = session.stream.take(step, config.questions_per_step)
+            with clock("rollout"):
+                groups = rollout.collect(questions, step)  # y', y ~ pi; Eq. 4-7: format, accuracy, refinement, total reward
+            with clock("update"):
+                samples = select_samples(groups, config)  # Eq. 2: advantages
+                update = updater.update(samples, groups, step)  # Eq. 3: clipped objective with KL
+            with clock("sync"):
+                sync_weights(session.policy, rollout.sampler.model)
+                rollout.sampler.policy_version = updater.optimizer_steps
 
-        done = step + 1
-        metrics = rollout_metrics(groups, rollout.judge, config) | update
-        metrics |= clock.metrics(metrics["num_tokens"], update.get("trained_tokens", 0))
-        run.log(done, metrics)
-        run.log_rollouts(done, groups)
-        show_progress(bar, metrics)
-        if not samples:
-            bar.write(f"step {done}: nothing to train on ({dropped_reasons(groups)}); no optimizer step, going on")
-        if warning := watch.warning(metrics):
-            bar.write(f"step {done}: {warning}")
-        if config.eval_every and done % config.eval_every == 0 and done < config.steps:
-            bar.write(f"step {done}: {demo.one_line(evaluate_task(session, done).metrics)}")
-        if done == config.steps or (config.save_every and done % config.save_every == 0):
-            save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
-    return metrics
+            done = step + 1
+            metrics = rollout_metrics(groups, rollout.judge, config) | update
+            metrics["baseline/sampled"] = rollout.baselines_sampled
+            metrics |= clock.metrics(metrics["num_tokens"], update.get("trained_tokens", 0))
+            run.log(done, metrics)
+            run.log_rollouts(done, groups)
+            show_progress(bar, metrics)
+            if not samples:
+                bar.write(f"step {done}: nothing to train on ({dropped_reasons(groups)}); no optimizer step, going on")
+            if warning := watch.warning(metrics):
+                bar.write(f"step {done}: {warning}")
+            if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+                bar.write(f"step {done}: {demo.one_line(evaluate_task(session, done).metrics)}")
+            is_due = config.save_every and done % config.save_every == 0
+            if is_due or stop.received or done == config.steps:
+                save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
+            if stop.received and done < config.steps:
+                bar.close()
+                print(f"stopped by {stop.received} after step {done}; go on with the same flags and {how_to_resume(run.path)}")
+                return False
+    return True
+
+
+def how_to_resume(run: Path) -> str:
+    return f"--runs-dir {run.parent} --run {run.name} --resume auto"
 
 
 def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
@@ -87,17 +101,23 @@ def evaluate_task(session: Session, step: int) -> Evaluation:
     return result
 
 
-def run_demo(session: Session) -> dict:
-    """Train on the embedded task, evaluate before and after, and say in words what changed."""
+def run_demo(session: Session) -> dict | None:
+    """Train on the embedded task, evaluate before and after, and say in words what changed. None if stopped by a signal."""
     before = evaluate_task(session, 0)
     for problem in demo.warm_start_problems(before.metrics):
         print(f"warning: the warm-started model is not ready for RL: {problem}")
-    train(session)
+    if not train(session):
+        return None
     after = evaluate_task(session, session.config.steps)
     print(f"\n{demo.result_table(before.metrics, after.metrics)}\n\n{demo.example_answers(before, after)}\n")
     for problem in demo.end_problems(before.metrics, after.metrics):
         print(f"warning: {problem}")
     return {"before": before.metrics, "after": after.metrics}
+
+
+def run_real(session: Session) -> dict | None:
+    """Train on the user's questions. None if stopped by a signal."""
+    return {"last": session.run.read_metrics()[-1]} if train(session) else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,13 +128,15 @@ def main(argv: list[str] | None = None) -> int:
     if session is None:
         print(f"{config.runs_dir}/{config.run} is finished; nothing to do")
         return 0
-    session.run.start_wandb(config)
-    print(f"run folder: {session.run.path}")
-    print("a GRPO loss near 0 is expected: the advantages of a group add up to 0. Watch the reward")
-    result = run_demo(session) if config.model is None else {"last": train(session)}
-    times = {"wall_s": round(time.perf_counter() - begin, 1), "cpu_s": round(time.process_time() - begin_cpu, 1)}
-    session.run.finish({"steps": config.steps} | times | result)
-    print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {session.run.path}")
+    with closing(session.run) as run:
+        run.start_wandb(config)
+        print(f"run folder: {run.path}")
+        print("a GRPO loss near 0 is expected: the advantages of a group add up to 0. Watch the reward")
+        result = run_demo(session) if config.model is None else run_real(session)
+        if result is not None:
+            times = {"wall_s": time.perf_counter() - begin, "cpu_s": time.process_time() - begin_cpu}
+            run.finish({"steps": config.steps} | {name: round(value, 1) for name, value in times.items()} | result)
+            print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {run.path}")
     return 0
 
 

@@ -21,11 +21,8 @@ from model.transformer import Transformer
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-HUB_FILES = [
-    "config.json",
+COPIED_FILES = [
     "generation_config.json",
-    "*.safetensors",
-    INDEX_FILE,
     "tokenizer*",
     "vocab.json",
     "merges.txt",
@@ -33,6 +30,7 @@ HUB_FILES = [
     "added_tokens.json",
     "chat_template.jinja",
 ]
+HUB_FILES = ["config.json", "*.safetensors", INDEX_FILE, *COPIED_FILES]
 
 
 def resolve_checkpoint(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
@@ -146,6 +144,16 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype that a checkpoint's configuration says its weights are in; float32 if it says nothing."""
+    config = read_json(folder / "config.json")
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{folder / 'config.json'}: dtype {name!r} is not a dtype of torch")
+    return dtype
+
+
 @torch.no_grad()
 def save_model(
     model: Transformer,
@@ -160,11 +168,11 @@ def save_model(
 
     Args:
         model: the model; a tied head is not written twice.
-        tokenizer: a transformers tokenizer, or None to write weights and configuration only.
+        tokenizer: a transformers tokenizer, or None to write weights and configuration only. Written only without `source`.
         path: the folder; made if absent.
         dtype: dtype of the stored weights; default the model's own.
-        source: folder the model came from: its generation_config.json and the fields of its config.json that this code base
-            does not read (token ids, for example) are carried over.
+        source: folder the model came from: its tokenizer, chat template and generation_config.json are copied as they are,
+            and fields of its config.json that this code base does not read (token ids, for example) are carried over.
         shard_bytes: largest size of one weight file.
     """
     path = Path(path)
@@ -175,12 +183,14 @@ def save_model(
     config = model.config.to_hf(str(dtype).removeprefix("torch."))
     if tokenizer is not None:
         config |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        tokenizer.save_pretrained(path)
     if source is not None:
         kept = read_json(source / "config.json")
         config = kept | {name: value for name, value in config.items() if not name.endswith("token_id") or name not in kept}
-        if (source / "generation_config.json").is_file():
-            shutil.copyfile(source / "generation_config.json", path / "generation_config.json")
+        for pattern in COPIED_FILES:
+            for file in source.glob(pattern):
+                shutil.copyfile(file, path / file.name)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(path)
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

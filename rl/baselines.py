@@ -32,13 +32,13 @@ class BaselineCache:
     def get(self, question: str, reference: str) -> list[float | None] | None:
         return self._scores.get(_digest([question, reference]))
 
-    def put(self, question: str, reference: str, scores: list[float | None]) -> None:
-        """Keep the scores of a question. Failed ones (None) are not written to disk: another run may have more luck."""
-        key = _digest([question, reference])
+    def put(self, question: str, reference: str, answers: list[tuple[str, float | None]]) -> None:
+        """Keep the (text, score) pairs of a question; a failed score (None) keeps it off the disk, to be tried again."""
+        key, scores = _digest([question, reference]), [score for _, score in answers]
         self._scores[key] = scores
         if None not in scores:
             with jsonlines.open(self.path, mode="a") as file:
-                file.write({"key": key, "scores": scores})
+                file.write({"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]})
 
 
 def _whole_lines(path: Path) -> list[dict]:

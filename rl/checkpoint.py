@@ -2,23 +2,28 @@
 
     checkpoints/step_000100/            config.json, *.safetensors, tokenizer, prompts.json: load it like any model
     checkpoints/step_000100/state/      weights, optimizer and counters (torch.distributed.checkpoint)
-    checkpoints/step_000100/COMPLETE    written last; a folder without it is not a checkpoint
+    checkpoints/step_000100/COMPLETE    sizes of all files, written last; a folder without it is not a checkpoint
 
-A checkpoint is written under another name, flushed to disk, and renamed; older ones are deleted only after that.
+A checkpoint is written under another name, flushed to disk, marked and renamed; older ones are deleted only after that. So a
+kill or a full disk at any moment costs at most the checkpoint that was being written.
 """
 
+import json
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from data.prompts import PromptRenderer
-from model.checkpoint import save_model
+from model.checkpoint import save_model, stored_dtype
+from rl.safe_state import SafePlanner, SafeReader
 from rl.update import Updater
 
 MARKER = "COMPLETE"
@@ -28,28 +33,60 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:06d}"
 
 
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. A marked one lists its files; each must have the size it was written with."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it was never completed"
+    for name, size in sizes.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
 def complete_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(folder for folder in (run / "checkpoints").glob("step_*") if (folder / MARKER).is_file())
+    """The undamaged checkpoints of a run, oldest first."""
+    return [folder for folder in sorted((run / "checkpoints").glob("step_*")) if not damage(folder)]
+
+
+def damaged_checkpoints(run: Path) -> list[str]:
+    """A line for each checkpoint of a run that cannot be used."""
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    return [f"ignoring {folder}: {problem}" for folder in folders if (problem := damage(folder))]
 
 
 def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRenderer, source: Path, keep: int) -> Path:
     """Save after `step` steps, then delete all but the newest `keep` checkpoints.
 
     Args:
-        source: the folder the policy was loaded from; its configuration files travel along.
+        source: the folder the policy was loaded from: its configuration and tokenizer travel along, and the weights are
+            exported in the dtype it stores them in.
+
+    Raises:
+        OSError: the checkpoint could not be written; the earlier ones are untouched.
     """
     target = checkpoint_folder(run, step)
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with _single_process():
-        dcp.save(_state(updater, step), checkpoint_id=part / "state", no_dist=True)
-    save_model(updater.policy, renderer.tokenizer, part, source=source)
-    renderer.prompts.save(part)
-    (part / MARKER).write_text(f"{step}\n")
-    _flush(part)
-    shutil.rmtree(target, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        with _single_process():
+            dcp.save(_state(updater, step), checkpoint_id=part / "state", no_dist=True)
+        save_model(updater.policy, renderer.tokenizer, part, dtype=stored_dtype(source), source=source)
+        renderer.prompts.save(part)
+        _mark(part, step)
+        _flush(part)
+    except Exception as error:  # whatever torch or safetensors make of a full disk
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {target}: {error}. Earlier checkpoints are untouched; "
+            "make room and go on with --resume auto"
+        ) from error
+    shutil.rmtree(target, ignore_errors=True)  # an incomplete one of the same step
     part.rename(target)
     _flush(target.parent)
     for old in complete_checkpoints(run)[:-keep]:
@@ -58,19 +95,25 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
 
 
 def load_checkpoint(folder: Path, updater: Updater) -> int:
-    """Restore weights, optimizer and counters in place.
+    """Restore weights, optimizer and counters in place. Executes nothing from the files.
 
     Returns:
         The number of steps done.
 
     Raises:
-        ValueError: not a complete checkpoint.
+        ValueError: the state is damaged, holds values that are not finite, or belongs to another model.
     """
-    if not (folder / MARKER).is_file():
-        raise ValueError(f"{folder} is not a complete checkpoint")
     state = _state(updater, step=0)
-    with _single_process():
-        dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
+    try:
+        with _single_process():
+            reader = SafeReader(folder / "state")
+            dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=True)
+    except (dcp.CheckpointException, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{folder} cannot be read, or belongs to another model: {reason}") from error
+    for name, tensor in state["model"].items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
     set_state_dict(updater.policy, updater.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     updater.optimizer_steps, updater.skipped_in_a_row = state["optimizer_steps"], state["skipped_in_a_row"]
     return state["step"]
@@ -91,6 +134,12 @@ def _state(updater: Updater, step: int) -> dict:
         "optimizer_steps": updater.optimizer_steps,
         "skipped_in_a_row": updater.skipped_in_a_row,
     }
+
+
+def _mark(folder: Path, step: int) -> None:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MARKER]
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    (folder / MARKER).write_text(json.dumps({"step": step, "files": sizes}, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -137,7 +137,10 @@ def end_problems(before: dict[str, float], after: dict[str, float]) -> list[str]
     if after["sampled/refine_rate"] < MIN_REFINE_RATE:
         problems.append(f"refinement collapsed: only {after['sampled/refine_rate']:.0%} of the sampled answers refine")
     if after["sampled/plain_wellformed"] < 0.9:
-        problems.append(f"plain answers fell apart: {after['sampled/plain_wellformed']:.0%} are well formed")
+        problems.append(
+            f"the plain mode drifted: {after['sampled/plain_wellformed']:.0%} of its answers are well formed, "
+            f"{after['sampled/plain_leak']:.0%} refine (accuracy {after['sampled/plain_accuracy']:.2f})"
+        )
     if after["sampled/plain_accuracy"] < before["sampled/plain_accuracy"] - 0.1:
         problems.append(f"plain accuracy fell to {after['sampled/plain_accuracy']:.2f}: was the baseline sandbagged?")
     return problems

@@ -89,9 +89,9 @@ class SandbaggingWatch:
     is paid for it, and there is nothing to watch.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, metrics_so_far: list[dict[str, float]]) -> None:
         self.is_on = config.plain_policy == "current"
-        self.first_accuracy: float | None = None
+        self.first_accuracy = metrics_so_far[0].get("pasr/plain_accuracy") if metrics_so_far else None
 
     def warning(self, metrics: dict[str, float]) -> str | None:
         """A line to print, if the plain answers of this step look sandbagged."""

@@ -34,6 +34,7 @@ class Rollout:
         sampler: draws from the current policy.
         reference_sampler: draws plain answers from the initial policy, for --plain-policy reference; else None.
         baselines: r̄ of questions already answered by the reference; None without a reference sampler.
+        judge, baselines_sampled: of the last rollout: its judge calls, and how many r̄ had to be sampled.
     """
 
     config: Config
@@ -43,10 +44,10 @@ class Rollout:
     reference_sampler: Sampler | None = None
     baselines: BaselineCache | None = None
     judge: JudgeStats = field(default_factory=JudgeStats)
+    baselines_sampled: int = 0
 
     def collect(self, examples: list[Example], step: int) -> list[Group]:
         """Sample, judge and reward every question of a step; a pure function of weights, questions and (seed, step)."""
-        self.judge = JudgeStats()
         groups = [Group(e.id, e.question, e.reference) for e in examples]
         own_plain = self.config.plain_samples if self.reference_sampler is None else 0
         requests = [self._request(g, "refine", self.config.group_size, step, n) for n, g in enumerate(groups)]
@@ -58,7 +59,7 @@ class Rollout:
             if own_plain:
                 at = len(groups) + n
                 group.plain_samples = self._samples(requests[at], completions[at], "plain")
-        self._judge(groups)
+        self.judge = self._judge(groups)
         for group in groups:
             group.baseline = baseline_accuracy([sample.accuracy for sample in group.plain_samples])
         if self.reference_sampler is not None:
@@ -78,37 +79,42 @@ class Rollout:
     def _samples(self, request: Request, completions: list[Completion], mode: str) -> list[Sample]:
         return [Sample(request.prompt_ids, c, self.renderer.decode(c.text_ids), mode) for c in completions]
 
-    def _judge(self, groups: list[Group]) -> None:
+    def _judge(self, groups: list[Group]) -> JudgeStats:
         """Eq. 5 for every sample. An answer that is empty scores 0 without a call."""
-        pairs = [(group, sample) for group in groups for sample in group.refine_samples + group.plain_samples]
-        asked, items = [], []
-        for group, sample in pairs:
+        stats, asked, items = JudgeStats(), [], []
+        for group, sample in [(g, s) for g in groups for s in g.refine_samples + g.plain_samples]:
             answer = judged_text(sample, self.config.judge_sees)
             if not answer:
                 sample.accuracy = 0.0
-                self.judge.empty += 1
+                stats.empty += 1
                 continue
             asked.append(sample)
             items.append(Judgement(group.question, group.reference, answer))
         for sample, score in zip(asked, self.scorer.score(items), strict=True):
             sample.accuracy = score
-            self.judge.calls += 1
-            self.judge.failed += score is None
+            stats.calls += 1
+            stats.failed += score is None
+        return stats
 
     def _take_reference_baselines(self, groups: list[Group]) -> None:
-        """r̄ from the initial policy: looked up, or sampled and judged once and kept on disk."""
+        """r̄ from the initial policy: looked up, or sampled and judged once and kept on disk.
+
+        These answers are not the policy's: they are kept with the scores, and count in no metric but r̄ and `baseline/sampled`,
+        so that a run's metrics do not depend on which questions were in the cache.
+        """
         missing = [group for group in groups if self.baselines.get(group.question, group.reference) is None]
-        unique = list({(g.question, g.reference): g for g in missing}.values())
+        unique = list({(g.question, g.reference): Group(g.example_id, g.question, g.reference) for g in missing}.values())
         requests = [self._prompted(g.question, "plain", self.config.plain_samples, ("reference", g.question)) for g in unique]
         completions = self.reference_sampler.generate(requests)
         for group, request, drawn in zip(unique, requests, completions, strict=True):
             group.plain_samples = self._samples(request, drawn, "plain")
-        self._judge([Group(g.example_id, g.question, g.reference, plain_samples=g.plain_samples) for g in unique])
+        self._judge(unique)
         for group in unique:
-            scores = [sample.accuracy for sample in group.plain_samples]
-            self.baselines.put(group.question, group.reference, scores)
+            answers = [(sample.text, sample.accuracy) for sample in group.plain_samples]
+            self.baselines.put(group.question, group.reference, answers)
+        self.baselines_sampled = len(unique)
         for group in groups:
-            group.baseline = baseline_accuracy(self.baselines.get(group.question, group.reference) or [])
+            group.baseline = baseline_accuracy(self.baselines.get(group.question, group.reference))
 
 
 def judged_text(sample: Sample, judge_sees: str) -> str:

@@ -3,6 +3,7 @@
 Everything is on disk whether or not wandb is; wandb gets the same numbers under the same names.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -47,20 +48,29 @@ class RunFolder:
 
     def __init__(self, config: Config, *, resuming: bool) -> None:
         self.path = Path(config.runs_dir) / (config.run or default_run_name(config))
-        if self.path.exists() and not resuming:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(exist_ok=resuming)
+            (self.path / "rollouts").mkdir(exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")  # held until the process ends
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileExistsError as error:
             raise ValueError(
                 f"{self.path} exists: continue it with --resume auto, or choose another --run name; nothing was changed"
-            )
-        try:
-            (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
+            ) from error
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --run name") from error
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}. Choose a writable --runs-dir") from error
-        if not os.access(self.path, os.W_OK):
-            raise ValueError(f"cannot write to {self.path}: it is read-only. Choose a writable --runs-dir")
         self.metrics_file = self.path / "metrics.jsonl"
         self._wandb = None
-        if not (self.path / "config.json").exists():
-            self._write_json("config.json", {"config": asdict(config), "git": git_hash(), "versions": versions()})
+        self._write_json("config.json", {"config": asdict(config), "git": git_hash(), "versions": versions()})
+
+    def close(self) -> None:
+        """Close the mirror and let other processes write to the folder."""
+        if self._wandb is not None:
+            self._wandb.finish()
+        self._lock.close()
 
     def start_wandb(self, config: Config) -> None:
         """Open the mirror. Never asks for anything: without a key it records offline and says so."""
@@ -99,30 +109,46 @@ class RunFolder:
                 for sample in group.refine_samples + group.plain_samples:
                     file.write(rollout_record(group, sample))
 
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The metrics of every step so far."""
+        if not self.metrics_file.exists():
+            return []
+        with jsonlines.open(self.metrics_file) as rows:
+            return list(rows)
+
     def cut_back(self, step: int) -> None:
         """Forget what was logged after `step`: the run goes on from there."""
         if self.metrics_file.exists():
             lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]  # what has no newline was cut off
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        for file in (self.path / "rollouts").glob("step_*.jsonl"):
+            kept = [line + "\n" for number, line in enumerate(lines, start=1) if self._step_of(line, number) <= step]
+            write_whole(self.metrics_file, "".join(kept))
+        for file in [*self.path.glob("rollouts/step_*.jsonl"), *self.path.glob("eval/step_*.json")]:
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
 
+    def _step_of(self, line: str, number: int) -> int:
+        try:
+            return json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.metrics_file}, line {number} is not a metrics record; mend or remove it") from error
+
     def finish(self, summary: dict) -> None:
-        """Write summary.json, the mark of a finished run, and close the mirror."""
+        """Write summary.json, the mark of a finished run."""
         self._write_json("summary.json", summary)
-        if self._wandb is not None:
-            self._wandb.finish()
 
     @property
     def is_finished(self) -> bool:
         return (self.path / "summary.json").exists()
 
     def _write_json(self, name: str, content: dict) -> None:
-        part = self.path / f"{name}.part"
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.rename(self.path / name)
+        write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new one, never a part."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def rollout_record(group: Group, sample: Sample) -> dict:

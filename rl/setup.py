@@ -12,12 +12,13 @@ from data.division import load_split
 from data.examples import Example, ExampleStream, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
 from model import Transformer, load_model
-from model.checkpoint import resolve_checkpoint
+from model.checkpoint import resolve_checkpoint, stored_dtype
 from rewards.judge import RuleScorer
 from rl.baselines import BaselineCache
-from rl.checkpoint import complete_checkpoints, load_checkpoint
+from rl.checkpoint import complete_checkpoints, damage, damaged_checkpoints, load_checkpoint
 from rl.config import Config, to_flag
 from rl.demo import warm_started_model
+from rl.disk import check_disk
 from rl.distributed import pick_device, refuse_many_processes
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
@@ -73,12 +74,18 @@ def open_session(config: Config) -> Session | None:
         ValueError, OSError: something the user has to change; nothing of an earlier run has been touched.
     """
     refuse_many_processes()
-    device = pick_device(config.device)
     config, checkpoint = _find_checkpoint(config)
     examples = load_examples(config.data) if config.data else load_split(held_out=False)
     run = RunFolder(config, resuming=config.resume != "never")
-    if run.is_finished:
-        return None
+    try:
+        return None if run.is_finished else _assemble(config, run, examples, checkpoint)
+    except BaseException:
+        run.close()
+        raise
+
+
+def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoint: Path | None) -> Session:
+    device = pick_device(config.device)
     source = resolve_checkpoint(config.model, config.revision) if config.model else warm_started_model(config)
     tokenizer = load_tokenizer(source)
     renderer = PromptRenderer(tokenizer, load_prompts(config.prompts, source), plain_thinking=config.plain_thinking == "on")
@@ -87,6 +94,10 @@ def open_session(config: Config) -> Session | None:
     print(describe_prompt(examples[0], renderer, stops))
 
     policy = _load(source, device, trainable=True)
+    check_vocabulary(tokenizer, policy)
+    existing = len(complete_checkpoints(run.path))
+    parameters, export_bytes = sum(p.numel() for p in policy.parameters()), stored_dtype(source).itemsize
+    print(check_disk(run.path, parameters, export_bytes, keep=config.keep, existing=existing))
     policy.activation_checkpointing = config.activation_checkpointing
     reference = _load(source, device, trainable=False) if config.needs_reference else None
     updater = Updater(policy, reference, config)
@@ -108,12 +119,15 @@ def _find_checkpoint(config: Config) -> tuple[Config, Path | None]:
     if config.resume == "auto":
         if config.run is None:
             raise ValueError("--resume auto needs --run NAME: which run is to be continued?")
-        checkpoints = complete_checkpoints(Path(config.runs_dir) / config.run)
-        checkpoint = checkpoints[-1] if checkpoints else None
+        run = Path(config.runs_dir) / config.run
+        for line in damaged_checkpoints(run):
+            print(line)
+        checkpoint = next(reversed(complete_checkpoints(run)), None)
     else:
         checkpoint = Path(config.resume)
-        if checkpoint.parent.name != "checkpoints" or checkpoint not in complete_checkpoints(checkpoint.parent.parent):
-            raise ValueError(f"--resume {config.resume}: no complete checkpoint there (runs/NAME/checkpoints/step_NNNNNN)")
+        if checkpoint.parent.name != "checkpoints" or (problem := damage(checkpoint)):
+            reason = problem if checkpoint.parent.name == "checkpoints" else "expected runs/NAME/checkpoints/step_NNNNNN"
+            raise ValueError(f"--resume {config.resume} is no complete checkpoint: {reason}")
         run = checkpoint.parent.parent
         config = replace(config, run=run.name, runs_dir=str(run.parent))
     if checkpoint is not None and not config.resume_with_changes:
@@ -140,6 +154,17 @@ def _load(source: Path, device: torch.device, *, trainable: bool) -> Transformer
     model = load_model(source, dtype=torch.float32 if trainable else compute, device=device)
     model.compute_dtype = compute
     return model.requires_grad_(trainable)
+
+
+def check_vocabulary(tokenizer, model: Transformer) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for. The reverse is usual: embeddings are padded.
+
+    Raises:
+        ValueError: some ids have no row.
+    """
+    rows = model.config.vocab_size
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows: another model's?")
 
 
 def _make_rollout(

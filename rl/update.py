@@ -64,14 +64,13 @@ class Updater:
         set_lr(self.optimizer, config.lr * factor)
         sums: dict[str, float] = defaultdict(float)
         gap = SamplerGap()
-        if samples:
-            minibatches = make_minibatches(samples, config, step, self.policy.device)
-            self._score_old_and_reference(minibatches, gap)
-            if config.kl_estimator == "k1-reward":
-                penalise_rewards(minibatches, groups, config)
-            for _ in range(config.epochs_per_batch):
-                for micro_batches in minibatches:
-                    self._optimizer_step(micro_batches, sums, gap)
+        minibatches = make_minibatches(samples, config, step, self.policy.device)  # none without samples
+        self._score_old_and_reference(minibatches, gap)
+        if config.kl_estimator == "k1-reward":
+            penalise_rewards(minibatches, groups, config)
+        for _ in range(config.epochs_per_batch):
+            for micro_batches in minibatches:
+                self._optimizer_step(micro_batches, sums, gap)
         metrics = {"learning_rate": config.lr * factor, "optimizer_steps": self.optimizer_steps}
         return metrics | _averages(sums) | gap.metrics()
 

@@ -83,3 +83,12 @@ def write_questions(path: Path, count: int = 6) -> Path:
     rows = [{"question": e.question, "answer": e.reference} for e in load_split(held_out=True)[:count]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def lines_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def without_costs(rows: list[dict]) -> list[dict]:
+    """Metrics but for times, and for how many baselines were not yet in the cache."""
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "step_time", "baseline/"))} for row in rows]

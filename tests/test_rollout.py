@@ -161,13 +161,15 @@ def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
 def test_sandbagging_is_noticed():
     """Bug guarded: plain answers that fall apart while the reward looks better than ever."""
     good = {"pasr/plain_wellformed": 1.0, "pasr/plain_accuracy": 0.6}
-    watch = SandbaggingWatch(config(plain_policy="current"))
+    watch = SandbaggingWatch(config(plain_policy="current"), [])
     assert watch.warning(good) is None
     assert watch.warning({**good, "pasr/plain_accuracy": 0.51}) is None
     assert "fell from 0.60 to 0.49" in watch.warning({**good, "pasr/plain_accuracy": 0.49})
     assert "well formed" in watch.warning({**good, "pasr/plain_wellformed": 0.89})
     assert watch.warning({"reward": 1.0}) is None
-    assert SandbaggingWatch(config(plain_policy="reference")).warning({**good, "pasr/plain_wellformed": 0.1}) is None
+    resumed = SandbaggingWatch(config(plain_policy="current"), [{"pasr/plain_accuracy": 0.7}, good])
+    assert "fell from 0.70" in resumed.warning({**good, "pasr/plain_accuracy": 0.5}), "measured from the start of the run"
+    assert SandbaggingWatch(config(plain_policy="reference"), []).warning({**good, "pasr/plain_wellformed": 0.1}) is None
 
 
 def test_weights_reach_the_sampler():

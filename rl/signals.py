@@ -1,0 +1,32 @@
+"""Stop signals: the step in progress is finished and saved; a second signal leaves at once."""
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a scheduler's end, Ctrl-C, SLURM's warning before the time limit
+
+
+class StopSignals:
+    """Context in which a stop signal is noted instead of obeyed.
+
+    Attributes:
+        received: name of the signal that asked to stop, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise SystemExit(128 + number)
+        self.received = signal.Signals(number).name
+        print(f"\n{self.received}: finishing this step and saving; once more to leave at once", flush=True)
