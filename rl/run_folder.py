@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import time
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
@@ -82,17 +83,23 @@ class RunFolder:
         if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
             print("wandb: no API key is set, so this run is recorded offline; upload it later with `wandb sync`")
             mode = "offline"
-        name = self.path.name
         self._wandb = wandb.init(
             project="pasr",
-            name=name,
-            id=name,
+            name=self.path.name,
+            id=self._wandb_id(),
             resume="allow",
             dir=self.path,
             mode=mode,
             config=asdict(config),
             settings=wandb.Settings(silent=True),
         )
+
+    def _wandb_id(self) -> str:
+        """The id of this run, kept in its folder, so that a resumed run goes on in the same place."""
+        file = self.path / "wandb_id"
+        if not file.exists():
+            write_whole(file, uuid.uuid4().hex)
+        return file.read_text(encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl and mirror it. Values that are not finite are written as null."""

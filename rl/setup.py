@@ -1,9 +1,8 @@
 """Everything a run needs before its first step, checked in the order in which mistakes are cheapest."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,19 +14,17 @@ from model import Transformer, load_model
 from model.checkpoint import resolve_checkpoint, stored_dtype
 from rewards.judge import RuleScorer
 from rl.baselines import BaselineCache
-from rl.checkpoint import complete_checkpoints, damage, damaged_checkpoints, load_checkpoint
-from rl.config import Config, to_flag
+from rl.checkpoint import complete_checkpoints, load_checkpoint
+from rl.config import Config
 from rl.demo import warm_started_model
 from rl.disk import check_disk
 from rl.distributed import pick_device, refuse_many_processes
+from rl.resume import find_checkpoint
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
 from rl.sampler import Sampler
 from rl.update import Updater
 from rl.weight_sync import make_sampler_model
-
-# flags that may differ when a run is continued: they do not change what is computed
-FREE_ON_RESUME = {"resume", "resume_with_changes", "run", "runs_dir", "wandb", "save_every", "keep", "eval_every", "device"}
 
 
 @contextmanager
@@ -74,7 +71,7 @@ def open_session(config: Config) -> Session | None:
         ValueError, OSError: something the user has to change; nothing of an earlier run has been touched.
     """
     refuse_many_processes()
-    config, checkpoint = _find_checkpoint(config)
+    config, checkpoint = find_checkpoint(config)
     examples = load_examples(config.data) if config.data else load_split(held_out=False)
     run = RunFolder(config, resuming=config.resume != "never")
     try:
@@ -110,37 +107,6 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
     return Session(config, run, source, renderer, stream, policy, updater, rollout, first_step)
-
-
-def _find_checkpoint(config: Config) -> tuple[Config, Path | None]:
-    """The checkpoint to continue, and the configuration with its run name filled in."""
-    if config.resume == "never":
-        return config, None
-    if config.resume == "auto":
-        if config.run is None:
-            raise ValueError("--resume auto needs --run NAME: which run is to be continued?")
-        run = Path(config.runs_dir) / config.run
-        for line in damaged_checkpoints(run):
-            print(line)
-        checkpoint = next(reversed(complete_checkpoints(run)), None)
-    else:
-        checkpoint = Path(config.resume)
-        if checkpoint.parent.name != "checkpoints" or (problem := damage(checkpoint)):
-            reason = problem if checkpoint.parent.name == "checkpoints" else "expected runs/NAME/checkpoints/step_NNNNNN"
-            raise ValueError(f"--resume {config.resume} is no complete checkpoint: {reason}")
-        run = checkpoint.parent.parent
-        config = replace(config, run=run.name, runs_dir=str(run.parent))
-    if checkpoint is not None and not config.resume_with_changes:
-        _refuse_changes(config, checkpoint.parent.parent / "config.json")
-    return config, checkpoint
-
-
-def _refuse_changes(config: Config, saved_file: Path) -> None:
-    saved, now = json.loads(saved_file.read_text(encoding="utf-8"))["config"], asdict(config)
-    changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != saved.get(name)]
-    if changed:
-        differences = "; ".join(f"{to_flag(name)} was {saved.get(name)}, is {now[name]}" for name in changed)
-        raise ValueError(f"the run was started with other flags: {differences}. To go on all the same: --resume-with-changes")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

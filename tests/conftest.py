@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import rl.rollout
+import train
 from data.division import build_tokenizer, load_split
 from data.prompts import Prompts
 from model import ModelConfig, Transformer, save_model
@@ -92,3 +94,53 @@ def lines_of(file: Path) -> list[dict]:
 def without_costs(rows: list[dict]) -> list[dict]:
     """Metrics but for times, and for how many baselines were not yet in the cache."""
     return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "step_time", "baseline/"))} for row in rows]
+
+
+STEPS = 8  # of the runs that are killed and resumed
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("resume")
+    write_task_folder(path / "model")
+    write_questions(path / "data.jsonl", 7)
+    return path
+
+
+def flags(place: Path, run: str, *more: str) -> list[str]:
+    return [
+        "--model", str(place / "model"), "--data", str(place / "data.jsonl"), "--runs-dir", str(place / "runs"), "--run", run,
+        "--steps", str(STEPS), "--save-every", "2", "--questions-per-step", "2", "--group-size", "4", "--num-plain", "2",
+        "--max-new-tokens", "10", "--lr", "1e-2", "--aggregation", "seq", "--adv-norm", "none", "--wandb", "off", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reward_for_length():
+    """A random model is malformed throughout, and equal rewards are skipped: pay for length, so that every step trains."""
+    rewarded = rl.rollout.assign_rewards
+
+    def pay(groups, config):
+        rewarded(groups, config)
+        for sample in (s for g in groups for s in g.refine_samples):
+            sample.reward += len(sample.completion.ids) + 0.01 * sample.completion.ids[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl.rollout, "assign_rewards", pay)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(place, reward_for_length) -> Path:
+    """An uninterrupted run."""
+    assert train.main(flags(place, "whole")) == 0
+    return place / "runs" / "whole"
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    assert without_costs(lines_of(run / "metrics.jsonl")) == without_costs(lines_of(other / "metrics.jsonl"))
+    for name in [f"rollouts/step_{step:06d}.jsonl" for step in range(1, STEPS + 1)] + [
+        "checkpoints/step_000008/model.safetensors"
+    ]:
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    assert not list(run.rglob("*.part"))

@@ -1,9 +1,6 @@
-"""Nothing is ever lost: kills at any moment, stop signals, damaged checkpoints, two processes on one run."""
+"""Nothing is ever lost: kills at any moment, stop signals, and the same run after them to the last bit."""
 
-import json
 import os
-import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,58 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import ROOT, lines_of, without_costs, write_questions, write_task_folder
-from safetensors.torch import load_file, save_file
+from conftest import ROOT, STEPS, assert_same_run, flags
+from safetensors.torch import load_file
 
 import rl.checkpoint
 import rl.rollout
 import train
-from rl.checkpoint import complete_checkpoints, damage
-from rl.config import parse_config
-from rl.disk import check_disk
+from rl.checkpoint import complete_checkpoints
 from rl.run_folder import RunFolder
-from rl.setup import open_session
 from rl.update import Updater
-
-STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("resume")
-    write_task_folder(path / "model")
-    write_questions(path / "data.jsonl", 7)
-    return path
-
-
-def flags(place: Path, run: str, *more: str) -> list[str]:
-    return [
-        "--model", str(place / "model"), "--data", str(place / "data.jsonl"), "--runs-dir", str(place / "runs"), "--run", run,
-        "--steps", str(STEPS), "--save-every", "2", "--questions-per-step", "2", "--group-size", "4", "--num-plain", "2",
-        "--max-new-tokens", "10", "--lr", "1e-2", "--aggregation", "seq", "--adv-norm", "none", "--wandb", "off", *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def reward_for_length():
-    """A random model is malformed throughout, and equal rewards are skipped: pay for length, so that every step trains."""
-    rewarded = rl.rollout.assign_rewards
-
-    def pay(groups, config):
-        rewarded(groups, config)
-        for sample in (s for g in groups for s in g.refine_samples):
-            sample.reward += len(sample.completion.ids) + 0.01 * sample.completion.ids[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl.rollout, "assign_rewards", pay)
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(place, reward_for_length) -> Path:
-    """An uninterrupted run."""
-    assert train.main(flags(place, "whole")) == 0
-    return place / "runs" / "whole"
 
 
 def die(*_, **__) -> None:
@@ -116,15 +70,6 @@ def run_in_child(arguments: list[str], patch=None) -> int:
             setattr(*patch)
         os._exit(train.main(arguments))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def assert_same_run(run: Path, other: Path) -> None:
-    assert without_costs(lines_of(run / "metrics.jsonl")) == without_costs(lines_of(other / "metrics.jsonl"))
-    for name in [f"rollouts/step_{step:06d}.jsonl" for step in range(1, STEPS + 1)] + [
-        "checkpoints/step_000008/model.safetensors"
-    ]:
-        assert (run / name).read_bytes() == (other / name).read_bytes(), name
-    assert not list(run.rglob("*.part"))
 
 
 @pytest.mark.parametrize("moment", moments(Path()))
@@ -203,181 +148,31 @@ def test_a_second_signal_leaves_at_once(place, whole, monkeypatch):
     assert_same_run(place / "runs" / "twice", whole)
 
 
-def copied(place: Path, whole: Path, name: str) -> Path:
-    """The finished run under another name, as if it had been cut off before its end."""
-    run = place / "runs" / name
-    shutil.copytree(whole, run)
-    (run / "summary.json").unlink()
-    return run
+@pytest.mark.slow
+def test_wandb_goes_on_in_the_same_run(place):
+    """Bug guarded: a resumed run that starts a second curve, or a prompt for a key that blocks."""
+    arguments = flags(place, "mirrored", "--save-every", "4")
+    arguments[arguments.index("off")] = "offline"
+    for steps in ("4", "8"):
+        arguments[arguments.index("--steps") + 1] = steps
+        assert train.main([*arguments, "--resume", "auto", "--resume-with-changes"]) == 0
+        (place / "runs/mirrored/summary.json").unlink()
+    folders = list((place / "runs/mirrored/wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert {folder.name.split("-")[-1] for folder in folders} == {(place / "runs/mirrored/wandb_id").read_text()}
 
 
-def resumed_step(place: Path, name: str, *more: str) -> int:
-    session = open_session(parse_config(flags(place, name, "--resume", "auto", *more)))
-    session.run.close()
-    return session.first_step
-
-
-def test_every_truncated_file_is_noticed(place, whole, capsys):
-    """Bug guarded: a checkpoint half copied or cut by a full disk that loads as noise, or ends the run for good."""
-    files = [f.relative_to(whole) for f in (whole / "checkpoints/step_000008").rglob("*") if f.is_file() and f.stat().st_size]
-    assert len(files) >= 7
-    for number, file in enumerate(files):
-        run = copied(place, whole, f"truncated-{number}")
-        size = (run / file).stat().st_size
-        os.truncate(run / file, size // 2)
-        assert resumed_step(place, run.name) == 6, file
-        assert "ignoring" in capsys.readouterr().out
-        (run / file).unlink()
-        assert resumed_step(place, run.name) == 6, file
-
-
-def test_without_any_usable_checkpoint_the_run_starts_afresh(place, whole, capsys):
-    run = copied(place, whole, "unmarked")
-    for marker in run.glob("checkpoints/*/COMPLETE"):
-        marker.unlink()
-    assert resumed_step(place, "unmarked") == 0
-    assert lines_of(run / "metrics.jsonl") == []
-    assert "no checkpoint yet" in capsys.readouterr().out
-
-
-def test_a_flipped_state_is_an_error_or_the_same(place, whole):
-    """Bug guarded: NaN weights that are trained on."""
-    copied(place, whole, "nan")
-    folder = place / "runs/nan/checkpoints/step_000008"
-    session = open_session(parse_config(flags(place, "nan", "--resume", "auto")))
-    session.run.close()
-    with torch.no_grad():
-        session.policy.model.norm.weight[0] = float("nan")
-    shutil.rmtree(folder)
-    rl.checkpoint.save_checkpoint(place / "runs/nan", 8, session.updater, session.renderer, session.source, keep=9)
-    with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN"):
-        open_session(parse_config(flags(place, "nan", "--resume", "auto")))
-
-
-def test_another_model_or_vocabulary_is_refused(place, whole, tmp_path):
-    """Bug guarded: weights of one model loaded into another."""
-    copied(place, whole, "other")
-    changed = flags(place, "other", "--resume", "auto")
-    changed[changed.index("--model") + 1] = str(write_task_folder(tmp_path / "m", "qwen2"))
-    with pytest.raises(ValueError, match="--model was"):
-        open_session(parse_config(changed))
-    with pytest.raises(ValueError, match="belongs to another model"):
-        open_session(parse_config([*changed, "--resume-with-changes"]))
-    weights = load_file(tmp_path / "m/model.safetensors")
-    config = json.loads((tmp_path / "m/config.json").read_text()) | {"vocab_size": 20}
-    for name in ("lm_head.weight", "model.embed_tokens.weight"):
-        weights[name] = weights[name][:20].clone()
-    save_file(weights, tmp_path / "m/model.safetensors")
-    (tmp_path / "m/config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="only 20 rows"):
-        open_session(parse_config([*changed, "--resume-with-changes"]))
-
-
-def test_changed_flags_are_listed(place, whole):
-    copied(place, whole, "flags")
-    with pytest.raises(ValueError, match=r"--seed was 0, is 5; --zeta was 0\.05, is 0\.2"):
-        resumed_step(place, "flags", "--seed", "5", "--zeta", "0.2")
-    assert resumed_step(place, "flags", "--seed", "5", "--resume-with-changes") == 8
-    assert json.loads((place / "runs/flags/config.json").read_text())["config"]["seed"] == 5
-    assert resumed_step(place, "flags", "--seed", "5", "--keep", "9", "--save-every", "1") == 8, "these change nothing"
-
-
-def test_resume_from_a_named_checkpoint(place, whole):
-    run = copied(place, whole, "named")
-    arguments = flags(place, "named", "--resume", str(run / "checkpoints/step_000006"))
-    session = open_session(parse_config(arguments))
-    session.run.close()
-    assert session.first_step == 6
-    assert [row["step"] for row in lines_of(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert not (run / "rollouts/step_000007.jsonl").exists()
-
-
-def test_a_full_disk_costs_only_the_checkpoint_being_written(place, whole, monkeypatch):
-    """Bug guarded: the old checkpoint deleted before the new one is whole."""
-    full = OSError(28, "No space left on device")
-    for number, (owner, name) in enumerate([(dcp, "save"), (rl.checkpoint, "save_model"), (rl.checkpoint, "_mark")]):
-        with monkeypatch.context() as patch:
-            original, calls = getattr(owner, name), []
-
-            def write(*args, original=original, calls=calls, **kwargs):
-                calls.append(1)
-                if len(calls) == 2:
-                    raise full
-                return original(*args, **kwargs)
-
-            patch.setattr(owner, name, write)
-            with pytest.raises(OSError, match=r"step 4 could not be written.*No space left.*--resume auto"):
-                train.main(flags(place, f"full-{number}"))
-        run = place / "runs" / f"full-{number}"
-        assert [c.name for c in complete_checkpoints(run)] == ["step_000002"]
-        assert train.main(flags(place, run.name, "--resume", "auto")) == 0
-        assert_same_run(run, whole)
-
-
-def test_too_small_a_disk_is_refused_before_the_run(place, tmp_path):
-    """Bug guarded: 106 GB a checkpoint, found out after hours."""
-    line = check_disk(tmp_path, 1000, 2, keep=2, existing=0)
-    assert "0.0 MB of state" in line
-    with pytest.raises(ValueError, match=r"takes 12000000\.0 GB of state and 2000000\.0 GB of export.*--keep"):
-        check_disk(tmp_path, 10**15, 2, keep=2, existing=0)
-
-
-def test_a_broken_metrics_file(place, whole):
-    """Bug guarded: half a line that ends every attempt to resume; rubbish that is taken for a record."""
-    run = copied(place, whole, "half-line")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "rewa')
-    assert resumed_step(place, run.name) == 8
-    assert len(lines_of(run / "metrics.jsonl")) == 8
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    (run / "metrics.jsonl").write_text("\n".join([lines[0], "rubbish", *lines[2:]]) + "\n")
-    with pytest.raises(ValueError, match="line 2 is not a metrics record"):
-        resumed_step(place, run.name)
-
-
-def test_two_processes_on_one_run(place, whole):
-    """Bug guarded: two jobs of one name that write into each other's files."""
-    copied(place, whole, "shared")
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train\nsys.exit(train.main(sys.argv[1:]))"
-    session = open_session(parse_config(flags(place, "shared", "--resume", "auto")))
-    try:
-        arguments = [sys.executable, "-c", program, *flags(place, "shared", "--resume", "auto")]
-        other = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-    finally:
-        session.run.close()
-    assert other.returncode == 2
-    assert "another process is writing" in other.stdout
-    assert resumed_step(place, "shared") == 8
-
-
-class Hostile:
-    """What an attacker would put into a pickle."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return (Path.touch, (self.file,))
-
-
-def test_loading_executes_nothing(place, whole, tmp_path):
-    """Bug guarded: a downloaded checkpoint that runs a program: in the table of contents, or in a small value."""
-    payload = pickle.dumps(Hostile(tmp_path / "owned"))
-    run = copied(place, whole, "hostile")
-    folder = run / "checkpoints/step_000008"
-    (folder / "state/.metadata").write_bytes(payload)
-    rl.checkpoint._mark(folder, 8)
-    assert damage(folder) is None
-    with pytest.raises(ValueError, match=r"pathlib\.Path"):
-        open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
-
-    shutil.rmtree(folder)
-    state, session = rl.checkpoint._state, open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
-    session.run.close()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl.checkpoint, "_state", lambda *a: state(*a) | {"optimizer_steps": Hostile(tmp_path / "owned")})
-        rl.checkpoint.save_checkpoint(run, 8, session.updater, session.renderer, session.source, keep=9)
-    (tmp_path / "owned").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match="cannot be read"):
-        open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
-    assert not (tmp_path / "owned").exists()
+@pytest.mark.skip(reason="training runs on one process so far; take this mark away when it runs on several")
+@pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (1, 2)])
+def test_another_process_count_resumes(place, whole, first, then):
+    """Bug guarded: state that can only be read by as many processes as wrote it. Equal to rounding."""
+    name = f"processes-{first}-{then}"
+    for count, steps in ((first, "4"), (then, str(STEPS))):
+        arguments = flags(place, name, "--resume", "auto", "--resume-with-changes")
+        arguments[arguments.index("--steps") + 1] = steps
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        subprocess.run([*launcher, "train.py", *arguments], cwd=ROOT, check=True, timeout=300)
+        (place / "runs" / name / "summary.json").unlink()
+    ours, theirs = (load_file(run / "checkpoints/step_000008/model.safetensors") for run in (place / "runs" / name, whole))
+    for tensor in ours:
+        torch.testing.assert_close(ours[tensor], theirs[tensor], atol=1e-6, rtol=0)

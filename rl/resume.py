@@ -1,0 +1,46 @@
+"""Which checkpoint a run continues from, and whether it is still the same run."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rl.checkpoint import complete_checkpoints, damage, damaged_checkpoints
+from rl.config import Config, to_flag
+
+# flags that may differ when a run is continued: they do not change what is computed
+FREE_ON_RESUME = {"resume", "resume_with_changes", "run", "runs_dir", "wandb", "save_every", "keep", "eval_every", "device"}
+
+
+def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
+    """The checkpoint to continue, if there is one, and the configuration with its run name filled in.
+
+    Raises:
+        ValueError: no such checkpoint, or the run was started with other flags.
+    """
+    if config.resume == "never":
+        return config, None
+    if config.resume == "auto":
+        if config.run is None:
+            raise ValueError("--resume auto needs --run NAME: which run is to be continued?")
+        run = Path(config.runs_dir) / config.run
+        for line in damaged_checkpoints(run):
+            print(line)
+        checkpoint = next(reversed(complete_checkpoints(run)), None)
+    else:
+        checkpoint = Path(config.resume)
+        if checkpoint.parent.name != "checkpoints" or (problem := damage(checkpoint)):
+            reason = problem if checkpoint.parent.name == "checkpoints" else "expected runs/NAME/checkpoints/step_NNNNNN"
+            raise ValueError(f"--resume {config.resume} is no complete checkpoint: {reason}")
+        run = checkpoint.parent.parent
+        config = replace(config, run=run.name, runs_dir=str(run.parent))
+    if checkpoint is not None and not config.resume_with_changes:
+        _refuse_changes(config, checkpoint.parent.parent / "config.json")
+    return config, checkpoint
+
+
+def _refuse_changes(config: Config, saved_file: Path) -> None:
+    saved, now = json.loads(saved_file.read_text(encoding="utf-8"))["config"], asdict(config)
+    changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != saved.get(name)]
+    if changed:
+        differences = "; ".join(f"{to_flag(name)} was {saved.get(name)}, is {now[name]}" for name in changed)
+        raise ValueError(f"the run was started with other flags: {differences}. To go on all the same: --resume-with-changes")

@@ -1,0 +1,202 @@
+"""Run folders and checkpoints that are damaged, foreign, full, shared or hostile."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from conftest import ROOT, assert_same_run, flags, lines_of, write_task_folder
+from safetensors.torch import load_file, save_file
+
+import rl.checkpoint
+import train
+from rl.checkpoint import complete_checkpoints, damage
+from rl.config import parse_config
+from rl.disk import check_disk
+from rl.setup import open_session
+
+
+def copied(place: Path, whole: Path, name: str) -> Path:
+    """The finished run under another name, as if it had been cut off before its end."""
+    run = place / "runs" / name
+    shutil.copytree(whole, run)
+    (run / "summary.json").unlink()
+    return run
+
+
+def resumed_step(place: Path, name: str, *more: str) -> int:
+    session = open_session(parse_config(flags(place, name, "--resume", "auto", *more)))
+    session.run.close()
+    return session.first_step
+
+
+def test_every_truncated_file_is_noticed(place, whole, capsys):
+    """Bug guarded: a checkpoint half copied or cut by a full disk that loads as noise, or ends the run for good."""
+    files = [f.relative_to(whole) for f in (whole / "checkpoints/step_000008").rglob("*") if f.is_file() and f.stat().st_size]
+    assert len(files) >= 7
+    for number, file in enumerate(files):
+        run = copied(place, whole, f"truncated-{number}")
+        size = (run / file).stat().st_size
+        os.truncate(run / file, size // 2)
+        assert resumed_step(place, run.name) == 6, file
+        assert "ignoring" in capsys.readouterr().out
+        (run / file).unlink()
+        assert resumed_step(place, run.name) == 6, file
+
+
+def test_without_any_usable_checkpoint_the_run_starts_afresh(place, whole, capsys):
+    run = copied(place, whole, "unmarked")
+    for marker in run.glob("checkpoints/*/COMPLETE"):
+        marker.unlink()
+    assert resumed_step(place, "unmarked") == 0
+    assert lines_of(run / "metrics.jsonl") == []
+    assert "no checkpoint yet" in capsys.readouterr().out
+
+
+def test_a_flipped_state_is_an_error_or_the_same(place, whole):
+    """Bug guarded: NaN weights that are trained on."""
+    copied(place, whole, "nan")
+    folder = place / "runs/nan/checkpoints/step_000008"
+    session = open_session(parse_config(flags(place, "nan", "--resume", "auto")))
+    session.run.close()
+    with torch.no_grad():
+        session.policy.model.norm.weight[0] = float("nan")
+    shutil.rmtree(folder)
+    rl.checkpoint.save_checkpoint(place / "runs/nan", 8, session.updater, session.renderer, session.source, keep=9)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN"):
+        open_session(parse_config(flags(place, "nan", "--resume", "auto")))
+
+
+def test_another_model_or_vocabulary_is_refused(place, whole, tmp_path):
+    """Bug guarded: weights of one model loaded into another."""
+    copied(place, whole, "other")
+    changed = flags(place, "other", "--resume", "auto")
+    changed[changed.index("--model") + 1] = str(write_task_folder(tmp_path / "m", "qwen2"))
+    with pytest.raises(ValueError, match="--model was"):
+        open_session(parse_config(changed))
+    with pytest.raises(ValueError, match="belongs to another model"):
+        open_session(parse_config([*changed, "--resume-with-changes"]))
+    weights = load_file(tmp_path / "m/model.safetensors")
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"vocab_size": 20}
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        weights[name] = weights[name][:20].clone()
+    save_file(weights, tmp_path / "m/model.safetensors")
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="only 20 rows"):
+        open_session(parse_config([*changed, "--resume-with-changes"]))
+
+
+def test_changed_flags_are_listed(place, whole):
+    copied(place, whole, "flags")
+    with pytest.raises(ValueError, match=r"--seed was 0, is 5; --zeta was 0\.05, is 0\.2"):
+        resumed_step(place, "flags", "--seed", "5", "--zeta", "0.2")
+    assert resumed_step(place, "flags", "--seed", "5", "--resume-with-changes") == 8
+    assert json.loads((place / "runs/flags/config.json").read_text())["config"]["seed"] == 5
+    assert resumed_step(place, "flags", "--seed", "5", "--keep", "9", "--save-every", "1") == 8, "these change nothing"
+
+
+def test_resume_from_a_named_checkpoint(place, whole):
+    run = copied(place, whole, "named")
+    arguments = flags(place, "named", "--resume", str(run / "checkpoints/step_000006"))
+    session = open_session(parse_config(arguments))
+    session.run.close()
+    assert session.first_step == 6
+    assert [row["step"] for row in lines_of(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert not (run / "rollouts/step_000007.jsonl").exists()
+
+
+def test_a_full_disk_costs_only_the_checkpoint_being_written(place, whole, monkeypatch):
+    """Bug guarded: the old checkpoint deleted before the new one is whole."""
+    full = OSError(28, "No space left on device")
+    for number, (owner, name) in enumerate([(dcp, "save"), (rl.checkpoint, "save_model"), (rl.checkpoint, "_mark")]):
+        with monkeypatch.context() as patch:
+            original, calls = getattr(owner, name), []
+
+            def write(*args, original=original, calls=calls, **kwargs):
+                calls.append(1)
+                if len(calls) == 2:
+                    raise full
+                return original(*args, **kwargs)
+
+            patch.setattr(owner, name, write)
+            with pytest.raises(OSError, match=r"step 4 could not be written.*No space left.*--resume auto"):
+                train.main(flags(place, f"full-{number}"))
+        run = place / "runs" / f"full-{number}"
+        assert [c.name for c in complete_checkpoints(run)] == ["step_000002"]
+        assert train.main(flags(place, run.name, "--resume", "auto")) == 0
+        assert_same_run(run, whole)
+
+
+def test_too_small_a_disk_is_refused_before_the_run(place, tmp_path):
+    """Bug guarded: 106 GB a checkpoint, found out after hours."""
+    line = check_disk(tmp_path, 1000, 2, keep=2, existing=0)
+    assert "0.0 MB of state" in line
+    with pytest.raises(ValueError, match=r"takes 12000000\.0 GB of state and 2000000\.0 GB of export.*--keep"):
+        check_disk(tmp_path, 10**15, 2, keep=2, existing=0)
+
+
+def test_a_broken_metrics_file(place, whole):
+    """Bug guarded: half a line that ends every attempt to resume; rubbish that is taken for a record."""
+    run = copied(place, whole, "half-line")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "rewa')
+    assert resumed_step(place, run.name) == 8
+    assert len(lines_of(run / "metrics.jsonl")) == 8
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], "rubbish", *lines[2:]]) + "\n")
+    with pytest.raises(ValueError, match="line 2 is not a metrics record"):
+        resumed_step(place, run.name)
+
+
+def test_two_processes_on_one_run(place, whole):
+    """Bug guarded: two jobs of one name that write into each other's files."""
+    copied(place, whole, "shared")
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train\nsys.exit(train.main(sys.argv[1:]))"
+    session = open_session(parse_config(flags(place, "shared", "--resume", "auto")))
+    try:
+        arguments = [sys.executable, "-c", program, *flags(place, "shared", "--resume", "auto")]
+        other = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    finally:
+        session.run.close()
+    assert other.returncode == 2
+    assert "another process is writing" in other.stdout
+    assert resumed_step(place, "shared") == 8
+
+
+class Hostile:
+    """What an attacker would put into a pickle."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (Path.touch, (self.file,))
+
+
+def test_loading_executes_nothing(place, whole, tmp_path):
+    """Bug guarded: a downloaded checkpoint that runs a program: in the table of contents, or in a small value."""
+    payload = pickle.dumps(Hostile(tmp_path / "owned"))
+    run = copied(place, whole, "hostile")
+    folder = run / "checkpoints/step_000008"
+    (folder / "state/.metadata").write_bytes(payload)
+    rl.checkpoint._mark(folder, 8)
+    assert damage(folder) is None
+    with pytest.raises(ValueError, match=r"pathlib\.Path"):
+        open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
+
+    shutil.rmtree(folder)
+    state, session = rl.checkpoint._state, open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
+    session.run.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl.checkpoint, "_state", lambda *a: state(*a) | {"optimizer_steps": Hostile(tmp_path / "owned")})
+        rl.checkpoint.save_checkpoint(run, 8, session.updater, session.renderer, session.source, keep=9)
+    (tmp_path / "owned").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
+    assert not (tmp_path / "owned").exists()
