@@ -42,7 +42,8 @@ def group_advantages(rewards_NG: Tensor, *, valid_NG: Tensor | None = None, eps:
     else:
         scale = 1.0
     varies_N1 = spread(rewards_NG, valid_NG)[:, None] > 0
-    return torch.where(varies_N1, centred_NG / scale, 0.0).to(rewards_NG.dtype)
+    dtype = rewards_NG.dtype if rewards_NG.is_floating_point() else torch.float32
+    return torch.where(varies_N1, centred_NG / scale, 0.0).to(dtype)
 
 
 def spread(rewards_NG: Tensor, valid_NG: Tensor) -> Tensor:

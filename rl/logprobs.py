@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.attention import PackedAttention
-from model.transformer import Transformer, head_logits
+from model.transformer import Transformer, at_least_fp32, head_logits
 
 CHUNK_ELEMENTS = 2**25  # logits held at once, in elements
 
@@ -88,7 +88,8 @@ def token_logprobs(
     real_BT = column_T < length_B[:, None]
     lengths = [length for length in length_B.tolist() if length]
     if not lengths:
-        raise ValueError("no token is to be scored: the mask is empty beyond column 0")
+        nothing_BT = torch.zeros(ids_BT.shape, dtype=at_least_fp32(model.lm_head.weight).dtype, device=ids_BT.device)
+        return nothing_BT, nothing_BT.clone()
     logp_T, entropy_T = packed_logprobs(model, ids_BT[real_BT], lengths, mask_BT[real_BT], temperature=temperature, chunk=chunk)
     zeros_BT = logp_T.new_zeros(ids_BT.shape)
     return zeros_BT.masked_scatter(real_BT, logp_T), zeros_BT.masked_scatter(real_BT, entropy_T)
