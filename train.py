@@ -51,7 +51,7 @@ def train(session: Session) -> bool:
                 rollout.sampler.policy_version = updater.optimizer_steps
 
             done = step + 1
-            metrics = rollout_metrics(groups, rollout.judge, config) | update
+            metrics = rollout_metrics(groups, config) | rollout.judge_stats | update
             metrics["baseline/sampled"] = rollout.baselines_sampled
             metrics |= clock.metrics(metrics["num_tokens"], update.get("trained_tokens", 0))
             run.log(done, metrics)

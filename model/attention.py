@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, H query heads, K key/value heads, D head dimensio
 """
 
 import inspect
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,32 +33,37 @@ class PackedAttention:
     """
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.lengths, self.device = lengths, device
         self.longest = max(lengths)
-        lengths_B = torch.tensor(lengths)
-        self.cu_seqlens = F.pad(lengths_B.cumsum(0), (1, 0)).to(device, torch.int32)
-        begins, self.rows = first_fit(lengths, self.longest)
-        sequence_T = torch.arange(len(lengths)).repeat_interleave(lengths_B)
-        within_T = torch.arange(len(sequence_T)) - self.cu_seqlens.cpu()[sequence_T]
-        self.place_T = (torch.tensor(begins)[sequence_T] + within_T).to(device)  # of each token in the padded batch
-        self.visible = None  # plain causal attention, where every row holds one sequence
-        if self.rows < len(lengths):
-            owner_RT = torch.full((self.rows * self.longest,), -1)
-            owner_RT[self.place_T.cpu()] = sequence_T
-            owner_RT = owner_RT.view(self.rows, self.longest)
-            self.visible = (owner_RT[:, :, None] == owner_RT[:, None, :]).tril()[:, None].to(device)
+        self.cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32)
 
     def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-        assert q_BTHD.shape[:2] == (1, len(self.place_T)), "packed input is one row of all sequences"
+        assert q_BTHD.shape[:2] == (1, sum(self.lengths)), "packed input is one row of all sequences"
         if q_BTHD.is_cuda and q_BTHD.dtype in (torch.bfloat16, torch.float16):
             return self._flash(q_BTHD[0], k_BTKD[0], v_BTKD[0])[None]
+        place_T, _, visible = self._layout
         q, k, v = (self._lay_out(x[0]).transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
-        causal = self.visible is None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible, is_causal=causal, enable_gqa=True)
-        return out.transpose(1, 2).flatten(0, 1)[self.place_T][None]
+        causal = visible is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=True)
+        return out.transpose(1, 2).flatten(0, 1)[place_T][None]
+
+    @cached_property
+    def _layout(self) -> tuple[Tensor, int, Tensor | None]:
+        """Place of each token in a padded batch, rows of that batch, and who may attend to whom (None: plain causal)."""
+        begins, rows = first_fit(self.lengths, self.longest)
+        sequence_T = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
+        within_T = torch.cat([torch.arange(length) for length in self.lengths])
+        place_T = torch.tensor(begins)[sequence_T] + within_T
+        visible = None
+        if rows < len(self.lengths):
+            owner_RT = torch.full((rows * self.longest,), -1).index_copy(0, place_T, sequence_T).view(rows, self.longest)
+            visible = (owner_RT[:, :, None] == owner_RT[:, None, :]).tril()[:, None].to(self.device)
+        return place_T.to(self.device), rows, visible
 
     def _lay_out(self, x_THD: Tensor) -> Tensor:
-        padded = x_THD.new_zeros(self.rows * self.longest, *x_THD.shape[1:])
-        return padded.index_copy(0, self.place_T, x_THD).unflatten(0, (self.rows, self.longest))
+        place_T, rows, _ = self._layout
+        padded = x_THD.new_zeros(rows * self.longest, *x_THD.shape[1:])
+        return padded.index_copy(0, place_T, x_THD).unflatten(0, (rows, self.longest))
 
     def _flash(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn

@@ -1,6 +1,7 @@
 """Eq. 5: r_acc = J(x, reference, answer) in [0, 1], behind one protocol."""
 
 import re
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,16 +20,39 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Scores answers; None marks a score that could not be had, which is excluded from every mean and never counts as 0."""
+    """Scores answers, if it likes while others are still being sampled.
 
-    def score(self, items: list[Judgement]) -> list[float | None]: ...
+    A score of None could not be had: it is excluded from every mean and never counts as 0. No future holds an exception.
+    """
+
+    def submit(self, item: Judgement) -> "Future[float | None]":
+        """Take one answer; returns at once."""
+
+    def finish(self) -> None:
+        """Wait until every future handed out so far has its score."""
+
+    def take_stats(self) -> dict[str, float]:
+        """`judge/*` metrics since the last call."""
 
 
 class RuleScorer:
     """`--judge rules`: exact, free, and cannot fail."""
 
-    def score(self, items: list[Judgement]) -> list[float | None]:
-        return [score_by_rule(item.answer, item.reference) for item in items]
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def submit(self, item: Judgement) -> "Future[float | None]":
+        self._calls += 1
+        future: Future[float | None] = Future()
+        future.set_result(score_by_rule(item.answer, item.reference))
+        return future
+
+    def finish(self) -> None:
+        pass
+
+    def take_stats(self) -> dict[str, float]:
+        calls, self._calls = self._calls, 0
+        return {"judge/calls": calls, "judge/failed": 0}
 
 
 def parse_score(reply: str) -> float | None:

@@ -5,7 +5,6 @@ import statistics
 from rewards.format import has_both_pairs, is_plain_wellformed, keeps_order, refines_inside_think
 from rl.config import Config
 from rl.records import Group, Sample
-from rl.rollout import JudgeStats
 
 WELLFORMED_FLOOR = 0.9  # share of plain answers below which the baseline is not to be trusted
 ACCURACY_DROP = 0.1  # fall of plain accuracy since the start that means the same
@@ -20,7 +19,7 @@ def std(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def rollout_metrics(groups: list[Group], judge: JudgeStats, config: Config) -> dict[str, float]:
+def rollout_metrics(groups: list[Group], config: Config) -> dict[str, float]:
     """Metrics of one rollout batch; every mean over samples leaves out failed scores."""
     samples = [sample for group in groups for sample in group.refine_samples]
     plain = [sample for group in groups for sample in group.plain_samples]
@@ -30,7 +29,6 @@ def rollout_metrics(groups: list[Group], judge: JudgeStats, config: Config) -> d
         metrics["pasr/plain_leak"] = mean("<refine>" in s.text or "</refine>" in s.text for s in plain)
         metrics["completions/plain_mean_length"] = mean(len(s.completion.ids) for s in plain)
     metrics["num_tokens"] = sum(len(s.completion.ids) for s in samples + plain)
-    metrics |= {"judge/calls": judge.calls, "judge/failed": judge.failed, "judge/empty": judge.empty}
     return metrics
 
 

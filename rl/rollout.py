@@ -3,6 +3,7 @@
 For each question G responses with the refine prompt and n with the plain prompt, all in one call of the sampler.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from data.examples import Example
@@ -18,15 +19,6 @@ from rl.sampler import Sampler
 
 
 @dataclass
-class JudgeStats:
-    """What happened to the scores of one rollout."""
-
-    calls: int = 0
-    failed: int = 0
-    empty: int = 0
-
-
-@dataclass
 class Rollout:
     """Collects judged groups for the questions of a step.
 
@@ -34,7 +26,8 @@ class Rollout:
         sampler: draws from the current policy.
         reference_sampler: draws plain answers from the initial policy, for --plain-policy reference; else None.
         baselines: r̄ of questions already answered by the reference; None without a reference sampler.
-        judge, baselines_sampled: of the last rollout: its judge calls, and how many r̄ had to be sampled.
+        judge_stats: `judge/*` metrics of the last rollout's own samples.
+        baselines_sampled: how many r̄ the last rollout had to sample.
     """
 
     config: Config
@@ -43,28 +36,24 @@ class Rollout:
     scorer: Scorer
     reference_sampler: Sampler | None = None
     baselines: BaselineCache | None = None
-    judge: JudgeStats = field(default_factory=JudgeStats)
+    judge_stats: dict[str, float] = field(default_factory=dict)
     baselines_sampled: int = 0
 
     def collect(self, examples: list[Example], step: int) -> list[Group]:
         """Sample, judge and reward every question of a step; a pure function of weights, questions and (seed, step)."""
         groups = [Group(e.id, e.question, e.reference) for e in examples]
-        own_plain = self.config.plain_samples if self.reference_sampler is None else 0
-        requests = [self._request(g, "refine", self.config.group_size, step, n) for n, g in enumerate(groups)]
-        if own_plain:
-            requests += [self._request(g, "plain", own_plain, step, n) for n, g in enumerate(groups)]
-        completions = self.sampler.generate(requests)
-        for n, group in enumerate(groups):
-            group.refine_samples = self._samples(requests[n], completions[n], "refine")
-            if own_plain:
-                at = len(groups) + n
-                group.plain_samples = self._samples(requests[at], completions[at], "plain")
-        self.judge = self._judge(groups)
+        config = self.config
+        kinds = [("refine", config.group_size)]
+        if self.reference_sampler is None and config.plain_samples:
+            kinds.append(("plain", config.plain_samples))
+        asked = [(g, mode, self._request(g, mode, count, step, n)) for mode, count in kinds for n, g in enumerate(groups)]
+        self._sample_and_judge(self.sampler, asked)
+        self.judge_stats = self.scorer.take_stats() | {"judge/empty": count_empty(groups, config.judge_sees)}
         for group in groups:
             group.baseline = baseline_accuracy([sample.accuracy for sample in group.plain_samples])
         if self.reference_sampler is not None:
             self._take_reference_baselines(groups)
-        assign_rewards(groups, self.config)
+        assign_rewards(groups, config)
         return groups
 
     def _request(self, group: Group, mode: str, count: int, step: int, place: int) -> Request:
@@ -76,25 +65,27 @@ class Rollout:
         config = self.config
         return Request(self.renderer.ids(question, mode), count, config.max_new_tokens, config.temperature, seed_key)
 
-    def _samples(self, request: Request, completions: list[Completion], mode: str) -> list[Sample]:
-        return [Sample(request.prompt_ids, c, self.renderer.decode(c.text_ids), mode) for c in completions]
+    def _sample_and_judge(self, sampler: Sampler, asked: list[tuple[Group, str, Request]]) -> None:
+        """Draw every request and score every sample (Eq. 5), each as soon as it ends, while others are still being drawn.
 
-    def _judge(self, groups: list[Group]) -> JudgeStats:
-        """Eq. 5 for every sample. An answer that is empty scores 0 without a call."""
-        stats, asked, items = JudgeStats(), [], []
-        for group, sample in [(g, s) for g in groups for s in g.refine_samples + g.plain_samples]:
+        An answer that is empty scores 0 without a call.
+        """
+        drawn: dict[tuple[int, int], tuple[Sample, Future[float | None] | None]] = {}
+
+        def judge(r: int, i: int, completion: Completion) -> None:
+            group, mode, request = asked[r]
+            sample = Sample(request.prompt_ids, completion, self.renderer.decode(completion.text_ids), mode)
             answer = judged_text(sample, self.config.judge_sees)
-            if not answer:
-                sample.accuracy = 0.0
-                stats.empty += 1
-                continue
-            asked.append(sample)
-            items.append(Judgement(group.question, group.reference, answer))
-        for sample, score in zip(asked, self.scorer.score(items), strict=True):
-            sample.accuracy = score
-            stats.calls += 1
-            stats.failed += score is None
-        return stats
+            item = Judgement(group.question, group.reference, answer)
+            drawn[r, i] = sample, self.scorer.submit(item) if answer else None
+
+        sampler.generate([request for _, _, request in asked], on_finish=judge)
+        self.scorer.finish()
+        for r, i in sorted(drawn):
+            sample, score = drawn[r, i]
+            sample.accuracy = 0.0 if score is None else score.result()
+            group, mode, _ = asked[r]
+            (group.refine_samples if mode == "refine" else group.plain_samples).append(sample)
 
     def _take_reference_baselines(self, groups: list[Group]) -> None:
         """r̄ from the initial policy: looked up, or sampled and judged once and kept on disk.
@@ -104,17 +95,20 @@ class Rollout:
         """
         missing = [group for group in groups if self.baselines.get(group.question, group.reference) is None]
         unique = list({(g.question, g.reference): Group(g.example_id, g.question, g.reference) for g in missing}.values())
-        requests = [self._prompted(g.question, "plain", self.config.plain_samples, ("reference", g.question)) for g in unique]
-        completions = self.reference_sampler.generate(requests)
-        for group, request, drawn in zip(unique, requests, completions, strict=True):
-            group.plain_samples = self._samples(request, drawn, "plain")
-        self._judge(unique)
+        count = self.config.plain_samples
+        asked = [(g, "plain", self._prompted(g.question, "plain", count, ("reference", g.question))) for g in unique]
+        self._sample_and_judge(self.reference_sampler, asked)
+        self.scorer.take_stats()
         for group in unique:
             answers = [(sample.text, sample.accuracy) for sample in group.plain_samples]
             self.baselines.put(group.question, group.reference, answers)
         self.baselines_sampled = len(unique)
         for group in groups:
             group.baseline = baseline_accuracy(self.baselines.get(group.question, group.reference))
+
+
+def count_empty(groups: list[Group], judge_sees: str) -> int:
+    return sum(not judged_text(sample, judge_sees) for g in groups for sample in g.refine_samples + g.plain_samples)
 
 
 def judged_text(sample: Sample, judge_sees: str) -> str:

@@ -1,5 +1,6 @@
 """Rollouts: prompts, sampler and rewards together, with judges that fail."""
 
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -24,14 +25,23 @@ GOOD = "<think>9:351><refine>8:312></refine></think><answer>8</answer>"
 
 
 class ScriptedScorer:
-    """A judge whose answers are written in advance; it also remembers what it was asked."""
+    """A judge whose answers are written in advance; it remembers what it was asked, and gives its scores late."""
 
     def __init__(self, scores) -> None:
-        self.scores, self.asked = iter(scores), []
+        self.scores, self.asked, self.futures = iter(scores), [], []
 
-    def score(self, items):
-        self.asked += items
-        return [next(self.scores) for _ in items]
+    def submit(self, item) -> Future:
+        self.asked.append(item)
+        self.futures.append(Future())
+        return self.futures[-1]
+
+    def finish(self) -> None:
+        for future in self.futures:
+            future.set_result(next(self.scores))
+        self.futures = []
+
+    def take_stats(self) -> dict[str, float]:
+        return {"judge/calls": len(self.asked)}
 
 
 def config(**changes) -> Config:
@@ -83,7 +93,7 @@ def test_failed_scores_are_excluded_everywhere():
     chosen = select_samples([group], config())
     assert [s.accuracy for s in chosen] == [1.0, 0.0, 1.0]
     assert group.refine_samples[1].advantage == 0
-    metrics = rollout_metrics([group], Rollout(config(), None, None, None).judge, config())
+    metrics = rollout_metrics([group], config())
     assert metrics["reward"] == pytest.approx(2.0)
     assert metrics["pasr/refined_accuracy"] == pytest.approx(2 / 3)
     assert metrics["pasr/win"] == pytest.approx(2 / 3)
@@ -100,28 +110,33 @@ def test_without_a_baseline_the_question_is_dropped():
 
 
 def test_a_judge_that_fails_now_and_then(parts):
-    """Bug guarded: scores given to the wrong sample once one of them is missing."""
+    """Bug guarded: scores given to the wrong sample once one of them is missing, or when they come in another order."""
     renderer, sampler = parts
     scorer = ScriptedScorer([None, 1.0, 0.0] * 100)
-    rollout = Rollout(config(judge_sees="response"), renderer, sampler, scorer)
+    rollout = Rollout(config(judge_sees="response", plain_policy="current"), renderer, sampler, scorer)
     groups = rollout.collect(QUESTIONS, 0)
-    drawn = [s for g in groups for s in g.refine_samples + g.plain_samples]
-    asked = [s for s in drawn if judged_text(s, "response")]
-    assert [s.accuracy for s in asked] == ([None, 1.0, 0.0] * 100)[: len(asked)]
-    assert [item.answer for item in scorer.asked] == [judged_text(s, "response") for s in asked]
-    assert rollout.judge.calls == len(asked)
-    assert rollout.judge.failed == sum(s.accuracy is None for s in asked)
-    assert rollout.judge.empty == len(drawn) - len(asked)
+    drawn = [(g, s) for g in groups for s in g.refine_samples + g.plain_samples]
+    assert len(drawn) == 3 * (4 + 3)
+    expected = {}
+    for item, score in zip(scorer.asked, [None, 1.0, 0.0] * 100, strict=False):
+        expected.setdefault((item.question, item.answer), []).append(score)
+    for group, s in drawn:
+        text = judged_text(s, "response")
+        assert s.accuracy in expected[group.question, text] if text else s.accuracy == 0.0
+    assert rollout.judge_stats["judge/calls"] == len(scorer.asked) == sum(bool(judged_text(s, "response")) for _, s in drawn)
+    assert rollout.judge_stats["judge/empty"] == len(drawn) - len(scorer.asked)
 
 
 def test_empty_answers_score_zero_without_a_call(parts):
+    """Bug guarded: a judge asked about nothing, which some call right."""
     renderer, sampler = parts
-    scorer = ScriptedScorer([])
-    rollout = Rollout(config(), renderer, sampler, scorer)
-    group = Group("id", "q", "8", refine_samples=[sample("<think>8</think>"), sample("<answer> </answer>")])
-    rollout._judge([group])
-    assert [s.accuracy for s in group.refine_samples] == [0.0, 0.0]
-    assert scorer.asked == []
+    scorer = ScriptedScorer([1.0] * 100)
+    groups = Rollout(config(plain_policy="current"), renderer, sampler, scorer).collect(QUESTIONS, 0)
+    samples = [s for g in groups for s in g.refine_samples]
+    empty = [s for s in samples if not judged_text(s, "answer")]
+    assert empty
+    assert all(s.accuracy == 0.0 for s in empty)
+    assert all(item.answer for item in scorer.asked)
 
 
 def test_what_is_judged():
@@ -142,7 +157,7 @@ def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
     def collect(step, folder):
         generate = reference.generate
         spy = Sampler(reference.model, stop_ids=[1], max_slots=64, max_len=64)
-        spy.generate = lambda requests: calls.append(len(requests)) or generate(requests)
+        spy.generate = lambda requests, on_finish: calls.append(len(requests)) or generate(requests, on_finish=on_finish)
         rollout = Rollout(settings, renderer, policy, RuleScorer(), spy, BaselineCache(folder, {"n": 3}))
         return [group.baseline for group in rollout.collect(QUESTIONS, step)]
 

@@ -1,0 +1,80 @@
+"""What only a GPU can show: the kernels that the CPU tests replace by their definition. Skipped without one."""
+
+import pytest
+import torch
+from conftest import make_model, random_prompts, write_questions, write_task_folder
+
+import train
+from model.attention import CausalAttention, PackedAttention
+from model.transformer import head_logits
+from rl.logprobs import token_logprobs
+from rl.records import Request
+from rl.sampler import Sampler
+from rl.weight_sync import make_sampler_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (32, 8), (14, 2)])
+def test_flash_attention_of_packed_sequences(heads, kv_heads):
+    """Bug guarded: wrong head mapping or a window that looks ahead, forward and backward."""
+    generator = torch.Generator(CUDA).manual_seed(0)
+    lengths = [300, 17, 1, 128]
+    shapes = [(1, sum(lengths), h, 64) for h in (heads, kv_heads, kv_heads)]
+    q, k, v = (torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator, requires_grad=True) for s in shapes)
+    out = PackedAttention(lengths, CUDA).attend(0, q, k, v)
+    pieces = zip(*(x.float().split(lengths, dim=1) for x in (q, k, v)), strict=True)
+    wanted = torch.cat([CausalAttention().attend(0, *piece) for piece in pieces], dim=1)
+    torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
+    weight = torch.randn_like(wanted)
+    ours = torch.autograd.grad((out.float() * weight).sum(), (q, k, v))
+    theirs = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), atol=6e-2, rtol=6e-2)
+
+
+def test_logits_of_bfloat16_operands_are_float32():
+    """Bug guarded: logits that went through bfloat16 on their way."""
+    hidden, weight = (torch.randn(n, 256, device=CUDA).bfloat16() for n in (64, 1000))
+    got = head_logits(hidden, weight)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), hidden.double() @ weight.double().T, atol=1e-4, rtol=1e-4)
+
+
+def test_sampler_and_trainer_agree(family):
+    """Bug guarded: a cache that differs from the forward by more than bfloat16 explains."""
+    policy = make_model(family, torch.float32).to(CUDA)
+    policy.compute_dtype = torch.bfloat16
+    sampler = Sampler(make_sampler_model(policy), stop_ids=[0], max_slots=16, max_len=64)
+    prompts = random_prompts((5, 11, 3))
+    differences = []
+    for prompt, group in zip(
+        prompts, sampler.generate([Request(p, 6, 24, 1.0, n) for n, p in enumerate(prompts)]), strict=True
+    ):
+        for completion in group:
+            ids = torch.tensor([prompt + completion.ids], device=CUDA)
+            mask = torch.arange(ids.shape[1], device=CUDA)[None] >= len(prompt)
+            logp, _ = token_logprobs(policy, ids, mask, temperature=1.0)
+            differences.append((logp[0, len(prompt) :].cpu() - torch.tensor(completion.logprobs)).abs())
+    assert torch.cat(differences).mean() < 2e-2
+
+
+def test_float32_tokens_do_not_depend_on_the_device(family):
+    """Bug guarded: uniforms drawn on the device, or float32 products in TF32."""
+    prompts = random_prompts((5, 11, 3))
+    asked = [Request(prompt, 4, 16, 1.0, n) for n, prompt in enumerate(prompts)]
+    drawn = [
+        [[c.ids for c in group] for group in Sampler(m, stop_ids=[0], max_slots=5, max_len=64).generate(asked)]
+        for m in (make_model(family), make_model(family).to(CUDA))
+    ]
+    assert drawn[0] == drawn[1]
+
+
+def test_two_steps_of_training(tmp_path):
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    arguments = [
+        "--model", str(folder), "--data", str(data), "--steps", "2", "--questions-per-step", "4", "--group-size", "4",
+        "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path / "runs"), "--run", "r", "--device", "cuda",
+    ]  # fmt: skip
+    assert train.main(arguments) == 0
