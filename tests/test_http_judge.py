@@ -1,0 +1,309 @@
+"""The judge behind HTTP: every fault counted, no score lost, invented or swapped, and the key kept to itself."""
+
+import json
+import logging
+import threading
+import time
+from email.utils import formatdate
+
+import pytest
+from fault_proxy import FakeJudge, FaultProxy, planned, running, share_of, some_fail
+
+from rewards.chat_server import JudgeRefusedError
+from rewards.http_judge import HttpJudge
+from rewards.judge import Judgement
+from rewards.judge_prompt import JUDGE_PROMPT, build_judge_prompt
+
+KEY = "sk-very-secret"
+NO_FAULTS = {"failed": 0, "parse_failed": 0, "retries": 0, "cache_hits": 0}
+
+
+def item(n: int, answer: str = "") -> Judgement:
+    return Judgement(f"question {n % 7}", f"reference {n % 7}", answer or f"answer {n}")
+
+
+def prompt_of(judgement: Judgement) -> str:
+    return build_judge_prompt(JUDGE_PROMPT, judgement)
+
+
+def true_score(prompt: str) -> float:
+    return round(share_of("score", prompt), 3)
+
+
+def fair(prompt: str) -> str:
+    return str(true_score(prompt))
+
+
+def judge_at(url: str, **changes) -> HttpJudge:
+    settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 16, "timeout": 20.0, "backoff": 0.001}
+    return HttpJudge(url, "a-judge", **{**settings, **changes})
+
+
+def ask(judge: HttpJudge, *items: Judgement) -> list[float | None]:
+    futures = [judge.submit(i) for i in items]
+    judge.finish()
+    assert all(future.done() for future in futures)
+    return [future.result() for future in futures]
+
+
+def counts(judge: HttpJudge) -> dict[str, float]:
+    stats = {name.removeprefix("judge/"): value for name, value in judge.take_stats().items()}
+    assert 0 <= stats.pop("latency_p50") <= stats.pop("latency_p95")
+    return stats
+
+
+def test_scores_are_the_servers():
+    """Bug guarded: scores that go to another answer, a wrong address, a request with sampling, statistics that pile up."""
+    items = [item(n) for n in range(100)]
+    with running(FakeJudge(fair)) as server, judge_at(server.url + "/", extra_body={"top_k": 1, "max_tokens": None}) as judge:
+        assert ask(judge, *items) == [true_score(prompt_of(i)) for i in items]
+        assert counts(judge) == NO_FAULTS | {"calls": 100}
+        assert counts(judge) == NO_FAULTS | {"calls": 0}
+    assert sorted(server.asked) == sorted(map(prompt_of, items))
+    assert server.paths == {"/v1/chat/completions"}
+    message = {"role": "user", "content": server.asked[0]}
+    assert server.bodies[0] == {"model": "a-judge", "messages": [message], "temperature": 0, "top_k": 1}
+    assert "Authorization" not in server.headers
+
+
+def test_small_replies_are_asked_for():
+    """Bug guarded: a judge that writes an essay for every answer."""
+    with running(FakeJudge(fair)) as server, judge_at(server.url) as judge:
+        ask(judge, item(0))
+    assert server.bodies[0]["max_tokens"] == 8
+
+
+def test_every_fault_is_survived_and_counted():
+    """Bug guarded: a lost, invented or swapped score, or an uncounted retry, when a third of all calls fail in every way."""
+    items = [item(n) for n in range(120)]
+    prompts, plan = [prompt_of(i) for i in items], some_fail(failing=0.3, slow=0.1)
+    faults, lost = planned(plan, prompts, max_retries=5)
+    assert lost == 0
+    assert len(faults) == 6, "every kind of fault occurs"
+    server = FakeJudge(fair)
+    with running(proxy := FaultProxy(server.url, plan), server), judge_at(proxy.url, concurrency=24, timeout=1.0) as judge:
+        assert ask(judge, *items) == [true_score(prompt) for prompt in prompts]
+        assert counts(judge) == NO_FAULTS | {"calls": 120, "retries": faults.total()}
+        assert {fault: n for fault, n in proxy.done.items() if fault not in ("", "slow")} == faults
+        assert len(server.asked) == 120, "a call that succeeded is not repeated"
+
+
+def test_what_fails_to_the_end_is_none_and_counted():
+    """Bug guarded: a judge that is down scored 0, or the run ended by it."""
+    items = [item(n) for n in range(60)]
+    prompts = [prompt_of(i) for i in items]
+
+    def plan(prompt: str, attempt: int) -> str:
+        return ("500", "429", "reset", "garbage", "half")[attempt] if share_of("down", prompt) < 0.4 else ""
+
+    faults, lost = planned(plan, prompts, max_retries=2)
+    assert 0 < lost < 60
+    server = FakeJudge(fair)
+    with running(proxy := FaultProxy(server.url, plan), server), judge_at(proxy.url, max_retries=2) as judge:
+        scores = ask(judge, *items)
+        assert scores == [None if plan(prompt, 0) else true_score(prompt) for prompt in prompts]
+        assert scores.count(None) == lost
+        assert counts(judge) == NO_FAULTS | {"calls": 60, "failed": lost, "retries": 2 * lost}
+        assert judge.last_failure
+        assert faults.total() == 3 * lost
+
+
+def test_nobody_listening_is_a_failure():
+    """Bug guarded: a refused connection that raises out of the rollout, or hangs it."""
+    server = FakeJudge(fair)
+    server.close()
+    with judge_at(server.url, max_retries=1) as judge:
+        assert ask(judge, item(0), item(1)) == [None, None]
+        assert counts(judge) == NO_FAULTS | {"calls": 2, "failed": 2, "retries": 2}
+        assert judge.last_failure == "ConnectError"
+
+
+@pytest.mark.parametrize("reply", ["8/10", "The score is 1", "1.5", "nan", "", None, "0.5 0.7"])
+def test_a_reply_that_is_no_score_is_none_and_not_asked_again(reply):
+    """Bug guarded: a number taken out of a sentence; a deterministic judge asked six times for the same sentence."""
+    with running(FakeJudge(lambda prompt: reply)) as server, judge_at(server.url) as judge:
+        assert ask(judge, item(0)) == [None]
+        assert counts(judge) == NO_FAULTS | {"calls": 1, "parse_failed": 1}
+        assert len(server.asked) == 1
+
+
+def test_concurrency_is_bounded_and_used():
+    """Bug guarded: a server flooded with a whole rollout at once, or asked one call after another."""
+    with running(FakeJudge(fair, latency=0.03)) as server, judge_at(server.url, concurrency=5) as judge:
+        ask(judge, *[item(n) for n in range(40)])
+    assert server.most == 5
+
+
+def test_submitting_does_not_wait():
+    """Bug guarded: sampling that stands still while the judge thinks."""
+    blocked = threading.Event()
+    with running(FakeJudge(lambda prompt: "1" if blocked.wait(20) else "0")) as server, judge_at(server.url) as judge:
+        futures = [judge.submit(item(n)) for n in range(40)]
+        assert not any(future.done() for future in futures)
+        blocked.set()
+        judge.finish()
+        assert [future.result() for future in futures] == [1.0] * 40
+
+
+def test_the_same_item_in_flight_is_asked_once():
+    """Bug guarded: a group of equal answers paid for one by one."""
+    with running(FakeJudge(fair, latency=0.05)) as server, judge_at(server.url) as judge:
+        assert len(set(ask(judge, *[item(3)] * 9, item(4)))) == 2
+        assert counts(judge) == NO_FAULTS | {"calls": 2, "cache_hits": 8}
+        assert len(server.asked) == 2
+
+
+def test_a_second_run_asks_nothing(tmp_path):
+    """Bug guarded: a resumed run that pays again, or is judged differently; another judge's scores taken for ours."""
+    cache, items = tmp_path / "cache" / "judge.jsonl", [item(n) for n in range(20)]
+    with running(FakeJudge(fair)) as server:
+        with judge_at(server.url, cache_file=cache) as judge:
+            first = ask(judge, *items)
+        with judge_at(server.url, cache_file=cache) as judge:
+            assert ask(judge, *items) == first
+            assert counts(judge) == NO_FAULTS | {"calls": 0, "cache_hits": 20}
+        assert len(server.asked) == 20
+        with judge_at(server.url, cache_file=cache, extra_body={"top_k": 1}) as judge:
+            ask(judge, *items)
+        with HttpJudge(server.url, "another", prompt_template=JUDGE_PROMPT, cache_file=cache) as judge:
+            ask(judge, *items)
+        assert len(server.asked) == 60
+
+
+def test_a_cut_off_cache_loses_its_last_line_only(tmp_path):
+    """Bug guarded: a kill while writing that makes the cache unreadable, or glues the next row to the torn one."""
+    cache, items = tmp_path / "judge.jsonl", [item(n) for n in range(4)]
+    with running(FakeJudge(fair)) as server:
+        with judge_at(server.url, cache_file=cache) as judge:
+            first = ask(judge, *items)
+        cache.write_bytes(cache.read_bytes()[:-3])
+        for calls in (1, 0):
+            with judge_at(server.url, cache_file=cache) as judge:
+                assert ask(judge, *items) == first
+                assert counts(judge) == NO_FAULTS | {"calls": calls, "cache_hits": 4 - calls}
+
+
+def test_failures_are_not_cached(tmp_path):
+    """Bug guarded: an outage that is remembered for ever."""
+    cache, replies = tmp_path / "judge.jsonl", iter(["no idea", "0.25", (500, ""), "0.75"])
+    with (
+        running(FakeJudge(lambda prompt: next(replies))) as server,
+        judge_at(server.url, cache_file=cache, max_retries=0) as judge,
+    ):
+        assert [ask(judge, item(n)) for n in (0, 0, 1, 1)] == [[None], [0.25], [None], [0.75]]
+    assert [json.loads(line)["score"] for line in cache.read_text().splitlines()] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+def test_a_wrong_model_name_or_key_is_said_once_and_clearly(status):
+    """Bug guarded: a spelling mistake retried for minutes and then trained on as missing scores."""
+    with running(FakeJudge(lambda prompt: (status, "no such model"))) as server, judge_at(server.url, concurrency=1) as judge:
+        futures = [judge.submit(item(0))]
+        with pytest.raises(ValueError, match=f"'a-judge': HTTP {status}: no such model"):
+            judge.finish()
+        with pytest.raises(JudgeRefusedError):
+            judge.submit(item(1))
+        assert [future.result() for future in futures] == [None]
+        assert len(server.asked) == 1
+        assert counts(judge) == NO_FAULTS | {"calls": 1}
+
+
+def test_after_a_refusal_what_waits_is_not_asked():
+    """Bug guarded: a thousand calls with a wrong key before anybody is told."""
+    with running(FakeJudge(lambda prompt: (401, "key"), latency=0.1)) as server, judge_at(server.url, concurrency=2) as judge:
+        for n in range(20):
+            judge.submit(item(n))
+        with pytest.raises(JudgeRefusedError):
+            judge.finish()
+        assert len(server.asked) <= 4
+
+
+def test_one_refused_prompt_is_none_but_all_refused_is_an_error():
+    """Bug guarded: a run ended by one answer too long for the judge; a wrong field in every request seen as bad luck."""
+    answers = {prompt_of(item(0)): "0.5"}
+    with running(FakeJudge(lambda prompt: answers.get(prompt, (400, "prompt too long")))) as server:
+        with judge_at(server.url) as judge:
+            assert ask(judge, item(1), item(0)) == [None, 0.5]
+            assert counts(judge) == NO_FAULTS | {"calls": 2, "failed": 1}
+            assert "prompt too long" in judge.last_failure
+        with judge_at(server.url) as judge:
+            judge.submit(item(1))
+            with pytest.raises(JudgeRefusedError, match="HTTP 400: prompt too long"):
+                judge.finish()
+
+
+@pytest.mark.parametrize("form", ["seconds", "date", "nonsense"])
+def test_retry_after_is_honoured(form):
+    """Bug guarded: a server that asks for a pause hammered on; an unreadable header that ends the call."""
+    server, until = FakeJudge(fair), time.time() + (1.5 if form == "date" else 0)
+    moment = {"seconds": "0.4", "date": formatdate(until, usegmt=True), "nonsense": "12 parsecs"}[form]
+    proxy = FaultProxy(server.url, lambda prompt, attempt: "" if attempt else "429", retry_after=moment)
+    with running(proxy, server), judge_at(proxy.url) as judge:
+        begin = time.perf_counter()
+        assert ask(judge, item(0)) == [true_score(prompt_of(item(0)))]
+        assert time.perf_counter() - begin >= (0.4 if form == "seconds" else 0)
+        assert time.time() >= int(until)
+        assert counts(judge) == NO_FAULTS | {"calls": 1, "retries": 1}
+
+
+def test_closing_does_not_wait_for_pauses():
+    """Bug guarded: Ctrl-C that takes minutes, because calls sit out their back-off."""
+    server = FakeJudge(lambda prompt: (503, ""))
+    with running(server):
+        with judge_at(server.url, concurrency=2, backoff=60.0) as judge:
+            futures = [judge.submit(item(n)) for n in range(6)]
+            while len(server.asked) < 2:
+                time.sleep(0.01)
+            begin = time.perf_counter()
+        assert time.perf_counter() - begin < 20
+        assert [future.result() for future in futures] == [None] * 6
+
+
+def test_the_key_is_sent_and_nowhere_else(tmp_path, caplog):
+    """Bug guarded: a key in a cache, a log, a message or a traceback that is pasted into an issue."""
+    caplog.set_level(logging.DEBUG)
+    cache = tmp_path / "judge.jsonl"
+    with running(FakeJudge(fair)) as server, judge_at(server.url, api_key=KEY, cache_file=cache) as judge:
+        ask(judge, item(0))
+        assert server.headers["Authorization"] == f"Bearer {KEY}"
+        assert KEY not in repr(judge) + cache.read_text() + server.asked[0]
+    echo = FakeJudge(lambda prompt: (401, f"Incorrect API key provided: {KEY}"))
+    with running(echo), judge_at(echo.url, api_key=KEY) as judge:
+        judge.submit(item(0))
+        with pytest.raises(JudgeRefusedError, match=r"Incorrect API key provided: \*\*\*") as caught:
+            judge.finish()
+        assert KEY not in str(caught.value) + repr(caught.value) + judge.last_failure
+    assert KEY not in caplog.text
+    with pytest.raises(ValueError, match="no HTTP header") as caught:
+        judge_at("http://localhost/v1", api_key=f"{KEY}\nX")
+    assert KEY not in str(caught.value)
+
+
+def test_a_full_disk_is_an_error(tmp_path):
+    """Bug guarded: an exception in a thread that nobody hears of."""
+    with running(FakeJudge(fair)) as server, judge_at(server.url, cache_file=tmp_path / "cache") as judge:
+        (tmp_path / "cache").unlink()
+        (tmp_path / "cache").mkdir()
+        future = judge.submit(item(0))
+        with pytest.raises(IsADirectoryError):
+            judge.finish()
+        assert future.result() is None
+
+
+@pytest.mark.parametrize(
+    ("url", "changes", "message"),
+    [
+        ("localhost:8000/v1", {}, "must look like"),
+        ("http://me:secret@localhost/v1", {}, "leave name and password out"),
+        ("http://localhost/v1/chat/completions", {}, "must look like"),
+        ("http://[::1/v1", {}, "cannot be read"),
+        ("http://localhost/v1", {"extra_body": {"stream": True}}, "stream"),
+        ("http://localhost/v1", {"concurrency": 0}, "concurrency"),
+        ("http://localhost/v1", {"prompt_template": "{answer}"}, "question"),
+    ],
+)
+def test_wrong_settings_are_refused(url, changes, message):
+    """Bug guarded: a setting that fails at the first answer, after minutes of loading and sampling."""
+    with pytest.raises(ValueError, match=message) as caught:
+        judge_at(url, **changes)
+    assert "secret" not in str(caught.value)
