@@ -10,7 +10,8 @@
 import sys
 import time
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import parse_config
 from rl.evaluation import Evaluation, evaluate_division
+from rl.judging import JudgeUnavailable
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
 from rl.setup import Session, one_line_errors, open_session
@@ -35,13 +37,14 @@ BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix
 def train(session: Session) -> bool:
     """Eq. 1: ascend E[R] by policy gradients, one rollout batch a step. False if a signal stopped it before the last."""
     config, run, updater, rollout = session.config, session.run, session.updater, session.rollout
-    clock, watch = Clock(), SandbaggingWatch(config, run.read_metrics())
+    before = run.read_metrics()
+    clock, watch, num_tokens = Clock(), SandbaggingWatch(config, before), before[-1]["num_tokens"] if before else 0
     steps = range(session.first_step, config.steps)
     bar = tqdm(steps, desc="PASR", initial=session.first_step, total=config.steps, bar_format=BAR_FORMAT)
     with StopSignals() as stop:
         for step in bar:
             questions = session.stream.take(step, config.questions_per_step)
-            with clock("rollout"):
+            with clock("rollout"), stop_without_judge(session, step):
                 groups = rollout.collect(questions, step)  # y', y ~ pi; Eq. 4-7: format, accuracy, refinement, total reward
             with clock("update"):
                 samples = select_samples(groups, config)  # Eq. 2: advantages
@@ -52,8 +55,12 @@ def train(session: Session) -> bool:
 
             done = step + 1
             metrics = rollout_metrics(groups, config) | rollout.judge_stats | update
-            metrics["baseline/sampled"] = rollout.baselines_sampled
-            metrics |= clock.metrics(metrics["num_tokens"], update.get("trained_tokens", 0))
+            num_tokens += metrics["num_tokens"]
+            metrics |= {"num_tokens": num_tokens, "time/judge_wait": rollout.judge_wait}
+            if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+                with clock("eval"):
+                    bar.write(f"step {done}: {demo.one_line(evaluate_task(session, done).metrics)}")
+            metrics |= clock.metrics(metrics["completions/num_tokens"], update.get("trained_tokens", 0))
             run.log(done, metrics)
             run.log_rollouts(done, groups)
             show_progress(bar, metrics)
@@ -61,16 +68,26 @@ def train(session: Session) -> bool:
                 bar.write(f"step {done}: nothing to train on ({dropped_reasons(groups)}); no optimizer step, going on")
             if warning := watch.warning(metrics):
                 bar.write(f"step {done}: {warning}")
-            if config.eval_every and done % config.eval_every == 0 and done < config.steps:
-                bar.write(f"step {done}: {demo.one_line(evaluate_task(session, done).metrics)}")
             is_due = config.save_every and done % config.save_every == 0
             if is_due or stop.received or done == config.steps:
                 save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
+                clock.restart()  # saving belongs to no step
             if stop.received and done < config.steps:
                 bar.close()
                 print(f"stopped by {stop.received} after step {done}; go on with the same flags and {how_to_resume(run.path)}")
                 return False
     return True
+
+
+@contextmanager
+def stop_without_judge(session: Session, step: int) -> Iterator[None]:
+    """Save and leave when the judge stays away: nothing is trained on the scores that happened to arrive."""
+    try:
+        yield
+    except JudgeUnavailable as error:
+        save_checkpoint(session.run.path, step, session.updater, session.renderer, session.source, session.config.keep)
+        print(f"\nstopped after step {step}: {error}; go on with the same flags and {how_to_resume(session.run.path)}")
+        raise SystemExit(1) from error
 
 
 def how_to_resume(run: Path) -> str:

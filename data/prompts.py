@@ -151,4 +151,4 @@ def _turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     messages = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
     tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(marker)[2]
     ids = tokenizer.encode(tail.strip(), add_special_tokens=False)
-    return ids[0] if ids and tail.strip().startswith(tokenizer.convert_ids_to_tokens(ids[0])) else None
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None  # an ordinary token may begin any sentence

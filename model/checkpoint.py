@@ -3,6 +3,7 @@
 Reading is strict both ways: a missing, unexpected, misshapen or non-finite tensor is an error that names it.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -152,6 +153,18 @@ def stored_dtype(folder: Path) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{folder / 'config.json'}: dtype {name!r} is not a dtype of torch")
     return dtype
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that tells two checkpoints apart, wherever they lie: configuration, and size and both ends of each weight file."""
+    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
+    for file in _weight_files(folder):
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {size}".encode() + content.read(2**20))
+            content.seek(max(0, size - 2**20))
+            digest.update(content.read())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

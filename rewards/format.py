@@ -70,6 +70,19 @@ def parse_response(text: str) -> Response | None:
     return Response(think.strip(), tuple(part.strip() for part in refinements), answer.strip())
 
 
+def changes_nothing(response: Response) -> bool:
+    """Whether every refinement of a response only repeats, word for word, what stands before it in the thinking."""
+    before = ""
+    for part in re.split(r"(<refine>.*?</refine>)", response.think, flags=re.DOTALL):
+        if part.startswith("<refine>"):
+            body = " ".join(part[len("<refine>") : -len("</refine>")].split())
+            if body not in before:
+                return False
+            part = body
+        before += " " + " ".join(part.split())
+    return len(response.refinements) > 0
+
+
 def answer_body(text: str) -> str:
     """What is judged of a refine-prompt response: the body of its one answer pair; empty if it has none or several.
 
@@ -82,7 +95,9 @@ def answer_body(text: str) -> str:
 
 
 def plain_answer(text: str) -> str:
-    """The part of a plain answer that is judged: what follows native thinking (`</think>`), or all of it."""
+    """The part of a plain answer that is judged: what follows native thinking, or all of it; nothing of unfinished thinking."""
+    if "</think>" not in text and "<think>" in text:
+        return ""
     return text.rpartition("</think>")[2].strip()
 
 
@@ -94,4 +109,4 @@ def is_plain_wellformed(text: str) -> bool:
     if not plain_answer(text) or "<refine>" in text or "</refine>" in text:
         return False
     tags = [match.group() for match in TAG.finditer(text)]
-    return tags in ([], SKELETON[:2]) or format_reward(text) > 0
+    return tags in ([], SKELETON[:2], SKELETON[1:2]) or format_reward(text) > 0  # some templates open native thinking

@@ -24,12 +24,20 @@ def needs_baseline(refine_mode: str) -> bool:
     return refine_mode in ("compare", "single")
 
 
-def total_reward(format: float, accuracy: float, refine: float) -> float:
-    """Eq. 7: R = r_format + r_acc + r_refine."""
-    return format + accuracy + refine
+def total_reward(format: float, accuracy: float, refine: float, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
+    """Eq. 7: R = r_format + r_acc + r_refine. Weights other than 1 are ours."""
+    return weights[0] * format + weights[1] * accuracy + weights[2] * refine
 
 
-def reward_response(text: str, accuracy: float, baseline: float | None, *, refine_mode: str, zeta: float) -> Reward:
+def reward_response(
+    text: str,
+    accuracy: float,
+    baseline: float | None,
+    *,
+    refine_mode: str,
+    zeta: float,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Reward:
     """Every part of Eq. 7 for one refine-prompt response.
 
     Args:
@@ -38,6 +46,7 @@ def reward_response(text: str, accuracy: float, baseline: float | None, *, refin
         baseline: r̄ of its question; needed for "compare" and "single" only.
         refine_mode: "compare" (Eq. 6, r̄ from n plain answers), "single" (Eq. 6, r̄ from one), "presence", "none".
         zeta: half width of the tie band of Eq. 6.
+        weights: of format, accuracy and refinement in the total.
     """
     assert refine_mode in REFINE_REWARDS, refine_mode
     response = parse_response(text)
@@ -51,4 +60,4 @@ def reward_response(text: str, accuracy: float, baseline: float | None, *, refin
         refine = refine_reward(accuracy, baseline, zeta=zeta, refined=refined)
     form = format_reward(text)
     count = len(response.refinements) if response else 0
-    return Reward(form, accuracy, refine, total_reward(form, accuracy, refine), count)
+    return Reward(form, accuracy, refine, total_reward(form, accuracy, refine, weights), count)

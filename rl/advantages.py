@@ -25,12 +25,14 @@ def group_advantages(rewards_NG: Tensor, *, valid_NG: Tensor | None = None, eps:
         advantages_NG, in the dtype of the rewards; 0 throughout in groups with fewer than two valid entries.
 
     Raises:
-        ValueError: unknown norm.
+        ValueError: unknown norm, or a valid reward that is not finite.
     """
     if norm not in NORMS:
         raise ValueError(f"adv_norm must be one of {NORMS}, got {norm!r}")
     valid_NG = torch.ones_like(rewards_NG, dtype=torch.bool) if valid_NG is None else valid_NG.bool()
     reward_NG = rewards_NG.double().masked_fill(~valid_NG, 0.0)
+    if not torch.isfinite(reward_NG).all():
+        raise ValueError("a valid reward is not finite; mark entries without a reward in valid_NG")
     count_N1 = valid_NG.sum(1, keepdim=True)
     mean_N1 = reward_NG.sum(1, keepdim=True) / count_N1.clamp(min=1)
     centred_NG = (reward_NG - mean_N1).masked_fill(~valid_NG, 0.0)

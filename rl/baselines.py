@@ -5,6 +5,7 @@ They are kept on disk and reused by later epochs and runs. The policy cannot low
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import jsonlines
@@ -23,8 +24,9 @@ class BaselineCache:
         self.path = folder / f"{_digest(setting)}.jsonl"
         self._scores: dict[str, list[float | None]] = {}
         if self.path.exists():
-            for row in _whole_lines(self.path):
-                self._scores[row["key"]] = row["scores"]
+            cut_half_line(self.path)
+            with jsonlines.open(self.path) as rows:
+                self._scores = {row["key"]: row["scores"] for row in rows}
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -33,18 +35,18 @@ class BaselineCache:
         return self._scores.get(_digest([question, reference]))
 
     def put(self, question: str, reference: str, answers: list[tuple[str, float | None]]) -> None:
-        """Keep the (text, score) pairs of a question; a failed score (None) keeps it off the disk, to be tried again."""
+        """Keep the (text, score) pairs of a question, unless a score failed: then it is to be tried again."""
         key, scores = _digest([question, reference]), [score for _, score in answers]
-        self._scores[key] = scores
         if None not in scores:
+            self._scores[key] = scores
             with jsonlines.open(self.path, mode="a") as file:
                 file.write({"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]})
 
 
-def _whole_lines(path: Path) -> list[dict]:
-    """The rows of a JSONL file; a last line that was cut off while being written is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+def cut_half_line(path: Path) -> None:
+    """Remove a last line that was cut off while being written, so that the next one does not continue it."""
+    content = path.read_bytes()
+    os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _digest(value) -> str:

@@ -5,6 +5,7 @@ Masks come from the lengths the sampler reported. No id has a special meaning he
 Shapes: B sequences, T tokens, N questions, G responses of each.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,8 @@ def select_samples(groups: list[Group], config: Config) -> list[Sample]:
             sample.trained = not group.dropped and sample.reward is not None and not cut
             if sample.trained:
                 chosen.append(sample)
+            else:
+                sample.advantage = 0.0
     return chosen
 
 
@@ -77,10 +80,8 @@ def assign_advantages(groups: list[Group], config: Config) -> None:
     """Eq. 2 for every group, in place; groups that cannot teach anything are marked as dropped."""
     if not groups:
         return
-    nan = float("nan")
-    rewards_NG = torch.tensor(
-        [[nan if s.reward is None else s.reward for s in group.refine_samples] for group in groups], dtype=torch.float64
-    )
+    rewards = [[math.nan if s.reward is None else s.reward - s.kl_penalty for s in g.refine_samples] for g in groups]
+    rewards_NG = torch.tensor(rewards, dtype=torch.float64)
     valid_NG = ~rewards_NG.isnan()
     advantages_NG = group_advantages(rewards_NG, valid_NG=valid_NG, eps=config.adv_eps, norm=config.adv_norm)
     spread_N = spread(rewards_NG, valid_NG)

@@ -70,8 +70,9 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
         OSError: the checkpoint could not be written; the earlier ones are untouched.
     """
     target = checkpoint_folder(run, step)
+    for leftover in target.parent.glob(".step_*.part"):
+        shutil.rmtree(leftover)
     part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         with _single_process():
@@ -114,9 +115,22 @@ def load_checkpoint(folder: Path, updater: Updater) -> int:
     for name, tensor in state["model"].items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
+    settings = [{name: g[name] for name in ("betas", "weight_decay")} for g in updater.optimizer.param_groups]
     set_state_dict(updater.policy, updater.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    for group, given in zip(updater.optimizer.param_groups, settings, strict=True):
+        group.update(given)  # flags win over what was saved (--resume-with-changes)
     updater.optimizer_steps, updater.skipped_in_a_row = state["optimizer_steps"], state["skipped_in_a_row"]
     return state["step"]
+
+
+def set_aside_later(run: Path, step: int) -> None:
+    """Rename the checkpoints beyond `step`: the run goes on from there, and they would be taken for its newest ones."""
+    for folder in sorted((run / "checkpoints").glob("step_*")):
+        if int(folder.name.removeprefix("step_")) > step:
+            aside = folder.with_name(f"aside_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"{folder} lies beyond step {step}: set aside as {aside.name}")
 
 
 def newest_model(path: Path) -> Path:

@@ -12,8 +12,7 @@ class Clock:
     """Adds up seconds by phase: `with clock("rollout"): ...`; on CUDA the device is waited for at the end of each."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._begin = time.perf_counter()
+        self.restart()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -24,7 +23,7 @@ class Clock:
         self._seconds[phase] += time.perf_counter() - begin
 
     def metrics(self, sampled_tokens: float, trained_tokens: float) -> dict[str, float]:
-        """time/*, step_time and perf/* since the last call, which starts the next step."""
+        """time/*, step_time and perf/* since the last call or restart; starts the next step."""
         now = time.perf_counter()
         metrics = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         metrics["step_time"] = now - self._begin
@@ -33,5 +32,9 @@ class Clock:
         if torch.cuda.is_initialized():
             metrics["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated() / 1e9
             torch.cuda.reset_peak_memory_stats()
-        self._seconds, self._begin = defaultdict(float), now
+        self.restart()
         return metrics
+
+    def restart(self) -> None:
+        """Begin a step now."""
+        self._seconds, self._begin = defaultdict(float), time.perf_counter()

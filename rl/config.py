@@ -1,6 +1,7 @@
 """The configuration: one frozen dataclass is the command line. Every default stands here, once."""
 
 import argparse
+import math
 import types
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
@@ -18,9 +19,15 @@ class Config:
     preset: Literal["demo", "default", "paper"] | None = option(None, "named defaults; demo if no --model, else default")
     model: str | None = option(None, "checkpoint folder or hub id; none: the embedded task and its tiny model")
     revision: str | None = option(None, "branch, tag or commit of a hub id")
-    data: str | None = option(None, "JSON or JSONL with (question, answer) or (instruction, output); none: embedded task")
+    data: str = option("evol-instruct", "JSON or JSONL with (question, answer) or (instruction, output), or evol-instruct")
     prompts: str | None = option(None, 'JSON file that replaces the system prompts "refine" and "plain"')
-    judge: Literal["rules"] = option("rules", "who scores answers (Eq. 5): rules = numbers and exact text")
+    judge: str = option("self", "who scores answers (Eq. 5): self (frozen reference), rules, a model folder, http(s)://host/v1")
+    judge_model: str | None = option(None, "name of the model on the judge's server")
+    judge_extra_body: str | None = option(None, "JSON merged into each request, for example to switch a judge's thinking off")
+    judge_concurrency: int = option(64, "calls to the judge's server at a time")
+    judge_timeout: float = option(60.0, "seconds a call to the judge's server may take")
+    judge_max_failures: float = option(0.05, "share of missing scores in a step above which training pauses and asks again")
+    judge_patience: float = option(600.0, "seconds to wait for a failing judge before the run saves and stops")
     judge_sees: Literal["answer", "response"] = option("answer", "what is judged: the answer body, or all (released code)")
 
     run: str | None = option(None, "name of the run folder; default: preset, date and time")
@@ -50,6 +57,10 @@ class Config:
         "compare", "Eq. 6; single: one plain answer (w/o multi-answer); presence: paid always (w/o comparison); none"
     )
     zeta: float = option(0.05, "half width of the tie band of Eq. 6 (released code: 0)")
+    gate_refine: bool = option(False, "the refinement reward counts only where some response of the group is right")
+    format_weight: float = option(1.0, "of r_format in Eq. 7 (paper: 1)")
+    accuracy_weight: float = option(1.0, "of r_acc in Eq. 7 (paper: 1)")
+    refine_weight: float = option(1.0, "of r_refine in Eq. 7 (paper: 1)")
     adv_norm: Literal["group", "batch", "none"] = option("group", "what advantages are divided by: a std, or nothing")
     adv_eps: float = option(1e-4, "xi, floor of that std (Eq. 2; released code: 1e-4)")
     mask_truncated: bool = option(False, "leave responses that hit --max-new-tokens out of the loss")
@@ -91,7 +102,7 @@ class Config:
 
     @property
     def needs_reference(self) -> bool:
-        return self.beta > 0 or (self.uses_plain and self.plain_policy == "reference")
+        return self.beta > 0 or self.judge == "self" or (self.uses_plain and self.plain_policy == "reference")
 
 
 PRESETS: dict[str, dict] = {
@@ -109,6 +120,8 @@ PRESETS: dict[str, dict] = {
         "max_new_tokens": 40,
         "zeta": 0.3,
         "plain_policy": "reference",
+        "judge": "rules",
+        "data": "division",
     },
     "paper": {
         "questions_per_step": 1,
@@ -189,14 +202,27 @@ def check(config: Config) -> None:
     at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "max_slots", "keep")
     at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions")
     at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
-    at_least(0, "save_every", "eval_every", "sft_steps")
+    at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience")
+    at_least(1, "judge_concurrency")
+    for spec in fields(Config):
+        value = getattr(config, spec.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{to_flag(spec.name)} is {value}; it must be a finite number")
+    if config.max_grad_norm is not None and config.max_grad_norm <= 0:
+        raise ValueError("--max-grad-norm must be above 0; to switch clipping off, say none")
+    if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):
+        raise ValueError("--adam-beta1 and --adam-beta2 must be at least 0 and below 1")
+    if config.eval_every and config.model:
+        raise ValueError("--eval-every evaluates the embedded task; leave it at 0 with --model")
+    if config.kl_estimator == "k1-reward" and (config.beta == 0 or config.mask_truncated):
+        raise ValueError("--kl-estimator k1-reward needs --beta above 0, and goes without --mask-truncated")
     if config.temperature <= 0:
         raise ValueError("--temperature must be above 0: a greedy policy explores nothing and has no log-probs")
     if config.kl_estimator == "k1-reward" and config.old_logprobs == "sampler":
         raise ValueError("--kl-estimator k1-reward needs --old-logprobs trainer")
     if config.importance_cap and config.old_logprobs == "sampler":
         raise ValueError("--importance-cap corrects the trainer's ratio; it needs --old-logprobs trainer")
-    if config.model and not config.data:
-        raise ValueError("--model needs --data FILE: JSON or JSONL with (question, answer) or (instruction, output)")
-    if config.data and not config.model:
-        raise ValueError("--data needs --model: the tiny model of the demo reads nothing but its own task")
+    if config.model is None and (config.data != PRESETS["demo"]["data"] or config.judge != "rules"):
+        raise ValueError("--data and --judge need --model: the tiny model of the demo reads nothing but its own task")
+    if config.judge.startswith(("http://", "https://")) and not config.judge_model:
+        raise ValueError("--judge with a server needs --judge-model NAME: which of its models is to judge?")

@@ -9,10 +9,15 @@ from data.examples import Example
 from data.prompts import PromptRenderer
 from rewards.accuracy import score_by_rule
 from rewards.format import is_plain_wellformed, parse_response
-from rl.metrics import mean
 from rl.records import Request, Sample
 from rl.rollout import judged_text
 from rl.sampler import Sampler
+
+
+def mean(values) -> float:
+    """The mean; 0 where there is nothing to take it of: a share of no answers."""
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
 
 
 @dataclass(frozen=True)

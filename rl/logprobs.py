@@ -26,9 +26,10 @@ class ChunkedLogProbs(torch.autograd.Function):
     def forward(ctx, hidden_NE, weight_VE, target_N, temperature, chunk):
         wide = torch.float64 if hidden_NE.dtype == torch.float64 else torch.float32
         logp_N, entropy_N, lse_N = hidden_NE.new_empty(3, hidden_NE.shape[0], dtype=wide)
+        head_VE = weight_VE.to(hidden_NE.dtype)  # once, not for every chunk
         for begin in range(0, len(hidden_NE), chunk):
             rows = slice(begin, begin + chunk)
-            logits = head_logits(hidden_NE[rows], weight_VE).div_(temperature)
+            logits = head_logits(hidden_NE[rows], head_VE).div_(temperature)
             lse_N[rows] = logits.logsumexp(-1)
             logp_N[rows] = logits.gather(1, target_N[rows, None])[:, 0] - lse_N[rows]
             probs = (logits - lse_N[rows, None]).exp_()
@@ -44,14 +45,15 @@ class ChunkedLogProbs(torch.autograd.Function):
         hidden_NE, weight_VE, target_N, lse_N = ctx.saved_tensors
         grad_hidden_NE = torch.empty_like(hidden_NE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=lse_N.dtype)
+        head_VE = weight_VE.to(hidden_NE.dtype)
         for begin in range(0, len(hidden_NE), ctx.chunk):
             rows = slice(begin, begin + ctx.chunk)
             scale = grad_N[rows, None] / ctx.temperature
-            logits = head_logits(hidden_NE[rows], weight_VE).div_(ctx.temperature)
+            logits = head_logits(hidden_NE[rows], head_VE).div_(ctx.temperature)
             grad_logits = logits.sub_(lse_N[rows, None]).exp_().mul_(-scale)  # d logp = onehot - softmax
             grad_logits.scatter_add_(1, target_N[rows, None], scale.to(grad_logits.dtype))
             grad_logits = grad_logits.to(hidden_NE.dtype)
-            grad_hidden_NE[rows] = grad_logits @ weight_VE.to(hidden_NE.dtype)
+            grad_hidden_NE[rows] = grad_logits @ head_VE
             grad_weight_VE += grad_logits.T @ hidden_NE[rows]
         return grad_hidden_NE, grad_weight_VE.to(weight_VE.dtype), None, None, None
 

@@ -69,10 +69,14 @@ def grpo_loss(
         The loss, and sums over tokens of the statistics that the caller averages: tokens, kl, ratio clipped low and high.
 
     Raises:
-        ValueError: unknown aggregation.
+        ValueError: unknown aggregation or KL estimator, or beta above 0 without log-probs of the reference.
     """
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation must be one of {AGGREGATIONS}, got {aggregation!r}")
+    if kl_estimator not in KL_ESTIMATORS:
+        raise ValueError(f"kl_estimator must be one of {KL_ESTIMATORS}, got {kl_estimator!r}")
+    if beta > 0 and ref_logp_BT is None:
+        raise ValueError(f"beta is {beta}, but there are no log-probs of the reference")
     mask_BT = mask_BT.bool()
     logp_BT, old_logp_BT = logp_BT.masked_fill(~mask_BT, 0.0), old_logp_BT.masked_fill(~mask_BT, 0.0)
 

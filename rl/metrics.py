@@ -1,18 +1,28 @@
 """What a rollout batch says about the policy: names follow TRL where it has them, so that runs can be laid over each other."""
 
+import math
 import statistics
 
-from rewards.format import has_both_pairs, is_plain_wellformed, keeps_order, refines_inside_think
+from rewards.format import (
+    changes_nothing,
+    has_both_pairs,
+    is_plain_wellformed,
+    keeps_order,
+    parse_response,
+    refines_inside_think,
+)
 from rl.config import Config
 from rl.records import Group, Sample
 
 WELLFORMED_FLOOR = 0.9  # share of plain answers below which the baseline is not to be trusted
 ACCURACY_DROP = 0.1  # fall of plain accuracy since the start that means the same
+WINDOW = 256  # questions over which both are taken
 
 
 def mean(values) -> float:
+    """The mean; not a number where there is nothing to take it of, which metrics.jsonl writes as null."""
     values = list(values)
-    return sum(values) / len(values) if values else 0.0
+    return sum(values) / len(values) if values else math.nan
 
 
 def std(values: list[float]) -> float:
@@ -28,7 +38,8 @@ def rollout_metrics(groups: list[Group], config: Config) -> dict[str, float]:
         metrics["pasr/plain_wellformed"] = mean(is_plain_wellformed(s.text) for s in plain)
         metrics["pasr/plain_leak"] = mean("<refine>" in s.text or "</refine>" in s.text for s in plain)
         metrics["completions/plain_mean_length"] = mean(len(s.completion.ids) for s in plain)
-    metrics["num_tokens"] = sum(len(s.completion.ids) for s in samples + plain)
+    metrics["completions/num_tokens"] = sum(len(s.completion.ids) for s in samples + plain)
+    metrics["num_tokens"] = sum(len(s.prompt_ids) + len(s.completion.ids) for s in samples + plain)
     return metrics
 
 
@@ -44,9 +55,17 @@ def _reward_metrics(groups: list[Group], samples: list[Sample]) -> dict[str, flo
         "groups/trained": sum(not group.dropped for group in groups),
     }
     for part in ("format", "accuracy", "refine"):
-        values = [getattr(s, part) for s in scored]
+        values = [getattr(s, part) for s in scored]  # of the samples that have a total, so that the parts add up to it
         metrics[f"rewards/{part}/mean"], metrics[f"rewards/{part}/std"] = mean(values), std(values)
+        metrics[f"rewards/{part}/variance_share"] = variance_share(values, [s.reward for s in scored])
     return metrics
+
+
+def variance_share(part: list[float], total: list[float]) -> float:
+    """cov(part, total) / var(total): how much of what distinguishes responses comes from this part. 0 where nothing does."""
+    if len(total) < 2 or statistics.variance(total) == 0:
+        return 0.0
+    return statistics.covariance(part, total) / statistics.variance(total)
 
 
 def _length_metrics(samples: list[Sample]) -> dict[str, float]:
@@ -62,16 +81,19 @@ def _length_metrics(samples: list[Sample]) -> dict[str, float]:
 def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) -> dict[str, float]:
     scored = [sample for sample in samples if sample.accuracy is not None]
     refined = [sample for sample in scored if sample.refinements]
+    known = [[s.accuracy for s in group.refine_samples if s.accuracy is not None] for group in groups]
     baselines = [group.baseline for group in groups if group.baseline is not None]
     metrics = {
         "pasr/refine_frac": mean(sample.refinements > 0 for sample in samples),
         "pasr/refine_count": mean(sample.refinements for sample in samples),
         "pasr/refined_accuracy": mean(sample.accuracy for sample in scored),
-        "pasr/allfail_group_frac": mean(not any(s.accuracy for s in group.refine_samples) for group in groups),
+        "pasr/allfail_group_frac": mean(not any(scores) for scores in known if scores),
         "pasr/format_c1": mean(has_both_pairs(sample.text) for sample in samples),
         "pasr/format_c2": mean(refines_inside_think(sample.text) for sample in samples),
         "pasr/format_c3": mean(keeps_order(sample.text) for sample in samples),
     }
+    responses = [parse_response(sample.text) for sample in refined]
+    metrics["pasr/noop_refine_frac"] = mean(changes_nothing(response) for response in responses)
     if baselines:
         metrics["pasr/plain_accuracy"] = mean(baselines)
     if config.refine_reward in ("compare", "single"):
@@ -84,24 +106,35 @@ class SandbaggingWatch:
     """Notices when plain answers get worse on their own: the baseline then falls, and refinements are paid for nothing.
 
     Only refine-prompt responses are trained, so nothing holds the plain ones in place. Under --plain-policy reference nothing
-    is paid for it, and there is nothing to watch.
+    is paid for it, and there is nothing to watch. The first and the last WINDOW questions are compared: single batches differ
+    by more than the drop in question.
+
+    Args:
+        metrics_so_far: of the steps before, when a run is continued.
     """
 
     def __init__(self, config: Config, metrics_so_far: list[dict[str, float]]) -> None:
         self.is_on = config.plain_policy == "current"
-        self.first_accuracy = metrics_so_far[0].get("pasr/plain_accuracy") if metrics_so_far else None
+        self.window = max(1, round(WINDOW / config.questions_per_step))  # in steps
+        self._accuracy: list[float] = []
+        self._wellformed: list[float] = []
+        for metrics in metrics_so_far:
+            self.warning(metrics)
 
     def warning(self, metrics: dict[str, float]) -> str | None:
-        """A line to print, if the plain answers of this step look sandbagged."""
-        if not self.is_on or "pasr/plain_wellformed" not in metrics:
+        """A line to print, once a window, if the plain answers look sandbagged. Call it once a step."""
+        accuracy, wellformed = metrics.get("pasr/plain_accuracy"), metrics.get("pasr/plain_wellformed")
+        if not self.is_on or accuracy is None or wellformed is None:
             return None
-        accuracy, wellformed = metrics["pasr/plain_accuracy"], metrics["pasr/plain_wellformed"]
-        if self.first_accuracy is None:
-            self.first_accuracy = accuracy
-        if wellformed < WELLFORMED_FLOOR:
-            problem = f"only {wellformed:.0%} of the plain answers are well formed"
-        elif accuracy < self.first_accuracy - ACCURACY_DROP:
-            problem = f"plain accuracy fell from {self.first_accuracy:.2f} to {accuracy:.2f}"
+        self._accuracy.append(accuracy)
+        self._wellformed.append(wellformed)
+        if len(self._accuracy) % self.window:
+            return None
+        first, last = mean(self._accuracy[: self.window]), mean(self._accuracy[-self.window :])
+        if mean(self._wellformed[-self.window :]) < WELLFORMED_FLOOR:
+            problem = f"only {mean(self._wellformed[-self.window :]):.0%} of the plain answers are well formed"
+        elif last < first - ACCURACY_DROP:
+            problem = f"plain accuracy fell from {first:.2f} to {last:.2f}"
         else:
             return None
         return f"sandbagged baseline? {problem}; rewards for refinements are inflated. Remedy: --plain-policy reference"

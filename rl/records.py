@@ -42,7 +42,7 @@ class Completion:
     ids: list[int]
     logprobs: list[float]
     finish_reason: str
-    temperature: float
+    temperature: float = 1.0
     top_p: float = 1.0
     policy_version: int = 0
 
@@ -59,7 +59,9 @@ class Sample:
     Attributes:
         mode: "refine" or "plain", the system prompt it was drawn with.
         accuracy: the judge's score in [0, 1]; None when judging failed.
-        format, refine, reward: parts and total of Eq. 7; None for plain samples and failed scores.
+        format: Eq. 4; None for plain samples.
+        refine, reward: the rest of Eq. 7 and its total; None for plain samples and failed scores.
+        kl_penalty: taken off the reward before Eq. 2, with --kl-estimator k1-reward.
         advantage: Eq. 2; 0 for samples that are not trained on.
         trained: whether the optimizer step used it.
     """
@@ -73,6 +75,7 @@ class Sample:
     refine: float | None = None
     reward: float | None = None
     refinements: int = 0
+    kl_penalty: float = 0.0
     advantage: float = 0.0
     trained: bool = False
 

@@ -3,19 +3,22 @@
 For each question G responses with the refine prompt and n with the plain prompt, all in one call of the sampler.
 """
 
-from concurrent.futures import Future
+import time
 from dataclasses import dataclass, field
 
 from data.examples import Example
 from data.prompts import PromptRenderer
-from rewards.format import answer_body, plain_answer
+from rewards.format import answer_body, format_reward, parse_response, plain_answer
 from rewards.judge import Judgement, Scorer
 from rewards.refine import baseline_accuracy
 from rewards.total import needs_baseline, reward_response
 from rl.baselines import BaselineCache
 from rl.config import Config
+from rl.judging import ScoreBoard
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
+
+RIGHT = 0.5  # a score from which an answer counts as right, where it is a matter of yes or no (--gate-refine)
 
 
 @dataclass
@@ -26,8 +29,8 @@ class Rollout:
         sampler: draws from the current policy.
         reference_sampler: draws plain answers from the initial policy, for --plain-policy reference; else None.
         baselines: r̄ of questions already answered by the reference; None without a reference sampler.
-        judge_stats: `judge/*` metrics of the last rollout's own samples.
-        baselines_sampled: how many r̄ the last rollout had to sample.
+        judge_stats: `judge/*` metrics of the last rollout, and `baseline/*`: r̄ that had to be sampled, and their judge calls.
+        judge_wait: seconds the last rollout waited for scores alone.
     """
 
     config: Config
@@ -37,12 +40,13 @@ class Rollout:
     reference_sampler: Sampler | None = None
     baselines: BaselineCache | None = None
     judge_stats: dict[str, float] = field(default_factory=dict)
-    baselines_sampled: int = 0
+    judge_wait: float = 0.0
 
     def collect(self, examples: list[Example], step: int) -> list[Group]:
         """Sample, judge and reward every question of a step; a pure function of weights, questions and (seed, step)."""
         groups = [Group(e.id, e.question, e.reference) for e in examples]
         config = self.config
+        self.judge_wait = 0.0
         kinds = [("refine", config.group_size)]
         if self.reference_sampler is None and config.plain_samples:
             kinds.append(("plain", config.plain_samples))
@@ -70,27 +74,30 @@ class Rollout:
 
         An answer that is empty scores 0 without a call.
         """
-        drawn: dict[tuple[int, int], tuple[Sample, Future[float | None] | None]] = {}
+        config = self.config
+        board = ScoreBoard(self.scorer, config.judge_max_failures, config.judge_patience)
+        drawn: dict[tuple[int, int], Sample] = {}
 
         def judge(r: int, i: int, completion: Completion) -> None:
             group, mode, request = asked[r]
-            sample = Sample(request.prompt_ids, completion, self.renderer.decode(completion.text_ids), mode)
-            answer = judged_text(sample, self.config.judge_sees)
-            item = Judgement(group.question, group.reference, answer)
-            drawn[r, i] = sample, self.scorer.submit(item) if answer else None
+            sample = make_sample(request, completion, self.renderer.decode(completion.text_ids), mode)
+            drawn[r, i] = sample
+            if answer := judged_text(sample, config.judge_sees):
+                board.submit((r, i), Judgement(group.question, group.reference, answer))
 
         sampler.generate([request for _, _, request in asked], on_finish=judge)
-        self.scorer.finish()
+        begin = time.perf_counter()
+        scores = board.collect()
+        self.judge_wait += time.perf_counter() - begin
         for r, i in sorted(drawn):
-            sample, score = drawn[r, i]
-            sample.accuracy = 0.0 if score is None else score.result()
-            group, mode, _ = asked[r]
+            sample, (group, mode, _) = drawn[r, i], asked[r]
+            sample.accuracy = scores.get((r, i), 0.0)
             (group.refine_samples if mode == "refine" else group.plain_samples).append(sample)
 
     def _take_reference_baselines(self, groups: list[Group]) -> None:
         """r̄ from the initial policy: looked up, or sampled and judged once and kept on disk.
 
-        These answers are not the policy's: they are kept with the scores, and count in no metric but r̄ and `baseline/sampled`,
+        These answers are not the policy's: they are kept with the scores, and count in no metric but r̄ and `baseline/*`,
         so that a run's metrics do not depend on which questions were in the cache.
         """
         missing = [group for group in groups if self.baselines.get(group.question, group.reference) is None]
@@ -98,13 +105,26 @@ class Rollout:
         count = self.config.plain_samples
         asked = [(g, "plain", self._prompted(g.question, "plain", count, ("reference", g.question))) for g in unique]
         self._sample_and_judge(self.reference_sampler, asked)
-        self.scorer.take_stats()
+        fresh = {}
         for group in unique:
             answers = [(sample.text, sample.accuracy) for sample in group.plain_samples]
             self.baselines.put(group.question, group.reference, answers)
-        self.baselines_sampled = len(unique)
+            fresh[group.question, group.reference] = [score for _, score in answers]
         for group in groups:
-            group.baseline = baseline_accuracy(self.baselines.get(group.question, group.reference))
+            known = self.baselines.get(group.question, group.reference)
+            group.baseline = baseline_accuracy(fresh[group.question, group.reference] if known is None else known)
+        stats = self.scorer.take_stats()
+        self.judge_stats |= {name.replace("judge/", "baseline/judge_"): value for name, value in stats.items()}
+        self.judge_stats["baseline/sampled"] = len(unique)
+
+
+def make_sample(request: Request, completion: Completion, text: str, mode: str) -> Sample:
+    """A sample with what its text alone tells: Eq. 4 and its refinements, for refine-prompt responses."""
+    sample = Sample(request.prompt_ids, completion, text, mode)
+    if mode == "refine":
+        response = parse_response(text)
+        sample.format, sample.refinements = format_reward(text), len(response.refinements) if response else 0
+    return sample
 
 
 def count_empty(groups: list[Group], judge_sees: str) -> int:
@@ -120,15 +140,17 @@ def judged_text(sample: Sample, judge_sees: str) -> str:
 
 def assign_rewards(groups: list[Group], config: Config) -> None:
     """Eq. 4, 6 and 7 for every refine-prompt sample, in place. Without a needed baseline the question is dropped."""
+    weights = (config.format_weight, config.accuracy_weight, config.refine_weight)
     for group in groups:
         if needs_baseline(config.refine_reward) and group.baseline is None:
             group.dropped = "no baseline"
             continue
+        closed = config.gate_refine and not any((s.accuracy or 0.0) >= RIGHT for s in group.refine_samples)
+        mode = "none" if closed else config.refine_reward
         for sample in group.refine_samples:
             if sample.accuracy is None:
                 continue
             reward = reward_response(
-                sample.text, sample.accuracy, group.baseline, refine_mode=config.refine_reward, zeta=config.zeta
+                sample.text, sample.accuracy, group.baseline, refine_mode=mode, zeta=config.zeta, weights=weights
             )
-            sample.format, sample.refine, sample.reward = reward.format, reward.refine, reward.total
-            sample.refinements = reward.refinements
+            sample.refine, sample.reward = reward.refine, reward.total

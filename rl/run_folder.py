@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 import uuid
@@ -51,6 +52,7 @@ class RunFolder:
         self.path = Path(config.runs_dir) / (config.run or default_run_name(config))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._is_new = not self.path.exists()
             self.path.mkdir(exist_ok=resuming)
             (self.path / "rollouts").mkdir(exist_ok=True)
             self._lock = (self.path / ".lock").open("w")  # held until the process ends
@@ -65,7 +67,17 @@ class RunFolder:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}. Choose a writable --runs-dir") from error
         self.metrics_file = self.path / "metrics.jsonl"
         self._wandb = None
+
+    def accept(self, config: Config) -> None:
+        """Set-up has succeeded: from now on the run is the one of this configuration."""
         self._write_json("config.json", {"config": asdict(config), "git": git_hash(), "versions": versions()})
+        (self.path / "summary.json").unlink(missing_ok=True)  # of a run that is being extended
+
+    def abandon(self) -> None:
+        """Set-up has failed: leave nothing behind that was not there before."""
+        self.close()
+        if self._is_new:
+            shutil.rmtree(self.path)
 
     def close(self) -> None:
         """Close the mirror and let other processes write to the folder."""
@@ -143,9 +155,10 @@ class RunFolder:
         """Write summary.json, the mark of a finished run."""
         self._write_json("summary.json", summary)
 
-    @property
-    def is_finished(self) -> bool:
-        return (self.path / "summary.json").exists()
+    def is_finished(self, steps: int) -> bool:
+        """Whether the run has made this many steps and been summed up."""
+        file = self.path / "summary.json"
+        return file.exists() and json.loads(file.read_text(encoding="utf-8"))["steps"] >= steps
 
     def _write_json(self, name: str, content: dict) -> None:
         write_whole(self.path / name, json.dumps(content, indent=2) + "\n")

@@ -54,7 +54,8 @@ def _keep_nucleus(mass_BV: Tensor, top_p_B: Tensor) -> Tensor:
     sorted_BV, order_BV = mass_BV.sort(dim=-1, descending=True, stable=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
     kept_BV = sorted_BV.masked_fill(before_BV >= top_p_B[:, None], 0.0)
-    return torch.zeros_like(mass_BV).scatter_(1, order_BV, kept_BV)
+    nucleus_BV = torch.zeros_like(mass_BV).scatter_(1, order_BV, kept_BV)
+    return torch.where(top_p_B[:, None] < 1, nucleus_BV, mass_BV)  # a row without a cut keeps every token, whatever its company
 
 
 class Sampler:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from data.evol_instruct import prepare
 
 from data.division import load_split
 from data.examples import Example, ExampleStream, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
 from model import Transformer, load_model
-from model.checkpoint import resolve_checkpoint, stored_dtype
+from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
 from rewards.judge import RuleScorer
 from rl.baselines import BaselineCache
-from rl.checkpoint import complete_checkpoints, load_checkpoint
+from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
 from rl.config import Config
 from rl.demo import warm_started_model
 from rl.disk import check_disk
@@ -72,12 +73,15 @@ def open_session(config: Config) -> Session | None:
     """
     refuse_many_processes()
     config, checkpoint = find_checkpoint(config)
-    examples = load_examples(config.data) if config.data else load_split(held_out=False)
+    examples = load_questions(config)
     run = RunFolder(config, resuming=config.resume != "never")
     try:
-        return None if run.is_finished else _assemble(config, run, examples, checkpoint)
+        if run.is_finished(config.steps):
+            run.close()
+            return None
+        return _assemble(config, run, examples, checkpoint)
     except BaseException:
-        run.close()
+        run.abandon()
         raise
 
 
@@ -99,13 +103,15 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     reference = _load(source, device, trainable=False) if config.needs_reference else None
     updater = Updater(policy, reference, config)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
-    run.cut_back(first_step)
+    run.cut_back(first_step if checkpoint else -1)
+    set_aside_later(run.path, first_step)
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
     rollout = _make_rollout(config, renderer, policy, reference, list(stops), source)
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
+    run.accept(config)
     return Session(config, run, source, renderer, stream, policy, updater, rollout, first_step)
 
 
@@ -147,16 +153,24 @@ def _make_rollout(
     if config.uses_plain and config.plain_policy == "reference":
         rollout.reference_sampler = Sampler(reference, **limits)
         setting = {
-            "model": str(source.resolve()),
-            "revision": config.revision,
+            "model": fingerprint(source),
             "prompt": renderer.text("", "plain"),
-            "judge": config.judge,
+            "judge": [config.judge, config.judge_model, config.judge_extra_body, config.judge_sees],
             "samples": config.plain_samples,
             "temperature": config.temperature,
             "max_new_tokens": config.max_new_tokens,
         }
         rollout.baselines = BaselineCache(Path(config.runs_dir) / "baselines", setting)
     return rollout
+
+
+def load_questions(config: Config) -> list[Example]:
+    """The training questions of --data."""
+    if config.model is None:
+        return load_split(held_out=False)
+    if config.data == "evol-instruct":
+        return load_examples(prepare(None, Path(config.runs_dir) / "data"))
+    return load_examples(config.data)
 
 
 def drop_long_prompts(examples: list[Example], renderer: PromptRenderer, limit: int) -> list[Example]:

@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens.
 """
 
 import math
+import time
 from collections import defaultdict
 
 import torch
@@ -36,6 +37,7 @@ class Updater:
         self.policy, self.reference, self.config = policy, reference, config
         betas = (config.adam_beta1, config.adam_beta2)
         self.optimizer = adamw(policy.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+        create_state(self.optimizer)
         self.optimizer_steps = 0
         self.skipped_in_a_row = 0
 
@@ -48,7 +50,7 @@ class Updater:
             step: decides the learning rate and the deal into minibatches.
 
         Returns:
-            Metrics; without samples no optimizer step is made and only `optimizer_steps` and `learning_rate` are reported.
+            Metrics; without samples no optimizer step is made, and loss, gradient and log-probs are not reported.
 
         Raises:
             RuntimeError: several steps in a row had a loss or gradient that is not finite.
@@ -65,27 +67,30 @@ class Updater:
         sums: dict[str, float] = defaultdict(float)
         gap = SamplerGap()
         minibatches = make_minibatches(samples, config, step, self.policy.device)  # none without samples
+        begin = time.perf_counter()
         self._score_old_and_reference(minibatches, gap)
+        logprob_time = time.perf_counter() - begin
         if config.kl_estimator == "k1-reward":
-            penalise_rewards(minibatches, groups, config)
+            set_kl_penalties(minibatches, config)
+            assign_advantages(groups, config)
         for _ in range(config.epochs_per_batch):
             for micro_batches in minibatches:
                 self._optimizer_step(micro_batches, sums, gap)
         metrics = {"learning_rate": config.lr * factor, "optimizer_steps": self.optimizer_steps}
-        return metrics | _averages(sums) | gap.metrics()
+        return metrics | {"time/logprob": logprob_time} | _averages(sums, config.beta) | gap.metrics()
 
     def _score_old_and_reference(self, minibatches: list[list[MicroBatch]], gap: "SamplerGap") -> None:
         """Log-probs that stay fixed during the update. With a single optimizer step the old ones are the policy's own."""
         config = self.config
         single_step = config.epochs_per_batch * len(minibatches) == 1
-        need_old = (config.old_logprobs == "trainer" and not single_step) or config.kl_estimator == "k1-reward"
         with torch.no_grad():
             for micro in (micro for part in minibatches for micro in part):
-                if config.old_logprobs == "sampler":
-                    micro.old_logp_BT = micro.sampler_logp_BT
-                elif need_old:
+                if not single_step or config.kl_estimator == "k1-reward":
                     micro.old_logp_BT, _ = self._logprobs(self.policy, micro)
                     gap.add(micro.old_logp_BT, micro)
+                    gap.is_complete = True
+                if config.old_logprobs == "sampler":
+                    micro.old_logp_BT = micro.sampler_logp_BT
                 if config.beta > 0:
                     micro.ref_logp_BT, _ = self._logprobs(self.reference, micro)
 
@@ -95,7 +100,6 @@ class Updater:
     def _optimizer_step(self, micro_batches: list[MicroBatch], sums: dict[str, float], gap: "SamplerGap") -> None:
         config = self.config
         divide_by = denominator(micro_batches, config)
-        self.optimizer.zero_grad(set_to_none=True)
         step_loss = 0.0
         for micro in micro_batches:
             logp_BT, entropy_BT = self._logprobs(self.policy, micro)
@@ -121,14 +125,17 @@ class Updater:
             for name, value in stats.items():
                 sums[name] += value.item()
             sums["entropy"] += entropy_BT.sum().item()
-        gap.is_complete = True  # from here on the policy is no longer the one that sampled
         self._apply(step_loss, sums)
 
     def _apply(self, loss: float, sums: dict[str, float]) -> None:
         """Clip and step; a loss or gradient that is not finite is skipped and counted."""
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        if is_finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # 4 bytes a parameter that the next rollout can use
+        if not is_finite:
             self.skipped_in_a_row += 1
             sums["skipped"] += 1
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -139,7 +146,6 @@ class Updater:
                 )
             return
         self.skipped_in_a_row = 0
-        self.optimizer.step()
         self.optimizer_steps += 1
         sums["steps"] += 1
         sums["loss"] += loss
@@ -178,25 +184,39 @@ def importance_weight(trainer_logp_BT: Tensor, sampler_logp_BT: Tensor, cap: flo
     return (trainer_logp_BT - sampler_logp_BT).exp().clamp(max=cap).to(trainer_logp_BT.dtype)
 
 
-def penalise_rewards(minibatches: list[list[MicroBatch]], groups: list[Group], config: Config) -> None:
-    """KL in the reward instead of the loss: R - beta sum_t log(pi_old / pi_ref), then Eq. 2 again."""
+def set_kl_penalties(minibatches: list[list[MicroBatch]], config: Config) -> None:
+    """KL in the reward instead of the loss: Eq. 2 is then taken of R - beta sum_t log(pi_old / pi_ref)."""
     for micro in (micro for part in minibatches for micro in part):
         k1_B = (micro.old_logp_BT - micro.ref_logp_BT).masked_fill(~micro.mask_BT, 0.0).sum(1)
         for sample, k1 in zip(micro.samples, k1_B.tolist(), strict=True):
-            sample.reward -= config.beta * k1
-    assign_advantages(groups, config)
+            sample.kl_penalty = config.beta * k1
 
 
-def _averages(sums: dict[str, float]) -> dict[str, float]:
+def create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam its state before the first step.
+
+    It would be made lazily, and a checkpoint of an optimizer without state makes torch run a hidden step: the next real one
+    would be the second to the bias correction.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def _averages(sums: dict[str, float], beta: float) -> dict[str, float]:
     """Sums over the tokens and optimizer steps of a rollout batch -> the metrics of that batch."""
     if not sums:
         return {}
-    tokens, steps = max(1.0, sums["tokens"]), max(1.0, sums["steps"])
+    tokens, steps = max(1.0, sums["tokens"]), sums["steps"] or math.nan  # no loss to report where every step was skipped
     low, high = sums["clipped_low"] / tokens, sums["clipped_high"] / tokens
     return {
         "loss": sums["loss"] / steps,
         "grad_norm": sums["grad_norm"] / steps,
-        "kl": sums["kl"] / tokens,
+        **({"kl": sums["kl"] / tokens} if beta > 0 else {}),
         "entropy": sums["entropy"] / tokens,
         "clip_ratio/low_mean": low,
         "clip_ratio/high_mean": high,

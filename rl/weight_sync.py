@@ -1,7 +1,5 @@
 """Hands the trainer's weights to the sampler after every optimizer step."""
 
-import copy
-
 import torch
 
 from model.transformer import Transformer
@@ -14,8 +12,12 @@ def make_sampler_model(policy: Transformer) -> Transformer:
     """
     if policy.activation_dtype == policy.lm_head.weight.dtype:
         return policy
-    replica = copy.deepcopy(policy).to(policy.activation_dtype).requires_grad_(False)
-    replica.compute_dtype = None
+    with torch.device("meta"):
+        replica = Transformer(policy.config)
+    replica = replica.to(policy.activation_dtype).to_empty(device=policy.device).requires_grad_(False)
+    if policy.config.tie_word_embeddings:
+        replica.lm_head.weight = replica.model.embed_tokens.weight
+    sync_weights(policy, replica)
     return replica
 
 

@@ -46,6 +46,7 @@ def test_every_truncated_file_is_noticed(place, whole, capsys):
         os.truncate(run / file, size // 2)
         assert resumed_step(place, run.name) == 6, file
         assert "ignoring" in capsys.readouterr().out
+        run = copied(place, whole, f"missing-{number}")
         (run / file).unlink()
         assert resumed_step(place, run.name) == 6, file
 
@@ -59,7 +60,7 @@ def test_without_any_usable_checkpoint_the_run_starts_afresh(place, whole, capsy
     assert "no checkpoint yet" in capsys.readouterr().out
 
 
-def test_a_flipped_state_is_an_error_or_the_same(place, whole):
+def test_a_checkpoint_of_nan_weights_is_refused(place, whole):
     """Bug guarded: NaN weights that are trained on."""
     copied(place, whole, "nan")
     folder = place / "runs/nan/checkpoints/step_000008"
@@ -109,6 +110,63 @@ def test_resume_from_a_named_checkpoint(place, whole):
     assert session.first_step == 6
     assert [row["step"] for row in lines_of(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert not (run / "rollouts/step_000007.jsonl").exists()
+    assert not (run / "checkpoints/step_000008").exists(), "it would be taken for the newest"
+    assert (run / "checkpoints/aside_step_000008/COMPLETE").exists(), "and it is not lost"
+    updater, renderer, source = session.updater, session.renderer, session.source
+    rl.checkpoint.save_checkpoint(run, 7, updater, renderer, source, keep=1)
+    assert [c.name for c in complete_checkpoints(run)] == ["step_000007"]
+
+
+def test_failed_set_up_leaves_a_run_as_it_was(place, whole, tmp_path):
+    """Bug guarded: config.json of a command that failed, after which the right command is refused."""
+    run = copied(place, whole, "untouched")
+    before = (run / "config.json").read_text()
+    changed = flags(place, "untouched", "--resume", "auto", "--resume-with-changes")
+    changed[changed.index("--model") + 1] = str(write_task_folder(tmp_path / "m", "qwen2"))
+    with pytest.raises(ValueError):
+        open_session(parse_config(changed))
+    assert (run / "config.json").read_text() == before
+    assert resumed_step(place, "untouched") == 8
+
+
+def test_a_finished_run_can_be_extended(place, whole):
+    """Bug guarded: "finished; nothing to do" for a run that was asked for more steps."""
+    run = place / "runs/extended"
+    shutil.copytree(whole, run)
+    arguments = flags(place, "extended", "--resume", "auto", "--resume-with-changes")
+    assert open_session(parse_config(arguments)) is None
+    arguments[arguments.index("--steps") + 1] = "9"
+    assert train.main(arguments) == 0
+    assert len(lines_of(run / "metrics.jsonl")) == 9
+    assert json.loads((run / "summary.json").read_text())["steps"] == 9
+
+
+def test_optimizer_flags_win_over_the_saved_ones(place, whole):
+    """Bug guarded: --resume-with-changes that records new betas and trains with the old ones."""
+    copied(place, whole, "betas")
+    more = ("--resume", "auto", "--resume-with-changes", "--adam-beta2", "0.5", "--weight-decay", "0.1")
+    session = open_session(parse_config(flags(place, "betas", *more)))
+    session.run.close()
+    group = session.updater.optimizer.param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.9, 0.5), 0.1)
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_a_checkpoint_before_the_first_optimizer_step(place, whole, tmp_path, skipped):
+    """Bug guarded: saving makes torch run a hidden step, or leaves a checkpoint that cannot be read again."""
+    name = f"early-{skipped}"
+    run = copied(place, whole, name)
+    shutil.rmtree(run / "checkpoints")
+    session = open_session(parse_config(flags(place, name, "--resume", "auto")))
+    session.run.close()
+    if skipped:
+        session.policy.lm_head.weight.grad = torch.full_like(session.policy.lm_head.weight, float("nan"))
+    rl.checkpoint.save_checkpoint(run, 1, session.updater, session.renderer, session.source, keep=1)
+    again = open_session(parse_config(flags(place, name, "--resume", "auto")))
+    again.run.close()
+    assert again.first_step == 1
+    for updater in (session.updater, again.updater):
+        assert {float(state["step"]) for state in updater.optimizer.state.values()} == {0.0}
 
 
 def test_a_full_disk_costs_only_the_checkpoint_being_written(place, whole, monkeypatch):

@@ -1,7 +1,6 @@
 """The commands as a user runs them: training, resuming, asking, and every mistake in one line."""
 
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from conftest import (
 from transformers import AutoModelForCausalLM
 
 import evaluate
+import rl.rollout
 from data.prompts import load_tokenizer
 from model import load_model, save_model
 from rl.config import PRESETS, Config, parse_config
@@ -142,12 +142,34 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+def test_the_temperature_reaches_sampler_and_trainer(tmp_path):
+    """Bug guarded: sampling at one temperature and scoring at another, anywhere between flag and loss (released code)."""
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    arguments = [
+        "--model", str(folder), "--data", str(data), "--judge", "rules", "--steps", "2", "--questions-per-step", "4",
+        "--group-size", "8", "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
+        "--temperature", "0.7", "--adv-norm", "none",
+    ]  # fmt: skip
+    rewarded = rl.rollout.assign_rewards
+
+    def pay_for_length(groups, config):
+        rewarded(groups, config)
+        for sample in (s for g in groups for s in g.refine_samples):
+            sample.reward += len(sample.completion.ids) + 0.01 * sample.completion.ids[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl.rollout, "assign_rewards", pay_for_length)
+        assert main(arguments) == 0
+    for row in lines_of(tmp_path / "r/metrics.jsonl"):
+        assert row["sampling/sampling_logp_difference/max"] < 1e-4
+
+
 def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
     """Bug guarded: 14 GiB for a reference that nothing asks."""
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     loads = []
     monkeypatch.setattr("rl.setup.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
-    arguments = ["--model", str(folder), "--data", str(data), "--runs-dir", str(tmp_path)]
+    arguments = ["--model", str(folder), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
     for beta, plain_policy, count in (("0", "current", 1), ("0.04", "current", 2), ("0", "reference", 2)):
         loads.clear()
         session = open_session(
@@ -201,6 +223,11 @@ def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
         "unwritable": (*real, "--runs-dir", str(tmp_path / "file" / "runs")),
         "resume what": (*real, "--resume", "auto"),
         "resume nothing": (*real, "--resume", str(tmp_path)),
+        "not finite": (*real, "--zeta", "nan"),
+        "clipped to nothing": (*real, "--max-grad-norm", "0"),
+        "penalty without weight": (*real, "--kl-estimator", "k1-reward", "--beta", "0"),
+        "another task's evaluation": (*real, "--eval-every", "5"),
+        "judge without a name": (*real, "--judge", "http://localhost:1/v1"),
     }[name]
 
 
@@ -216,13 +243,18 @@ def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
         ("no such model", "give an existing folder or a hub id"),
         ("not on the hub", "could not be fetched"),
         ("no weights", "only safetensors weights"),
-        ("no data", "--model needs --data"),
+        ("no data", "could not be downloaded"),
         ("group of one", "--group-size is 1; it must be at least 2"),
         ("no slots", "--max-slots is 0"),
         ("greedy", "--temperature must be above 0"),
         ("unwritable", "Choose a writable --runs-dir"),
         ("resume what", "--resume auto needs --run"),
         ("resume nothing", "no complete checkpoint"),
+        ("not finite", "--zeta is nan"),
+        ("clipped to nothing", "--max-grad-norm must be above 0"),
+        ("penalty without weight", "needs --beta above 0"),
+        ("another task's evaluation", "leave it at 0 with --model"),
+        ("judge without a name", "needs --judge-model"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, name, words):
@@ -236,12 +268,14 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, name, words):
     assert words in said
     assert "Traceback" not in said
     assert sum(line.startswith(("error:", "train.py: error:")) for line in said.splitlines()) == 1
-    assert not list((tmp_path / "runs").glob("*/metrics.jsonl"))
+    assert not [path for path in (tmp_path / "runs").glob("*") if path.name != "data"], "a half-made run folder"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_run_folder(tmp_path, capsys):
-    tmp_path.chmod(0o555)
+def test_read_only_run_folder(tmp_path, capsys, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root, who runs many a container, may write anywhere
     with pytest.raises(SystemExit):
         main([*DEMO[1:], "--runs-dir", str(tmp_path)])
     assert "writable" in capsys.readouterr().out

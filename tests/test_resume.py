@@ -85,8 +85,9 @@ def test_killed_at_any_moment_and_resumed(place, whole, moment):
 
 def test_killed_at_random_times_and_resumed(place, whole):
     """Bug guarded: moments that nobody thought of. The process is killed again and again until it gets through."""
-    run, kills = place / "runs" / "random", 0
+    run, kills, resumed = place / "runs" / "random", 0, 0
     for attempt in range(60):
+        resumed += bool(complete_checkpoints(run))
         child = os.fork()
         if child == 0:
             os._exit(train.main(flags(place, "random", "--resume", "auto")))
@@ -100,6 +101,7 @@ def test_killed_at_random_times_and_resumed(place, whole):
             break
     assert train.main(flags(place, "random", "--resume", "auto")) == 0
     assert kills >= 2
+    assert resumed >= 1, "every kill came before the first checkpoint"
     assert_same_run(run, whole)
 
 

@@ -89,6 +89,7 @@ def test_judged_bodies():
     assert answer_body("7") == ""
     assert plain_answer("<think>it is 8</think>\n7") == "7"
     assert plain_answer("7") == "7"
+    assert plain_answer("<think>so 6 * 7 = 42") == "", "unfinished thinking is no answer"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_judged_bodies():
     [
         ("7", True),
         ("<think>hm</think>7", True),
+        ("hm</think>7", True),
         ("<think>a</think><answer>7</answer>", True),
         ("", False),
         ("<think>hm</think>", False),

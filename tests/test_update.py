@@ -15,7 +15,7 @@ from rl.optim import Muon, lr_factor, orthogonalise
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
 from rl.sft import supervised_loss
-from rl.update import MAX_SKIPPED_IN_A_ROW, Updater
+from rl.update import MAX_SKIPPED_IN_A_ROW, Updater, importance_weight
 
 STOP = 0  # also the id that padding happens to use
 
@@ -43,11 +43,12 @@ REWARDS = [[1.0, 2.0, 0.0, 3.0], [2.0, 2.0, -1.0, 2.0], [0.5, 1.5, 2.5, 0.0]]
 
 
 def gradients(model, groups, settings, reference=None) -> list[torch.Tensor]:
-    """Gradients of one update, without the optimizer step: the optimizer is told to do nothing."""
-    updater = Updater(model, reference, settings)
-    updater.optimizer.step = lambda: None
+    """Gradients of one update, without the optimizer step: the optimizer is told only to look at them."""
+    updater, seen = Updater(model, reference, settings), []
+    updater.optimizer.step = lambda: seen.extend(p.grad.clone() for p in model.parameters())
     updater.update(select_samples(groups, settings), groups, step=0)
-    return [p.grad.clone() for p in model.parameters()]
+    assert all(p.grad is None for p in model.parameters()), "gradients are held through the next rollout"
+    return seen
 
 
 @pytest.mark.parametrize("aggregation", ["seq", "token", "const"])
@@ -178,6 +179,7 @@ def test_a_step_with_nothing_to_train_on_changes_nothing():
     groups = sampled_groups(model, [[1.0] * 4, [None] * 4])
     updater = Updater(model, make_model("qwen2"), settings)
     metrics = updater.update(select_samples(groups, settings), groups, 0)
+    del metrics["time/logprob"]
     assert metrics == {"learning_rate": settings.lr / 5, "optimizer_steps": 0}
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -211,6 +213,54 @@ def test_non_finite_steps_are_skipped_counted_and_then_an_error():
     assert updater.skipped_in_a_row == 0
 
 
+def test_gap_between_sampler_and_trainer_is_measured_once_on_every_trained_token():
+    """Bug guarded: a gap that reads 0 whatever the sampler did, or that counts some tokens twice and others not at all."""
+    for changes in ({}, {"minibatches": 2}, {"minibatches": 2, "old_logprobs": "sampler"}, {"epochs_per_batch": 2}):
+        settings, model = config(beta=0.0, lr=0.0, **changes), make_model("qwen2")
+        groups = sampled_groups(model, REWARDS)
+        tokens = sum(len(s.completion.ids) for g in groups for s in g.refine_samples)
+        first = groups[0].refine_samples[0]
+        shifted = [value - 0.5 for value in first.completion.logprobs]
+        first.completion = replace(first.completion, logprobs=shifted)
+        metrics = Updater(model, None, settings).update(select_samples(groups, settings), groups, 0)
+        assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.5 * len(shifted) / tokens)
+        assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.5)
+        assert metrics["sampling/importance_sampling_ratio/max"] == pytest.approx(math.exp(0.5))
+        assert metrics["sampling/ratio_outside_10pct"] == pytest.approx(len(shifted) / tokens)
+
+
+def test_importance_weight_is_trainer_over_sampler_capped():
+    trainer, sampler = torch.tensor([[0.0, -1.0, 0.0]]), torch.tensor([[0.0, 0.0, -3.0]])
+    torch.testing.assert_close(importance_weight(trainer, sampler, 2.0), torch.tensor([[1.0, math.exp(-1), 2.0]]))
+    assert importance_weight(trainer, sampler, 0.0) is None
+
+
+def test_entropy_is_a_mean_over_tokens():
+    """Bug guarded: an "entropy" that grows with the batch, or is divided twice."""
+    settings, model = config(beta=0.0), make_model("qwen2")
+    groups = sampled_groups(model, REWARDS)
+    metrics = Updater(make_model("qwen2"), None, settings).update(select_samples(groups, settings), groups, 0)
+    values = []
+    for sample in (s for g in groups for s in g.refine_samples):
+        ids = torch.tensor([sample.prompt_ids + sample.completion.ids])
+        mask = torch.arange(ids.shape[1])[None] >= len(sample.prompt_ids)
+        values += token_logprobs(model, ids, mask, temperature=0.9)[1][mask].tolist()
+    assert metrics["entropy"] == pytest.approx(sum(values) / len(values))
+
+
+def test_the_deal_into_minibatches_depends_on_seed_and_step():
+    groups = sampled_groups(make_model("qwen2"), REWARDS)
+
+    def deal(step, **changes):
+        settings = config(minibatches=3, **changes)
+        parts = make_minibatches(select_samples(groups, settings), settings, step, torch.device("cpu"))
+        return [sorted(id(s) for micro in part for s in micro.samples) for part in parts]
+
+    assert deal(0) == deal(0)
+    assert deal(0) != deal(1)
+    assert deal(0) != deal(0, seed=1)
+
+
 def test_kl_in_the_reward():
     """Bug guarded: the penalty added twice (loss and reward), or with the wrong sign."""
     settings = config(kl_estimator="k1-reward", beta=0.5)
@@ -224,7 +274,12 @@ def test_kl_in_the_reward():
             mask = torch.arange(ids.shape[1])[None] >= len(sample.prompt_ids)
             ref, _ = token_logprobs(reference, ids, mask, temperature=0.9)
             k1 = sum(sample.completion.logprobs) - ref.sum().item()
-            assert sample.reward == pytest.approx(reward - 0.5 * k1, abs=1e-7)
+            assert sample.kl_penalty == pytest.approx(0.5 * k1, abs=1e-7)
+            assert sample.reward == reward, "the logged reward stays the sum of its parts"
+    totals = torch.tensor([[s.reward - s.kl_penalty for s in g.refine_samples] for g in groups], dtype=torch.float64)
+    wanted = (totals - totals.mean(1, keepdim=True)) / (totals.std(1, keepdim=True) + 1e-4)
+    got = torch.tensor([[s.advantage for s in g.refine_samples] for g in groups], dtype=torch.float64)
+    torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
 
 
 def test_schedules():

@@ -1,0 +1,57 @@
+"""Asking the judge about a rollout: at once as answers end, again while too many scores are missing, and then not at all.
+
+A step that lacks a few scores goes on without them. One that lacks many would train on whatever the judge happened to like, so
+training waits for the judge, and stops rather than go on without it.
+"""
+
+import time
+
+from rewards.judge import Judgement, Scorer
+
+FIRST_PAUSE = 5.0  # seconds; each further pause is twice as long
+
+
+class JudgeUnavailable(RuntimeError):
+    """Too many scores stayed missing for too long."""
+
+
+class ScoreBoard:
+    """The scores of one rollout.
+
+    Args:
+        max_failures: largest share of missing scores to go on with.
+        patience: seconds to wait in all for a judge that fails more often.
+    """
+
+    def __init__(self, scorer: Scorer, max_failures: float, patience: float) -> None:
+        self.scorer, self.max_failures, self.patience = scorer, max_failures, patience
+        self._items: dict = {}
+        self._futures: dict = {}
+
+    def submit(self, place, item: Judgement) -> None:
+        """Ask about one answer; `place` is any key to find its score under."""
+        self._items[place] = item
+        self._futures[place] = self.scorer.submit(item)
+
+    def collect(self) -> dict:
+        """Every score by its place, None where it is missing; waits for stragglers and for a judge that is down.
+
+        Raises:
+            JudgeUnavailable: more than `max_failures` of the scores are still missing after `patience` seconds of pauses.
+        """
+        waited, pause = 0.0, FIRST_PAUSE
+        while True:
+            self.scorer.finish()
+            scores = {place: future.result() for place, future in self._futures.items()}
+            missing = [place for place, score in scores.items() if score is None]
+            if len(missing) <= self.max_failures * len(scores):
+                return scores
+            share = f"{len(missing)} of {len(scores)} scores are missing"
+            if waited >= self.patience:
+                raise JudgeUnavailable(f"{share} after {waited:.0f} s of waiting for the judge")
+            pause = min(pause, self.patience - waited)
+            print(f"\n{share}; asking again in {pause:.0f} s", flush=True)
+            time.sleep(pause)
+            waited, pause = waited + pause, 2 * pause
+            for place in missing:
+                self._futures[place] = self.scorer.submit(self._items[place])

@@ -1,0 +1,149 @@
+"""Training with a judge that fails: what is asked again, what is given up, and that nothing is trained on the rest."""
+
+from concurrent.futures import Future
+
+import pytest
+from conftest import assert_same_run, flags, lines_of
+
+import rl.judging
+import rl.setup
+import train
+from rewards.format import changes_nothing, parse_response
+from rewards.judge import Judgement, RuleScorer
+from rewards.total import reward_response
+from rl.checkpoint import complete_checkpoints
+from rl.config import parse_config
+from rl.judging import JudgeUnavailable, ScoreBoard
+from rl.metrics import variance_share
+from rl.records import Completion, Group, Sample
+from rl.rollout import assign_rewards
+
+
+class FailingScorer(RuleScorer):
+    """Scores by rule, but fails whenever `fails(call)` says so; calls are counted from 1."""
+
+    def __init__(self, fails) -> None:
+        super().__init__()
+        self.fails, self.calls = fails, 0
+
+    def submit(self, item: Judgement) -> Future:
+        self.calls += 1
+        future = super().submit(item)
+        if self.fails(self.calls):
+            future = Future()
+            future.set_result(None)
+        return future
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch) -> list[float]:
+    made: list[float] = []
+    monkeypatch.setattr(rl.judging.time, "sleep", made.append)
+    return made
+
+
+def ask(board: ScoreBoard, count: int) -> None:
+    for place in range(count):
+        board.submit(place, Judgement("q", str(place % 2), "1"))
+
+
+def test_few_missing_scores_are_left_out(pauses):
+    """Bug guarded: a time-out that stops a run, or is asked for ever."""
+    board = ScoreBoard(FailingScorer(lambda call: call == 3), max_failures=0.05, patience=60)
+    ask(board, 20)
+    scores = board.collect()
+    assert [place for place, score in scores.items() if score is None] == [2]
+    assert all(scores[place] == float(place % 2) for place in scores if place != 2)
+    assert pauses == []
+
+
+def test_many_missing_scores_are_asked_for_again(pauses):
+    """Bug guarded: scores of the second round given to other answers; answered ones paid for twice."""
+    scorer = FailingScorer(lambda call: call <= 10 or 20 < call <= 25)
+    board = ScoreBoard(scorer, max_failures=0.05, patience=60)
+    ask(board, 20)
+    assert board.collect() == {place: float(place % 2) for place in range(20)}
+    assert pauses == [5, 10]
+    assert scorer.calls == 20 + 10 + 5
+
+
+def test_a_judge_that_stays_away_is_an_error(pauses):
+    """Bug guarded: training on the handful of scores that arrived."""
+    board = ScoreBoard(FailingScorer(lambda call: True), max_failures=0.05, patience=60)
+    ask(board, 20)
+    with pytest.raises(JudgeUnavailable, match="20 of 20 scores are missing after 60 s"):
+        board.collect()
+    assert pauses == [5, 10, 20, 25]
+
+
+def test_nothing_asked_is_nothing_missing():
+    assert ScoreBoard(RuleScorer(), 0.0, 0.0).collect() == {}
+
+
+def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place, whole, monkeypatch, capsys):
+    """Bug guarded: steps lost, or trained on nothing, while the judge is down."""
+    rules, down = RuleScorer, [True]
+    per_step = 2 * (4 + 2)
+    monkeypatch.setattr(rl.setup, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
+    monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
+    monkeypatch.setattr(rl.setup, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
+    arguments = flags(place, "down", "--judge-patience", "7")
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "stopped after step 3: 12 of 12 scores are missing after 7 s" in said
+    assert complete_checkpoints(place / "runs/down")[-1].name == "step_000003"
+    assert len(lines_of(place / "runs/down/metrics.jsonl")) == 3
+    down[0] = False
+    assert train.main([*arguments, "--resume", "auto"]) == 0
+    monkeypatch.setattr(rl.setup, "RuleScorer", rules)
+    assert train.main(flags(place, "healthy", "--judge-patience", "7")) == 0
+    assert_same_run(place / "runs/down", place / "runs/healthy")
+
+
+def group_of(*accuracies: float) -> Group:
+    text = "<think>a<refine>b</refine></think><answer>c</answer>"
+    samples = [Sample([1], Completion([2], [-1.0], "stop", 1.0), text, "refine", accuracy=a) for a in accuracies]
+    return Group("id", "q", "r", refine_samples=samples, baseline=0.0)
+
+
+def test_the_gate_closes_where_no_answer_is_right():
+    """Bug guarded: in groups that fail throughout, shaped rewards are noise of full size."""
+    settings = ["--model", "m", "--data", "d", "--zeta", "0"]
+    for flag, wanted in (([], [1.0, 1.0, 1.0, -0.5]), (["--gate-refine"], [0.0, 0.0, 1.0, -0.5])):
+        failed, mixed = group_of(0.2, 0.3), group_of(0.9, 0.0)
+        assign_rewards([failed, mixed], parse_config([*settings, *flag]))
+        assert [s.refine for s in failed.refine_samples + mixed.refine_samples] == wanted
+
+
+def test_reward_weights():
+    text = "<think>a<refine>b</refine></think><answer>c</answer>"
+    reward = reward_response(text, 0.5, 0.0, refine_mode="compare", zeta=0.0, weights=(2.0, 4.0, 8.0))
+    assert reward.total == 2.0 + 2.0 + 8.0
+    assert (reward.format, reward.accuracy, reward.refine) == (1.0, 0.5, 1.0), "the parts are logged unweighted"
+
+
+@pytest.mark.parametrize(
+    ("think", "nothing"),
+    [
+        ("9:351><refine>9:351></refine>", True),
+        ("a  b\nc<refine> b c </refine>", True),
+        ("a<refine></refine>", True),
+        ("9:351><refine>8:312></refine>", False),
+        ("a<refine>a</refine><refine>b</refine>", False),
+        ("a<refine>b</refine><refine>b</refine>", False),
+        ("<refine>b</refine>b", False),
+        ("a", False),
+    ],
+)
+def test_refinements_that_change_nothing(think, nothing):
+    """Bug guarded: counting what stands behind a refinement as said before it."""
+    assert changes_nothing(parse_response(f"<think>{think}</think><answer>c</answer>")) is nothing
+
+
+def test_variance_shares_add_up():
+    parts = [[1.0, -1.0, 1.0, 1.0], [0.0, 1.0, 0.5, 1.0], [0.0, 0.0, -1.0, 1.0]]
+    total = [sum(column) for column in zip(*parts, strict=True)]
+    assert sum(variance_share(part, total) for part in parts) == pytest.approx(1.0)
+    assert variance_share([1.0, 1.0], [2.0, 2.0]) == 0.0
