@@ -27,11 +27,12 @@ class SharedPrefixAttention:
     dtype).
 
     Args:
-        groups: (tokens of the prefix, tokens of each suffix) of each group, in the order of the row; none of them 0.
+        groups: (tokens of the prefix, tokens of each suffix) of each group, in the order of the row; only a prefix may
+            be 0.
     """
 
     def __init__(self, groups: list[tuple[int, list[int]]], device: torch.device) -> None:
-        assert all(prefix > 0 and suffixes and min(suffixes) > 0 for prefix, suffixes in groups), "empty prefix or suffix"
+        assert all(suffixes and min(suffixes) > 0 for _, suffixes in groups), "empty suffix"
         self.groups, self.device = groups, device
 
     @property
@@ -72,6 +73,7 @@ class SharedPrefixAttention:
                 at += length
             q_lengths += [prefix, *suffixes]
             k_lengths += [prefix, *(prefix + length for length in suffixes)]
+        q_lengths, k_lengths = [n for n in q_lengths if n], [n for n in k_lengths if n]  # an empty prefix is no sequence
         cu_q, cu_k = (F.pad(torch.tensor(x).cumsum(0), (1, 0)).to(self.device, torch.int32) for x in (q_lengths, k_lengths))
         return torch.cat(keys).to(self.device), cu_q, cu_k, max(q_lengths), max(k_lengths)
 

@@ -39,7 +39,7 @@ def test_flash_attention_of_packed_sequences(heads, kv_heads):
 def test_flash_attention_of_shared_prefixes(heads, kv_heads):
     """Bug guarded: a suffix whose queries are lined up with the beginning of its keys instead of their end."""
     generator = torch.Generator(CUDA).manual_seed(0)
-    groups = [(300, [17, 1, 128]), (1, [1]), (64, [200])]
+    groups = [(300, [17, 1, 128]), (1, [1]), (0, [5, 9]), (64, [200])]
     tokens = sum(prefix + sum(suffixes) for prefix, suffixes in groups)
     shapes = [(1, tokens, h, 64) for h in (heads, kv_heads, kv_heads)]
     q, k, v = (torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator) for s in shapes)

@@ -109,7 +109,7 @@ def test_chunks_hold_every_prompt_and_keep_to_the_limit():
 def test_shared_prefix_attention_equals_the_full_forward(family):
     """Bug guarded: a suffix that attends to a neighbour, a wrong position, padding that is seen."""
     model, generator = make_model(family), torch.Generator().manual_seed(0)
-    groups = [(7, [3, 1, 12]), (1, [1]), (30, [2, 2])]
+    groups = [(7, [3, 1, 12]), (1, [1]), (30, [2, 2]), (0, [4, 1])]
     row, whole = [], []
     for prefix, suffixes in groups:
         first, *rest = (torch.randint(0, 97, (n,), generator=generator) for n in (prefix, *suffixes))
@@ -124,12 +124,12 @@ def test_shared_prefix_attention_equals_the_full_forward(family):
 
 def test_flash_layout_names_the_keys_of_each_sequence():
     """Bug guarded: on a GPU, a suffix given another group's prefix or its own keys in the wrong place."""
-    attention = SharedPrefixAttention([(3, [2, 1]), (2, [1])], torch.device("cpu"))
+    attention = SharedPrefixAttention([(3, [2, 1]), (0, [1]), (2, [1])], torch.device("cpu"))
     keys, cu_q, cu_k, longest_q, longest_k = attention._flash_layout
     begins = cu_k.tolist()
     sequences = [keys[a:b].tolist() for a, b in pairwise(begins)]
-    assert sequences == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6, 7], [6, 7, 8]]
-    assert cu_q.tolist() == [0, 3, 5, 6, 8, 9]
+    assert sequences == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [7, 8], [7, 8, 9]]
+    assert cu_q.tolist() == [0, 3, 5, 6, 7, 9, 10]
     assert (longest_q, longest_k) == (3, 5)
 
 
