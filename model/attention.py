@@ -40,7 +40,8 @@ class PackedAttention:
     def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         assert q_BTHD.shape[:2] == (1, sum(self.lengths)), "packed input is one row of all sequences"
         if q_BTHD.is_cuda and q_BTHD.dtype in (torch.bfloat16, torch.float16):
-            return self._flash(q_BTHD[0], k_BTKD[0], v_BTKD[0])[None]
+            cu, longest = self.cu_seqlens, self.longest
+            return flash_attention(q_BTHD[0], k_BTKD[0], v_BTKD[0], cu, cu, longest, longest)[None]
         place_T, _, visible = self._layout
         q, k, v = (self._lay_out(x[0]).transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
         causal = visible is None
@@ -65,13 +66,19 @@ class PackedAttention:
         padded = x_THD.new_zeros(rows * self.longest, *x_THD.shape[1:])
         return padded.index_copy(0, place_T, x_THD).unflatten(0, (rows, self.longest))
 
-    def _flash(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
 
-        # torch 2.11 lets the kernel handle unequal head counts by itself; later versions want to be told.
-        gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-        cu, longest = self.cu_seqlens, self.longest
-        return varlen_attn(q_THD, k_TKD, v_TKD, cu, cu, longest, longest, window_size=(-1, 0), **gqa)
+def flash_attention(
+    q_THD: Tensor, k_UKD: Tensor, v_UKD: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int
+) -> Tensor:
+    """Causal attention of sequences laid end to end, by the variable-length kernel: CUDA and half precision only.
+
+    A sequence may have more keys than queries (U tokens instead of T): its queries are then its last tokens.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    # torch 2.11 lets the kernel handle unequal head counts by itself; later versions want to be told.
+    gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    return varlen_attn(q_THD, k_UKD, v_UKD, cu_q, cu_k, longest_q, longest_k, window_size=(-1, 0), **gqa)
 
 
 def first_fit(lengths: list[int], row_length: int) -> tuple[list[int], int]:

@@ -6,6 +6,7 @@ from conftest import make_model, random_prompts, write_questions, write_task_fol
 
 import train
 from model.attention import CausalAttention, PackedAttention
+from model.shared_prefix import SharedPrefixAttention
 from model.transformer import head_logits
 from rl.logprobs import token_logprobs
 from rl.records import Request
@@ -32,6 +33,19 @@ def test_flash_attention_of_packed_sequences(heads, kv_heads):
     theirs = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.float(), b.float(), atol=6e-2, rtol=6e-2)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (14, 2)])
+def test_flash_attention_of_shared_prefixes(heads, kv_heads):
+    """Bug guarded: a suffix whose queries are lined up with the beginning of its keys instead of their end."""
+    generator = torch.Generator(CUDA).manual_seed(0)
+    groups = [(300, [17, 1, 128]), (1, [1]), (0, [5, 9]), (64, [200])]
+    tokens = sum(prefix + sum(suffixes) for prefix, suffixes in groups)
+    shapes = [(1, tokens, h, 64) for h in (heads, kv_heads, kv_heads)]
+    q, k, v = (torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator) for s in shapes)
+    attention = SharedPrefixAttention(groups, CUDA)
+    out, wanted = attention.attend(0, q, k, v), attention.attend(0, q.float(), k.float(), v.float())
+    torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
 
 
 def test_logits_of_bfloat16_operands_are_float32():
