@@ -26,14 +26,22 @@ MODES = ("refine", "plain")
 
 @dataclass(frozen=True)
 class Prompts:
-    """The two system prompts."""
+    """What models are told.
+
+    Attributes:
+        refine, plain: the two system prompts.
+        judge, grade: what a judge behind a server (a number from 0 to 1) and an in-process one (a digit) is asked, with
+            {question}, {reference} and {answer}; None: its own default.
+    """
 
     refine: str = REFINE_PROMPT
     plain: str = PLAIN_PROMPT
+    judge: str | None = None
+    grade: str | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Prompts":
-        """Read a JSON object with "refine", "plain" or both; what is absent keeps its default.
+        """Read a JSON object with any of "refine", "plain", "judge" and "grade"; what is absent keeps its default.
 
         Raises:
             ValueError: no such file, not a JSON object of texts, or an unknown name.
@@ -49,7 +57,8 @@ class Prompts:
 
     def save(self, folder: Path) -> None:
         """Write prompts.json, so that a trained model is later asked with the prompts it was trained with."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        given = {name: text for name, text in asdict(self).items() if text is not None}
+        text = json.dumps(given, indent=2, ensure_ascii=False)
         (folder / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ class Config:
     model: str | None = option(None, "checkpoint folder or hub id; none: the embedded task and its tiny model")
     revision: str | None = option(None, "branch, tag or commit of a hub id")
     data: str = option("evol-instruct", "JSON or JSONL with (question, answer) or (instruction, output), or evol-instruct")
-    prompts: str | None = option(None, 'JSON file that replaces the system prompts "refine" and "plain"')
+    prompts: str | None = option(None, 'JSON file that replaces any of the prompts "refine", "plain", "judge", "grade"')
     judge: str = option("self", "who scores answers (Eq. 5): self (frozen reference), rules, a model folder, http(s)://host/v1")
     judge_model: str | None = option(None, "name of the model on the judge's server")
     judge_extra_body: str | None = option(None, "JSON merged into each request, for example to switch a judge's thinking off")

@@ -60,7 +60,8 @@ class WarmStart:
 def warm_started_model(config: Config) -> Path:
     """The folder of the warm-started model, made on first use and shared by all runs of the same recipe."""
     recipe, prompts = WarmStart(), Prompts.load(config.prompts) if config.prompts else Prompts()
-    identity = asdict(recipe) | {"steps": config.sft_steps, "seed": config.sft_seed, "prompts": asdict(prompts)}
+    told = [prompts.refine, prompts.plain]  # they are tokens of the model's vocabulary
+    identity = asdict(recipe) | {"steps": config.sft_steps, "seed": config.sft_seed, "prompts": told}
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = Path(config.runs_dir) / "warm_start" / digest
     if folder.is_dir():

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from data.evol_instruct import prepare
 
 from data.division import load_split
+from data.evol_instruct import prepare
 from data.examples import Example, ExampleStream, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
 from model import Transformer, load_model
 from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
-from rewards.judge import RuleScorer
+from rewards.judge import Scorer
 from rl.baselines import BaselineCache
 from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
 from rl.config import Config
 from rl.demo import warm_started_model
 from rl.disk import check_disk
 from rl.distributed import pick_device, refuse_many_processes
+from rl.judges import judge_identity, make_scorer
 from rl.resume import find_checkpoint
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
@@ -89,26 +90,28 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     device = pick_device(config.device)
     source = resolve_checkpoint(config.model, config.revision) if config.model else warm_started_model(config)
     tokenizer = load_tokenizer(source)
-    renderer = PromptRenderer(tokenizer, load_prompts(config.prompts, source), plain_thinking=config.plain_thinking == "on")
+    prompts = load_prompts(config.prompts, source)
+    renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
     examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
     stops = stop_ids(source, tokenizer)
     print(describe_prompt(examples[0], renderer, stops))
 
+    reference = _load(source, device, trainable=False) if config.needs_reference else None
+    scorer = make_scorer(config, prompts, tokenizer, reference, lambda folder: _load(folder, device, trainable=False))
     policy = _load(source, device, trainable=True)
     check_vocabulary(tokenizer, policy)
     existing = len(complete_checkpoints(run.path))
     parameters, export_bytes = sum(p.numel() for p in policy.parameters()), stored_dtype(source).itemsize
     print(check_disk(run.path, parameters, export_bytes, keep=config.keep, existing=existing))
     policy.activation_checkpointing = config.activation_checkpointing
-    reference = _load(source, device, trainable=False) if config.needs_reference else None
-    updater = Updater(policy, reference, config)
+    updater = Updater(policy, reference if config.beta > 0 else None, config)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
     run.cut_back(first_step if checkpoint else -1)
     set_aside_later(run.path, first_step)
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
-    rollout = _make_rollout(config, renderer, policy, reference, list(stops), source)
+    rollout = _make_rollout(config, renderer, scorer, policy, reference, list(stops), source)
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
     run.accept(config)
@@ -142,6 +145,7 @@ def check_vocabulary(tokenizer, model: Transformer) -> None:
 def _make_rollout(
     config: Config,
     renderer: PromptRenderer,
+    scorer: Scorer,
     policy: Transformer,
     reference: Transformer | None,
     stops: list[int],
@@ -149,13 +153,13 @@ def _make_rollout(
 ) -> Rollout:
     limits = dict(stop_ids=stops, max_slots=config.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens)
     sampler = Sampler(make_sampler_model(policy), **limits)
-    rollout = Rollout(config, renderer, sampler, RuleScorer())
+    rollout = Rollout(config, renderer, sampler, scorer)
     if config.uses_plain and config.plain_policy == "reference":
         rollout.reference_sampler = Sampler(reference, **limits)
         setting = {
             "model": fingerprint(source),
             "prompt": renderer.text("", "plain"),
-            "judge": [config.judge, config.judge_model, config.judge_extra_body, config.judge_sees],
+            "judge": judge_identity(config, renderer.prompts, source),
             "samples": config.plain_samples,
             "temperature": config.temperature,
             "max_new_tokens": config.max_new_tokens,

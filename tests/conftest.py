@@ -111,7 +111,8 @@ def flags(place: Path, run: str, *more: str) -> list[str]:
     return [
         "--model", str(place / "model"), "--data", str(place / "data.jsonl"), "--runs-dir", str(place / "runs"), "--run", run,
         "--steps", str(STEPS), "--save-every", "2", "--questions-per-step", "2", "--group-size", "4", "--num-plain", "2",
-        "--max-new-tokens", "10", "--lr", "1e-2", "--aggregation", "seq", "--adv-norm", "none", "--wandb", "off", *more,
+        "--max-new-tokens", "10", "--lr", "1e-2", "--aggregation", "seq", "--adv-norm", "none", "--judge", "rules",
+        "--wandb", "off", *more,
     ]  # fmt: skip
 
 

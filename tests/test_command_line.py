@@ -176,24 +176,28 @@ def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
             parse_config([*arguments, "--beta", beta, "--plain-policy", plain_policy, "--run", f"{beta}{count}"])
         )
         assert len(loads) == count
-        assert (session.updater.reference is None) == (count == 1)
+        assert (session.updater.reference is None) == (beta == "0")
+        session.run.close()
 
 
 @needs_tokenizers
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "tokenizer"), [("qwen2", "qwen2.5"), ("qwen3", "qwen3")])
-def test_real_vocabulary_and_questions(tmp_path, capsys, family, tokenizer):
+@pytest.mark.parametrize(
+    ("family", "tokenizer", "judge"), [("qwen2", "qwen2.5", "self"), ("qwen3", "qwen3", "self"), ("qwen3", "qwen3", "rules")]
+)
+def test_real_vocabulary_and_questions(tmp_path, capsys, family, tokenizer, judge):
     """Bug guarded: what only shows with 151,936 tokens, a real chat template and GSM8K rows."""
     model = make_model(family, torch.float32, vocab_size=151_936, hidden_size=32, num_hidden_layers=1)
     save_model(model, load_tokenizer(SHARED / "tokenizers" / tokenizer), tmp_path / "model")
     arguments = [
-        "--model", str(tmp_path / "model"), "--data", str(SHARED / "open_qa" / "gsm8k_train_1500.jsonl"), "--judge", "rules",
+        "--model", str(tmp_path / "model"), "--data", str(SHARED / "open_qa" / "gsm8k_train_1500.jsonl"), "--judge", judge,
         "--steps", "2", "--group-size", "4", "--num-plain", "2", "--max-new-tokens", "8", "--questions-per-step", "2",
         "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
     ]  # fmt: skip
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "<|im_start|>assistant" in said
+    assert ("WARNING: this judge does not tell" in said) == (judge == "self"), "a random model is no judge"
     assert "151645 '<|im_end|>' (" in said
     assert (tmp_path / "r/checkpoints/step_000002/model.safetensors").exists()
 

@@ -97,7 +97,7 @@ def test_prompts_travel_with_the_model(tmp_path):
     assert load_prompts(None, tmp_path).refine == "R"
     given = write(tmp_path / "mine.json", '{"plain": "P"}')
     assert load_prompts(str(given), tmp_path) == Prompts(plain="P")
-    for bad in ('{"judge": "x"}', "[]", "{", '{"plain": 3}'):
+    for bad in ('{"grader": "x"}', "[]", "{", '{"plain": 3}'):
         with pytest.raises(ValueError):
             Prompts.load(write(tmp_path / "bad.json", bad))
 

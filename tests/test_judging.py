@@ -5,8 +5,8 @@ from concurrent.futures import Future
 import pytest
 from conftest import assert_same_run, flags, lines_of
 
+import rl.judges
 import rl.judging
-import rl.setup
 import train
 from rewards.format import changes_nothing, parse_response
 from rewards.judge import Judgement, RuleScorer
@@ -84,9 +84,9 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
     """Bug guarded: steps lost, or trained on nothing, while the judge is down."""
     rules, down = RuleScorer, [True]
     per_step = 2 * (4 + 2)
-    monkeypatch.setattr(rl.setup, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
+    monkeypatch.setattr(rl.judges, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
-    monkeypatch.setattr(rl.setup, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
+    monkeypatch.setattr(rl.judges, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
     arguments = flags(place, "down", "--judge-patience", "7")
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
@@ -97,7 +97,7 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
     assert len(lines_of(place / "runs/down/metrics.jsonl")) == 3
     down[0] = False
     assert train.main([*arguments, "--resume", "auto"]) == 0
-    monkeypatch.setattr(rl.setup, "RuleScorer", rules)
+    monkeypatch.setattr(rl.judges, "RuleScorer", rules)
     assert train.main(flags(place, "healthy", "--judge-patience", "7")) == 0
     assert_same_run(place / "runs/down", place / "runs/healthy")
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from data.prompts import load_tokenizer
 from model.shared_prefix import SharedPrefixAttention
 from rewards.judge import Judgement
-from rl.local_judge import GRADE_PROMPT, GRADES, LocalJudge, chunk_groups, fill, shared_length
+from rl.local_judge import GRADE_PROMPT, GRADES, LocalJudge, chunk_groups, shared_length
 from rl.preflight import CASES, Preflight, preflight
 
 TEMPLATE = "Task: {question}\nReference: {reference}\nAnswer: {answer}\nOne digit, 0 to 9."
@@ -160,12 +160,6 @@ def test_templates_without_a_placeholder_are_refused():
     for name in ("question", "reference", "answer"):
         with pytest.raises(ValueError, match=name):
             make_judge("qwen3", prompt_template=GRADE_PROMPT.replace(f"{{{name}}}", ""))
-
-
-def test_placeholders_in_texts_stay_text():
-    """Bug guarded: a question with braces that ends the run, an answer that has the reference put into it."""
-    item = Judgement("{answer} {0} {x!r}", "{question}", "{reference} }{")
-    assert fill("{{q}}: {question} | {reference} | {answer}", item) == "{{q}}: {answer} {0} {x!r} | {question} | {reference} }{"
 
 
 def test_stats_and_failures():
