@@ -94,7 +94,8 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
     examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
     stops = stop_ids(source, tokenizer)
-    print(describe_prompt(examples[0], renderer, stops))
+    described = describe_prompt(examples[0], renderer, stops)
+    print(described)
 
     reference = _load(source, device, trainable=False) if config.needs_reference else None
     scorer = make_scorer(config, prompts, tokenizer, reference, lambda folder: _load(folder, device, trainable=False))
@@ -115,6 +116,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
     run.accept(config)
+    (run.path / "prompts.txt").write_text(described + "\n", encoding="utf-8")
     return Session(config, run, source, renderer, stream, policy, updater, rollout, first_step)
 
 
