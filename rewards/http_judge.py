@@ -148,7 +148,7 @@ class HttpJudge:
         return {f"judge/{name}": value for name, value in numbers.items()}
 
     def close(self) -> None:
-        """Drop what is still waiting (its scores are None), end what is under way, and free threads and connections."""
+        """Free threads and connections. What still waits gets None; tries under way end within their time-out."""
         self._closing.set()
         self._pool.shutdown(cancel_futures=True)
         self._server.close()
