@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.division import load_split
 from data.examples import shuffled
+from rewards.chat_server import JudgeRefusedError
 from rl import demo
 from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
@@ -84,7 +85,7 @@ def stop_without_judge(session: Session, step: int) -> Iterator[None]:
     """Save and leave when the judge stays away: nothing is trained on the scores that happened to arrive."""
     try:
         yield
-    except JudgeUnavailable as error:
+    except (JudgeUnavailable, JudgeRefusedError) as error:
         save_checkpoint(session.run.path, step, session.updater, session.renderer, session.source, session.config.keep)
         print(f"\nstopped after step {step}: {error}; go on with the same flags and {how_to_resume(session.run.path)}")
         raise SystemExit(1) from error
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     if session is None:
         print(f"{config.runs_dir}/{config.run} is finished; nothing to do")
         return 0
-    with closing(session.run) as run:
+    with closing(session.run) as run, closing(session.rollout.scorer):
         run.start_wandb(config)
         print(f"run folder: {run.path}")
         print("a GRPO loss near 0 is expected: the advantages of a group add up to 0. Watch the reward")

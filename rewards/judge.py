@@ -23,7 +23,12 @@ class Scorer(Protocol):
     """Scores answers, if it likes while others are still being sampled.
 
     A score of None could not be had: it is excluded from every mean and never counts as 0. No future holds an exception.
+
+    Attributes:
+        last_failure: why a score could not be had, for a message; "" if none has failed.
     """
+
+    last_failure: str
 
     def submit(self, item: Judgement) -> "Future[float | None]":
         """Take one answer; returns at once."""
@@ -34,9 +39,14 @@ class Scorer(Protocol):
     def take_stats(self) -> dict[str, float]:
         """`judge/*` metrics since the last call."""
 
+    def close(self) -> None:
+        """Let go of threads and connections."""
+
 
 class RuleScorer:
     """`--judge rules`: exact, free, and cannot fail."""
+
+    last_failure = ""
 
     def __init__(self) -> None:
         self._calls = 0
@@ -53,6 +63,9 @@ class RuleScorer:
     def take_stats(self) -> dict[str, float]:
         calls, self._calls = self._calls, 0
         return {"judge/calls": calls, "judge/failed": 0}
+
+    def close(self) -> None:
+        pass
 
 
 def parse_score(reply: str) -> float | None:

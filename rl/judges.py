@@ -45,8 +45,7 @@ def make_scorer(
         scorer = LocalJudge(load(folder), load_tokenizer(folder), prompt_template=prompts.grade or GRADE_PROMPT)
     result = preflight(scorer)
     if result.is_unreachable:
-        why = getattr(scorer, "last_failure", "") or "every score failed"
-        raise ValueError(f"the judge {config.judge} does not answer: {why}")
+        raise ValueError(f"the judge {config.judge} does not answer: {scorer.last_failure or 'every score failed'}")
     if not result.is_able:
         print(result.warning())
     return scorer

@@ -46,7 +46,8 @@ class ScoreBoard:
             missing = [place for place, score in scores.items() if score is None]
             if len(missing) <= self.max_failures * len(scores):
                 return scores
-            share = f"{len(missing)} of {len(scores)} scores are missing"
+            why = f" ({self.scorer.last_failure})" if self.scorer.last_failure else ""
+            share = f"{len(missing)} of {len(scores)} scores are missing{why}"
             if waited >= self.patience:
                 raise JudgeUnavailable(f"{share} after {waited:.0f} s of waiting for the judge")
             pause = min(pause, self.patience - waited)

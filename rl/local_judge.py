@@ -65,6 +65,8 @@ class LocalJudge:
         ValueError: the template lacks a placeholder, or a grade is not a single token behind the prompt.
     """
 
+    last_failure = ""  # a local judge cannot be away
+
     def __init__(
         self, model: Transformer, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str, batch_tokens: int = 16384
     ) -> None:
@@ -109,6 +111,9 @@ class LocalJudge:
         stats = {"judge/calls": self._calls, "judge/failed": self._failed}
         self._calls = self._failed = 0
         return stats
+
+    def close(self) -> None:
+        pass
 
     def render(self, item: Judgement) -> str:
         """The judge's prompt, up to where the grade is expected. Thinking is off, or closed where a template opens it."""
