@@ -24,18 +24,20 @@ needs_tokenizers = pytest.mark.skipif(
 )
 
 
+SHAPE = dict(
+    vocab_size=97,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_theta=5e4,
+)
+
+
 def make_config(family: str, **changes) -> ModelConfig:
-    values = dict(
-        vocab_size=97,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim={"qwen2": 16, "qwen3": 24}[family],  # Qwen3: not hidden_size / heads
-        rope_theta=5e4,
-    )
-    return ModelConfig(family, **{**values, **changes})
+    head_dim = {"qwen2": 16, "qwen3": 24}[family]  # Qwen3: not hidden_size / heads
+    return ModelConfig(family, **{**SHAPE, "head_dim": head_dim, **changes})
 
 
 @torch.no_grad()
@@ -116,8 +118,7 @@ def flags(place: Path, run: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def reward_for_length():
+def pay_for_length(patch: pytest.MonkeyPatch) -> None:
     """A random model is malformed throughout, and equal rewards are skipped: pay for length, so that every step trains."""
     rewarded = rl.rollout.assign_rewards
 
@@ -126,8 +127,13 @@ def reward_for_length():
         for sample in (s for g in groups for s in g.refine_samples):
             sample.reward += len(sample.completion.ids) + 0.01 * sample.completion.ids[0]
 
+    patch.setattr(rl.rollout, "assign_rewards", pay)
+
+
+@pytest.fixture(scope="module")
+def reward_for_length():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl.rollout, "assign_rewards", pay)
+        pay_for_length(patch)
         yield
 
 

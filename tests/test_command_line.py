@@ -12,6 +12,7 @@ from conftest import (
     lines_of,
     make_model,
     needs_tokenizers,
+    pay_for_length,
     run_command,
     without_costs,
     write_questions,
@@ -20,7 +21,6 @@ from conftest import (
 from transformers import AutoModelForCausalLM
 
 import evaluate
-import rl.rollout
 from data.prompts import load_tokenizer
 from model import load_model, save_model
 from rl.config import PRESETS, Config, parse_config
@@ -150,15 +150,8 @@ def test_the_temperature_reaches_sampler_and_trainer(tmp_path):
         "--group-size", "8", "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
         "--temperature", "0.7", "--adv-norm", "none",
     ]  # fmt: skip
-    rewarded = rl.rollout.assign_rewards
-
-    def pay_for_length(groups, config):
-        rewarded(groups, config)
-        for sample in (s for g in groups for s in g.refine_samples):
-            sample.reward += len(sample.completion.ids) + 0.01 * sample.completion.ids[0]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl.rollout, "assign_rewards", pay_for_length)
+        pay_for_length(patch)
         assert main(arguments) == 0
     for row in lines_of(tmp_path / "r/metrics.jsonl"):
         assert row["sampling/sampling_logp_difference/max"] < 1e-4

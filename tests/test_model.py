@@ -4,23 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import make_config, make_model, scramble
+from conftest import SHAPE, make_config, make_model, scramble
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from model import ModelConfig, Transformer, load_model, save_model
 from model.attention import PackedAttention
 from model.checkpoint import resolve_checkpoint
-
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    rope_theta=5e4,
-)
 
 
 def hf_checkpoint(path, family: str, tied: bool, **save_options):
