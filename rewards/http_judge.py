@@ -96,6 +96,10 @@ class HttpJudge:
         self._error: BaseException | None = None
         self._closing = Event()
 
+    def render(self, item: Judgement) -> str:
+        """The user message about one answer."""
+        return build_judge_prompt(self._template, item)
+
     def submit(self, item: Judgement) -> "Future[float | None]":
         """Take one answer; returns at once. An item that was scored before, or is being scored, is not asked again.
 
@@ -103,7 +107,7 @@ class HttpJudge:
             JudgeRefusedError: an earlier call has shown that no call can work.
         """
         self._raise_error()
-        prompt = build_judge_prompt(self._template, item)
+        prompt = self.render(item)
         key = cache_key(self._model, prompt, self._extra)
         with self._lock:
             known = self._in_flight.get(key)

@@ -39,6 +39,9 @@ class Scorer(Protocol):
     def take_stats(self) -> dict[str, float]:
         """`judge/*` metrics since the last call."""
 
+    def render(self, item: Judgement) -> str:
+        """What the judge is asked about an answer, to be read once; "" if it is asked nothing."""
+
     def close(self) -> None:
         """Let go of threads and connections."""
 
@@ -63,6 +66,9 @@ class RuleScorer:
     def take_stats(self) -> dict[str, float]:
         calls, self._calls = self._calls, 0
         return {"judge/calls": calls, "judge/failed": 0}
+
+    def render(self, item: Judgement) -> str:
+        return ""
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ from data.examples import Example, ExampleStream, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
 from model import Transformer, load_model
 from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
-from rewards.judge import Scorer
+from rewards.judge import Judgement, Scorer
 from rl.baselines import BaselineCache
 from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
 from rl.config import Config
@@ -94,11 +94,11 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
     examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
     stops = stop_ids(source, tokenizer)
-    described = describe_prompt(examples[0], renderer, stops)
-    print(described)
 
     reference = _load(source, device, trainable=False) if config.needs_reference else None
     scorer = make_scorer(config, prompts, tokenizer, reference, lambda folder: _load(folder, device, trainable=False))
+    described = describe_prompts(examples[0], renderer, stops, scorer)
+    print(described)
     policy = _load(source, device, trainable=True)
     check_vocabulary(tokenizer, policy)
     existing = len(complete_checkpoints(run.path))
@@ -193,11 +193,10 @@ def drop_long_prompts(examples: list[Example], renderer: PromptRenderer, limit: 
     return kept
 
 
-def describe_prompt(example: Example, renderer: PromptRenderer, stops: dict[int, list[str]]) -> str:
-    """What the model is given and what ends its answer, to be read once at the start of a run."""
+def describe_prompts(example: Example, renderer: PromptRenderer, stops: dict[int, list[str]], scorer: Scorer) -> str:
+    """What policy and judge are given and what ends an answer, to be read once at the start of a run."""
+    texts = {f"first {mode} prompt": renderer.text(example.question, mode) for mode in ("refine", "plain")}
+    texts["first judge prompt"] = scorer.render(Judgement(example.question, example.reference, "(the answer)"))
     names = [f"{id} {renderer.decode([id])!r} ({', '.join(origins)})" for id, origins in stops.items()]
-    return (
-        f"first refine prompt, as rendered:\n{renderer.text(example.question, 'refine')}\n"
-        f"first plain prompt, as rendered:\n{renderer.text(example.question, 'plain')}\n"
-        f"completions end with: {'; '.join(names)}"
-    )
+    shown = [f"{title}, as rendered:\n{text}\n" for title, text in texts.items() if text]
+    return "".join(shown) + f"completions end with: {'; '.join(names)}"
