@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from data.prompts import PromptRenderer
@@ -81,7 +82,7 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
         renderer.prompts.save(part)
         _mark(part, step)
         _flush(part)
-    except Exception as error:  # whatever torch or safetensors make of a full disk
+    except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:  # each has its own word for a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
             f"the checkpoint of step {step} could not be written to {target}: {error}. Earlier checkpoints are untouched; "

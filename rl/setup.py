@@ -1,7 +1,7 @@
 """Everything a run needs before its first step, checked in the order in which mistakes are cheapest."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,14 +76,14 @@ def open_session(config: Config) -> Session | None:
     config, checkpoint = find_checkpoint(config)
     examples = load_questions(config)
     run = RunFolder(config, resuming=config.resume != "never")
-    try:
-        if run.is_finished(config.steps):
-            run.close()
-            return None
-        return _assemble(config, run, examples, checkpoint)
-    except BaseException:
-        run.abandon()
-        raise
+    if run.is_finished(config.steps):
+        run.close()
+        return None
+    with ExitStack() as on_failure:
+        on_failure.callback(run.abandon)
+        session = _assemble(config, run, examples, checkpoint)
+        on_failure.pop_all()
+    return session
 
 
 def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoint: Path | None) -> Session:
