@@ -85,7 +85,7 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
     except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:  # each has its own word for a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            f"the checkpoint of step {step} could not be written to {target}: {error}. Earlier checkpoints are untouched; "
+            f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. Earlier checkpoints are untouched; "
             "make room and go on with --resume auto"
         ) from error
     shutil.rmtree(target, ignore_errors=True)  # an incomplete one of the same step
@@ -111,8 +111,7 @@ def load_checkpoint(folder: Path, updater: Updater) -> int:
             reader = SafeReader(folder / "state")
             dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=True)
     except (dcp.CheckpointException, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{folder} cannot be read, or belongs to another model: {reason}") from error
+        raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
     for name, tensor in state["model"].items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
@@ -149,6 +148,12 @@ def _state(updater: Updater, step: int) -> dict:
         "optimizer_steps": updater.optimizer_steps,
         "skipped_in_a_row": updater.skipped_in_a_row,
     }
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of a message: torch puts a traceback before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _mark(folder: Path, step: int) -> None:
