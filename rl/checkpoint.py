@@ -85,8 +85,8 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
     except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:  # each has its own word for a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. Earlier checkpoints are untouched; "
-            "make room and go on with --resume auto"
+            f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. "
+            "Earlier checkpoints are untouched; make room and go on with --resume auto"
         ) from error
     shutil.rmtree(target, ignore_errors=True)  # an incomplete one of the same step
     part.rename(target)
