@@ -172,7 +172,7 @@ def test_another_process_count_resumes(place, whole, first, then):
     for count, steps in ((first, "4"), (then, str(STEPS))):
         arguments = flags(place, name, "--resume", "auto", "--resume-with-changes")
         arguments[arguments.index("--steps") + 1] = steps
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--"]
         subprocess.run([*launcher, "train.py", *arguments], cwd=ROOT, check=True, timeout=300)
         (place / "runs" / name / "summary.json").unlink()
     ours, theirs = (load_file(run / "checkpoints/step_000008/model.safetensors") for run in (place / "runs" / name, whole))
