@@ -72,7 +72,7 @@ def test_readme_flags_and_files_exist():
     """Bug guarded: documentation of what is no longer, or not yet, there."""
     known = {"--" + field.name.replace("_", "-") for field in fields(Config)} | {"--help"}
     known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', (ROOT / "evaluate.py").read_text()))
-    known |= {"--standalone", "--nproc-per-node", "--index-url"}  # of torchrun and pip
+    known |= {"--standalone", "--nproc-per-node"}  # of torchrun
     assert not {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} - known
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README):
         if not target.startswith("http"):
