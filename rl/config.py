@@ -6,6 +6,8 @@ import types
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
 
+from rewards.total import needs_baseline
+
 
 def option(default, help: str):
     """A field with its help; where a value comes from the paper (arXiv 2508.12903), the help says so."""
@@ -93,7 +95,7 @@ class Config:
     @property
     def uses_plain(self) -> bool:
         """Whether plain answers are sampled at all."""
-        return self.refine_reward in ("compare", "single") or self.monitor_plain
+        return needs_baseline(self.refine_reward) or self.monitor_plain
 
     @property
     def plain_samples(self) -> int:

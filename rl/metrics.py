@@ -11,6 +11,7 @@ from rewards.format import (
     parse_response,
     refines_inside_think,
 )
+from rewards.total import needs_baseline
 from rl.config import Config
 from rl.records import Group, Sample
 
@@ -96,7 +97,7 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
     metrics["pasr/noop_refine_frac"] = mean(changes_nothing(response) for response in responses)
     if baselines:
         metrics["pasr/plain_accuracy"] = mean(baselines)
-    if config.refine_reward in ("compare", "single"):
+    if needs_baseline(config.refine_reward):
         for name, value in (("win", 1.0), ("tie", -0.5), ("loss", -1.0)):
             metrics[f"pasr/{name}"] = mean(sample.refine == value for sample in refined)
     return metrics

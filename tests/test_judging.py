@@ -10,6 +10,7 @@ from fault_proxy import FakeJudge, FaultProxy, running, share_of, some_fail
 
 import rl.judges
 import rl.judging
+import rl.rollout
 import train
 from rewards.format import changes_nothing, parse_response
 from rewards.http_judge import HttpJudge
@@ -153,10 +154,10 @@ def test_variance_shares_add_up():
     assert variance_share([1.0, 1.0], [2.0, 2.0]) == 0.0
 
 
-def server_run(place, runs, url: str) -> list[dict]:
+def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
     """Twenty steps with a judge behind HTTP; the metrics of each step."""
     more = ("--judge", f"{url}", "--judge-model", "any", "--judge-timeout", "0.3", "--runs-dir", str(runs), "--steps", "20")
-    assert train.main(flags(place, "served", *more)) == 0
+    assert train.main(flags(place, "served", *more, *flags_too)) == 0
     return lines_of(runs / "served/metrics.jsonl")
 
 
@@ -179,6 +180,39 @@ def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(pla
     assert [{k: row[k] for k in kept if k in row} for row in without_costs(faulty)] == [
         {k: row[k] for k in kept if k in row} for row in without_costs(healthy)
     ]
+    for step in range(1, 21):
+        name = f"served/rollouts/step_{step:06d}.jsonl"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_from_step_5_stops_the_run_which_goes_on_when_it_is_back(
+    place, whole, monkeypatch, tmp_path, capsys, pauses
+):
+    """Bug guarded: training on while nobody judges; a resumed run that differs from one whose server never failed."""
+    monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
+    monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=2))
+    server = FakeJudge(lambda prompt: f"{share_of(prompt):.3f}")
+    state = {"down": False}
+    proxy = FaultProxy(server.url, lambda prompt, attempt: "500" if state["down"] else "")
+    collect = rl.rollout.Rollout.collect
+
+    def watched(self, examples, step):
+        state["down"] = state["down"] or (step == 4 and not pauses)
+        return collect(self, examples, step)
+
+    monkeypatch.setattr(rl.rollout.Rollout, "collect", watched)
+    with running(server, proxy):
+        with pytest.raises(SystemExit) as stop:
+            server_run(place, tmp_path / "a", proxy.url)
+        assert stop.value.code == 1
+        assert "stopped after step 4" in capsys.readouterr().out
+        assert sum(pauses) == 600, "the patience of --judge-patience"
+        assert complete_checkpoints(tmp_path / "a/served")[-1].name == "step_000004"
+        state["down"] = False
+        resumed = server_run(place, tmp_path / "a", proxy.url, "--resume", "auto")
+        healthy = server_run(place, tmp_path / "b", server.url, "--run", "served")
+    assert len(resumed) == len(healthy) == 20
     for step in range(1, 21):
         name = f"served/rollouts/step_{step:06d}.jsonl"
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
