@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, N questions, G responses of each.
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ EQUAL_REWARDS = 1e-4  # a group whose rewards differ by less teaches nothing (re
 
 @dataclass
 class MicroBatch:
-    """Samples of one forward, padded on the right. Row b is `samples[b]`.
+    """Samples of one forward, padded on the right. Row b is `samples[b]`; rows that share a prompt follow one another.
 
     Attributes:
         ids_BT: prompt and completion.
@@ -105,8 +106,8 @@ def _refuse_truncated_distribution(sample: Sample) -> None:
 def make_minibatches(samples: list[Sample], config: Config, step: int, device: torch.device) -> list[list[MicroBatch]]:
     """Deal the samples of a step into minibatches (one optimizer step each), each a list of micro-batches.
 
-    The deal is a pure function of (seed, step). Micro-batches hold samples of similar length and at most
-    `micro_batch_tokens` padded tokens (one sample at least).
+    The deal is a pure function of (seed, step). A micro-batch computes at most `micro_batch_tokens` tokens (one sample at
+    least); a prompt counts once for the samples that share it.
     """
     generator = torch.Generator().manual_seed(stable_seed("minibatches", config.seed, step))
     order = torch.randperm(len(samples), generator=generator).tolist() if config.minibatches > 1 else range(len(samples))
@@ -114,17 +115,30 @@ def make_minibatches(samples: list[Sample], config: Config, step: int, device: t
     return [_micro_batches(part, config.micro_batch_tokens, device) for part in dealt if part]
 
 
+def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> list[MicroBatch]:
+    groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[tuple(sample.prompt_ids)].append(sample)
+    parts: list[list[Sample]] = []
+    room = 0
+    for prompt, group in sorted(groups.items(), key=lambda item: -_longest(item[1])):  # alike in length, the longest first
+        is_open = False  # the prompt is part of the current micro-batch
+        for sample in sorted(group, key=_length, reverse=True):
+            need = _length(sample) - len(prompt) * is_open
+            if not parts or need > room:
+                parts.append([])
+                need, room = _length(sample), budget
+            parts[-1].append(sample)
+            room, is_open = room - need, True
+    return [_to_micro_batch(part, device) for part in parts]
+
+
 def _length(sample: Sample) -> int:
     return len(sample.prompt_ids) + len(sample.completion.ids)
 
 
-def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> list[MicroBatch]:
-    parts: list[list[Sample]] = []
-    for sample in sorted(samples, key=_length, reverse=True):  # the first sample of a part is its longest
-        if not parts or _length(parts[-1][0]) * (len(parts[-1]) + 1) > budget:
-            parts.append([])
-        parts[-1].append(sample)
-    return [_to_micro_batch(part, device) for part in parts]
+def _longest(group: list[Sample]) -> int:
+    return max(map(_length, group))
 
 
 def _to_micro_batch(samples: list[Sample], device: torch.device) -> MicroBatch:

@@ -76,7 +76,7 @@ class Config:
     importance_cap: float = option(0.0, "truncated importance weight trainer/sampler on each token, capped here; 0: off")
     epochs_per_batch: int = option(1, "passes over a rollout batch")
     minibatches: int = option(1, "optimizer steps per pass; with one pass and one minibatch the ratio is 1 and clips are inert")
-    micro_batch_tokens: int = option(16_384, "padded tokens of one forward and backward")
+    micro_batch_tokens: int = option(16_384, "tokens of one forward and backward, a shared prompt counted once")
 
     lr: float = option(1e-6, "learning rate of AdamW (paper: 1e-6)")
     warmup_steps: int = option(10, "steps of linear warm-up")

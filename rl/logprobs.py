@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.attention import PackedAttention
+from model.shared_prefix import SharedPrefixAttention
 from model.transformer import Transformer, at_least_fp32, head_logits
 
 CHUNK_ELEMENTS = 2**25  # logits held at once, in elements
@@ -116,14 +117,56 @@ def packed_logprobs(
     Returns:
         logp_T and entropy_T; 0 where not scored.
     """
-    if temperature <= 0:
-        raise ValueError(f"log-probs need a temperature above 0, got {temperature}: a greedy policy has none")
     positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
     mask_T = torch.ones_like(ids_T, dtype=torch.bool) if mask_T is None else mask_T.bool()
     mask_T = mask_T & (positions_T > 0)
     hidden_TE = model(ids_T[None], positions_T[None], cache=PackedAttention(lengths, ids_T.device))[0]
     before_NE = hidden_TE[:-1][mask_T[1:]]  # the state before a token predicts it
-    chunk = chunk or max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-    logp_N, entropy_N = ChunkedLogProbs.apply(before_NE, model.lm_head.weight, ids_T[mask_T], temperature, chunk)
+    logp_N, entropy_N = _head(model, before_NE, ids_T[mask_T], temperature, chunk)
     zeros_T = logp_N.new_zeros(ids_T.shape)
     return zeros_T.masked_scatter(mask_T, logp_N), zeros_T.masked_scatter(mask_T, entropy_N)
+
+
+def shared_prompt_logprobs(
+    model: Transformer,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    temperature: float,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` that computes a prompt once for all rows that continue it.
+
+    A row's prompt is everything before its first scored token. Rows that follow one another with the same prompt share it.
+
+    Args:
+        mask_BT: tokens to score: of every row those from its prompt on, at least one.
+
+    Returns:
+        logp_BT and entropy_BT; 0 where not scored.
+    """
+    column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    mask_BT = mask_BT.bool()
+    prompt_B, scored_B = mask_BT.int().argmax(1), mask_BT.sum(1)
+    is_prompt_BT = column_T < prompt_B[:, None]
+    differs_BT = (ids_BT != ids_BT.roll(1, 0)) & is_prompt_BT
+    begins_B = differs_BT.any(1) | (prompt_B != prompt_B.roll(1)) | (torch.arange(len(ids_BT), device=ids_BT.device) == 0)
+    groups: list[tuple[int, list[int]]] = []
+    for begins, prompt, scored in torch.stack((begins_B, prompt_B, scored_B), dim=1).tolist():
+        if begins:
+            groups.append((prompt, []))
+        groups[-1][1].append(scored)
+    attention = SharedPrefixAttention(groups, ids_BT.device)
+    computed_BT = mask_BT | (is_prompt_BT & begins_B[:, None])
+    hidden_TE = model(ids_BT[computed_BT][None], attention.positions_1T, cache=attention)[0]
+    logp_N, entropy_N = _head(model, hidden_TE[attention.before_suffixes], ids_BT[mask_BT], temperature, chunk)
+    zeros_BT = logp_N.new_zeros(ids_BT.shape)
+    return zeros_BT.masked_scatter(mask_BT, logp_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
+
+
+def _head(model: Transformer, before_NE: Tensor, target_N: Tensor, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of tokens, from the hidden states before them."""
+    if temperature <= 0:
+        raise ValueError(f"log-probs need a temperature above 0, got {temperature}: a greedy policy has none")
+    chunk = chunk or max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    return ChunkedLogProbs.apply(before_NE, model.lm_head.weight, target_N, temperature, chunk)

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.transformer import Transformer
 from rl.batch import MicroBatch, assign_advantages, denominator, make_minibatches
 from rl.config import Config
-from rl.logprobs import token_logprobs
+from rl.logprobs import shared_prompt_logprobs
 from rl.loss import grpo_loss
 from rl.optim import adamw, lr_factor, set_lr
 from rl.records import Group, Sample
@@ -95,7 +95,7 @@ class Updater:
                     micro.ref_logp_BT, _ = self._logprobs(self.reference, micro)
 
     def _logprobs(self, model: Transformer, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        return token_logprobs(model, micro.ids_BT, micro.mask_BT, temperature=self.config.temperature)
+        return shared_prompt_logprobs(model, micro.ids_BT, micro.mask_BT, temperature=self.config.temperature)
 
     def _optimizer_step(self, micro_batches: list[MicroBatch], sums: dict[str, float], gap: "SamplerGap") -> None:
         config = self.config

@@ -106,10 +106,10 @@ def test_chunks_hold_every_prompt_and_keep_to_the_limit():
             assert tokens <= limit or sum(map(len, chunk)) == 1
 
 
-def test_shared_prefix_attention_equals_the_full_forward(family):
+@pytest.mark.parametrize("groups", [[(7, [3, 1, 12]), (1, [1]), (30, [2, 2]), (0, [4, 1])], [(0, [3])]])
+def test_shared_prefix_attention_equals_the_full_forward(family, groups):
     """Bug guarded: a suffix that attends to a neighbour, a wrong position, padding that is seen."""
     model, generator = make_model(family), torch.Generator().manual_seed(0)
-    groups = [(7, [3, 1, 12]), (1, [1]), (30, [2, 2]), (0, [4, 1])]
     row, whole = [], []
     for prefix, suffixes in groups:
         first, *rest = (torch.randint(0, 97, (n,), generator=generator) for n in (prefix, *suffixes))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_model
 
-from rl.logprobs import ChunkedLogProbs, packed_logprobs, token_logprobs
+from rl.logprobs import ChunkedLogProbs, packed_logprobs, shared_prompt_logprobs, token_logprobs
 
 
 def reference_logprobs(model, ids, temperature):
@@ -100,6 +100,37 @@ def test_packed_form(family):
     for begin, end in ((0, 7), (7, 8), (8, 18)):
         alone, _ = reference_logprobs(model, ids[None, begin:end], 0.9)
         torch.testing.assert_close(logp[begin:end], alone[0], atol=1e-9, rtol=0)
+
+
+def test_shared_prompts_change_nothing(family):
+    """Bug guarded: a completion that sees another group's prompt or its neighbour, a first token predicted by the wrong state, a
+    prompt that is lost from the gradient or wrongly taken for the one before it (or, around the end, for the last)."""
+    generator = torch.Generator().manual_seed(5)
+    long, other = torch.randint(0, 97, (2, 9), generator=generator)
+    rows = [(long, 4), (long, 1), (long, 7), (long[:5], 3), (other, 2), (other, 6), (long[:1], 5), (long, 4)]
+    ids, mask = torch.zeros(len(rows), 16, dtype=torch.long), torch.zeros(len(rows), 16, dtype=torch.bool)
+    for row, (prompt, length) in enumerate(rows):
+        completion = torch.randint(0, 97, (length,), generator=generator)
+        ids[row, : len(prompt) + length] = torch.cat((prompt, completion))
+        mask[row, len(prompt) : len(prompt) + length] = True
+    weight = torch.randn(ids.shape, dtype=torch.float64, generator=generator)
+    results = []
+    for formula in (token_logprobs, shared_prompt_logprobs):
+        model = make_model(family, tie_word_embeddings=True)
+        logp, entropy = formula(model, ids, mask, temperature=0.7)
+        (logp * weight).sum().backward()
+        results.append([logp.detach(), entropy, *(p.grad for p in model.parameters())])
+    for alone, shared in zip(*results, strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-9, rtol=1e-9)
+
+
+def test_a_shared_prompt_is_computed_once():
+    """Bug guarded: a speed-up that is not there: eight prompts in the forward instead of one."""
+    model, seen = make_model("qwen2"), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    ids = torch.randint(0, 97, (1, 20), generator=torch.Generator().manual_seed(0)).expand(8, -1)
+    shared_prompt_logprobs(model, ids, (torch.arange(20) >= 15).expand(8, -1), temperature=1.0)
+    assert seen == [15 + 8 * 5]
 
 
 def test_greedy_policy_has_no_logprobs():
