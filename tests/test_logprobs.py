@@ -107,7 +107,7 @@ def test_shared_prompts_change_nothing(family):
     prompt that is lost from the gradient or wrongly taken for the one before it (or, around the end, for the last)."""
     generator = torch.Generator().manual_seed(5)
     long, other = torch.randint(0, 97, (2, 9), generator=generator)
-    rows = [(long, 4), (long, 1), (long, 7), (long[:5], 3), (other, 2), (other, 6), (long[:1], 5), (long, 4)]
+    rows = [(long, 4), (long, 1), (long, 7), (other, 2), (other, 6), (other[:5], 3), (long[:1], 5), (long, 4)]
     ids, mask = torch.zeros(len(rows), 16, dtype=torch.long), torch.zeros(len(rows), 16, dtype=torch.bool)
     for row, (prompt, length) in enumerate(rows):
         completion = torch.randint(0, 97, (length,), generator=generator)

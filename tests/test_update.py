@@ -151,6 +151,13 @@ def test_minibatches_share_out_every_sample_once():
             assert len(prompts) == len(list(groupby(s.prompt_ids for s in micro.samples))), "rows of a prompt stand together"
 
 
+def test_micro_batches_fill_their_budget():
+    """Bug guarded: a prompt counted for each of its samples, or not at all where a micro-batch begins within a group."""
+    samples = [Sample([7] * 10, Completion([1] * 5, [0.0] * 5, "stop"), "", "refine", trained=True) for _ in range(9)]
+    (part,) = make_minibatches(samples, config(micro_batch_tokens=30), 0, torch.device("cpu"))
+    assert [len(micro.samples) for micro in part] == [4, 4, 1], "10 + 4 x 5 tokens"
+
+
 def test_denominators_count_what_is_trained():
     """Bug guarded: dividing by samples that failed, were cut or belong to dropped groups."""
     rewards = [[1.0, None, 0.0, 3.0], [2.0, 2.0, 2.0, 2.0], [1.0, None, None, None]]
