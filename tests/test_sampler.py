@@ -7,8 +7,9 @@ import torch
 from conftest import make_model, random_prompts
 
 from rl.logprobs import token_logprobs
+from rl.draws import draw_tokens, uniforms
 from rl.records import Request
-from rl.sampler import Sampler, draw_tokens, uniforms
+from rl.sampler import Sampler
 
 STOPS = [0, 1, 2, 3, 4, 5]
 
