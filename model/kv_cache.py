@@ -117,7 +117,7 @@ class GroupedCache:
         lengths_N = self.prompt_lengths[:N]
         self.P = int(lengths_N.max())
         unused_NP = torch.arange(self.P, device=self.device) >= lengths_N[:, None]
-        self.unused_prompt = unused_NP.repeat_interleave(K, dim=0)[:, None] if bool(unused_NP.any()) else None
+        self.unused_prompt = torch.zeros(unused_NP.shape, dtype=self.suffix_k.dtype).masked_fill_(unused_NP, -torch.inf).repeat_interleave(K, dim=0)[:, None] if bool(unused_NP.any()) else None
         # one view a layer, made here because slicing costs as much as a small product
         self.prompt_k, self.prompt_v = (x.flatten(1, 2).unbind(0) for x in self.prompt_kv[:, :, :N, :, : self.P])
 
@@ -170,7 +170,7 @@ class GroupedCache:
         """Attention of scaled queries [(N K), (R G), D] to the prompts, and the logarithm of its softmax's normaliser."""
         scores = at_least_fp32(torch.bmm(q, self.prompt_k[layer].transpose(1, 2)))
         if self.unused_prompt is not None:
-            scores.masked_fill_(self.unused_prompt, -torch.inf)
+            scores += self.unused_prompt
         weights = scores.softmax(-1)
         lse = scores.amax(-1) - weights.amax(-1).log()  # the largest weight is exp(largest score - lse), and never tiny
         return torch.bmm(weights.to(q.dtype), self.prompt_v[layer]), lse

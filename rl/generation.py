@@ -107,7 +107,8 @@ class Generation:
         )
         if self.on_finish is not None:
             with _NameErrors(f"in on_finish of sample {i} of request {r} (seed key {request.seed_key!r})"):
-                self.on_finish(r, i, completion)
+                with torch.inference_mode(False), torch.no_grad():  # tensors that it keeps are ordinary ones
+                    self.on_finish(r, i, completion)
 
 
 class _NameErrors:

@@ -5,8 +5,11 @@ in. On a CPU rows leave the batch as they end (generation.py); on CUDA they keep
 (static_generation.py). Both draw the same tokens.
 """
 
+from contextlib import nullcontext
+
 import torch
 
+from model.packed import packable, packed_weights
 from model.transformer import Transformer
 from rl.generation import GroupedGeneration, OnFinish
 from rl.records import Completion, Request
@@ -26,7 +29,7 @@ class Sampler:
         ValueError: max_slots or max_len below 1, or no stop ids.
     """
 
-    def __init__(self, model: Transformer, *, stop_ids, max_slots: int, max_len: int, policy_version: int = 0) -> None:
+    def __init__(self, model: Transformer, *, stop_ids, max_slots: int, max_len: int, policy_version: int = 0, pack: bool = True) -> None:
         if max_slots < 1 or max_len < 1:
             raise ValueError(f"max_slots ({max_slots}) and max_len ({max_len}) must be at least 1")
         if not stop_ids:
@@ -34,9 +37,9 @@ class Sampler:
         self.model = model
         self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=model.device)
         self.max_slots, self.max_len = max_slots, max_len
-        self.policy_version = policy_version
+        self.policy_version, self.pack = policy_version, pack
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(self, requests: list[Request], *, on_finish: OnFinish | None = None) -> list[list[Completion]]:
         """Sample every request.
 
@@ -56,7 +59,8 @@ class Sampler:
         if not requests:
             return []
         slots = min(self.max_slots, sum(request.num_samples for request in requests))
-        return GroupedGeneration(self.model, requests, slots, self.stop_ids, self.policy_version, on_finish).run()
+        with packed_weights(self.model) if self.pack and packable(self.model) else nullcontext():
+            return GroupedGeneration(self.model, requests, slots, self.stop_ids, self.policy_version, on_finish).run()
 
     def _check(self, index: int, request: Request) -> None:
         def refuse(problem: str) -> None:
