@@ -117,7 +117,13 @@ class GroupedCache:
         lengths_N = self.prompt_lengths[:N]
         self.P = int(lengths_N.max())
         unused_NP = torch.arange(self.P, device=self.device) >= lengths_N[:, None]
-        self.unused_prompt = torch.zeros(unused_NP.shape, dtype=self.suffix_k.dtype).masked_fill_(unused_NP, -torch.inf).repeat_interleave(K, dim=0)[:, None] if bool(unused_NP.any()) else None
+        self.unused_prompt = (
+            torch.zeros(unused_NP.shape, dtype=self.suffix_k.dtype)
+            .masked_fill_(unused_NP, -torch.inf)
+            .repeat_interleave(K, dim=0)[:, None]
+            if bool(unused_NP.any())
+            else None
+        )
         # one view a layer, made here because slicing costs as much as a small product
         self.prompt_k, self.prompt_v = (x.flatten(1, 2).unbind(0) for x in self.prompt_kv[:, :, :N, :, : self.P])
 

@@ -36,7 +36,7 @@ def draw_tokens(
         token_B, and its log-prob logp_B under softmax(logits / temperature) (under softmax(logits) where temperature is 0).
     """
     greedy_B = temperature_B == 0
-    divisor_B = torch.where(greedy_B, 1.0, temperature_B) if some_greedy else temperature_B
+    divisor_B = temperature_B.masked_fill(greedy_B, 1.0) if some_greedy else temperature_B
     probs_BV = (logits_BV / divisor_B.to(logits_BV.dtype)[:, None]).softmax(-1)
     token_B = _invert_cdf(probs_BV if top_p_B is None else _keep_nucleus(probs_BV, top_p_B), uniform_B)
     if some_greedy:

@@ -31,7 +31,13 @@ class Generation:
     """
 
     def __init__(
-        self, model: Transformer, requests: list[Request], slots: int, stop_ids: Tensor, version: int, on_finish: OnFinish | None
+        self,
+        model: Transformer,
+        requests: list[Request],
+        slots: int,
+        stop_ids: Tensor,
+        version: int,
+        on_finish: OnFinish | None,
     ) -> None:
         self.model, self.requests, self.version, self.on_finish = model, requests, version, on_finish
         self.waiting = deque((r, i) for r, request in enumerate(requests) for i in range(request.num_samples))
@@ -51,10 +57,10 @@ class Generation:
     def take_waiting(self, free: list[int]) -> dict[int, tuple[int, int]]:
         """Give free slots to waiting samples, compute the prompts among them that are new: {slot: (request, sample)}."""
         entering = {slot: self.waiting.popleft() for slot in free[: len(self.waiting)]}
-        self.prefill(sorted({r for r, _ in entering.values()} - self.first_logits.keys()))
         for slot, (r, i) in entering.items():
             self.owners[slot] = (r, i)
             self.slots.fill(slot, self.requests[r], i)
+        self.prefill(sorted({r for r, _ in entering.values()} - self.first_logits.keys()))
         return entering
 
     def first_logits_of(self, entering: list[tuple[int, int]]) -> Tensor:
@@ -70,7 +76,7 @@ class Generation:
         del self.first_logits[r]
 
     def store(self, r: int, kv_2LTKD: Tensor) -> None:
-        """Keep the keys and values of the prompt of request r."""
+        """Keep the keys and values of the prompt of request r, some of whose samples have just been given slots."""
         raise NotImplementedError
 
     def prefill(self, new: list[int]) -> None:

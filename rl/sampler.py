@@ -6,13 +6,16 @@ in. On a CPU rows leave the batch as they end (generation.py); on CUDA they keep
 """
 
 from contextlib import nullcontext
+from typing import Literal
 
 import torch
 
 from model.packed import packable, packed_weights
 from model.transformer import Transformer
 from rl.generation import GroupedGeneration, OnFinish
+from rl.memory import slots_that_fit
 from rl.records import Completion, Request
+from rl.static_generation import SYNC_EVERY, StaticGeneration
 
 
 class Sampler:
@@ -21,23 +24,41 @@ class Sampler:
     Args:
         model: the weights; they may be updated in place between calls.
         stop_ids: token ids that end a completion.
-        max_slots: rows decoded at once; further samples wait and enter as rows finish.
+        max_slots: rows decoded at once; further samples wait and enter as rows finish. "auto": what free memory holds
+            (memory.py), decided and printed when a call begins.
         max_len: longest prompt plus completion, in tokens.
         policy_version: stamped on every completion; the owner of the weights keeps it up to date.
+        static_slots: keep rows in their slots; default: on CUDA only.
+        sync_every: decode steps between two looks at what has ended, with static slots.
+        pack: on a CPU in float32, decode from a copy of the weights in a faster layout (packed.py). It lives for the length of a
+            call and takes as much memory as the weights.
 
     Raises:
-        ValueError: max_slots or max_len below 1, or no stop ids.
+        ValueError: max_slots, max_len or sync_every below 1, or no stop ids.
     """
 
-    def __init__(self, model: Transformer, *, stop_ids, max_slots: int, max_len: int, policy_version: int = 0, pack: bool = True) -> None:
-        if max_slots < 1 or max_len < 1:
-            raise ValueError(f"max_slots ({max_slots}) and max_len ({max_len}) must be at least 1")
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        stop_ids,
+        max_slots: int | Literal["auto"],
+        max_len: int,
+        policy_version: int = 0,
+        static_slots: bool | None = None,
+        sync_every: int = SYNC_EVERY,
+        pack: bool = True,
+    ) -> None:
+        if (max_slots != "auto" and max_slots < 1) or max_len < 1 or sync_every < 1:
+            raise ValueError(f"max_slots ({max_slots}), max_len ({max_len}) and sync_every ({sync_every}) must be at least 1")
         if not stop_ids:
             raise ValueError("the sampler needs at least one stop id")
         self.model = model
         self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=model.device)
         self.max_slots, self.max_len = max_slots, max_len
-        self.policy_version, self.pack = policy_version, pack
+        self.policy_version, self.pack, self.sync_every = policy_version, pack, sync_every
+        self.static_slots = model.device.type == "cuda" if static_slots is None else static_slots
+        self.announced: int | None = None  # slots of the last line about memory
 
     @torch.inference_mode()
     def generate(self, requests: list[Request], *, on_finish: OnFinish | None = None) -> list[list[Completion]]:
@@ -46,21 +67,38 @@ class Sampler:
         Args:
             requests: any number, of any mix of lengths and temperatures.
             on_finish: called as `on_finish(request_index, sample_index, completion)` when a completion ends, in the order in
-                which they end. An exception in it ends the call.
+                which they end. An exception in it ends the call, with a note that names the sample.
 
         Returns:
             One list of `num_samples` completions for each request, in order.
 
         Raises:
-            ValueError: an empty prompt, a prompt that leaves no room within max_len, or a setting out of range.
+            ValueError: an empty prompt, a prompt that leaves no room within max_len, a setting out of range, or max_slots is
+                "auto" and memory holds not one row.
         """
         for index, request in enumerate(requests):
             self._check(index, request)
         if not requests:
             return []
-        slots = min(self.max_slots, sum(request.num_samples for request in requests))
-        with packed_weights(self.model) if self.pack and packable(self.model) else nullcontext():
-            return GroupedGeneration(self.model, requests, slots, self.stop_ids, self.policy_version, on_finish).run()
+        slots = min(self._slots(requests), sum(request.num_samples for request in requests))
+        run = (self.model, requests, slots, self.stop_ids, self.policy_version, on_finish)
+        if self.static_slots:
+            results = StaticGeneration(*run, sync_every=self.sync_every).run()
+        else:
+            with packed_weights(self.model) if self.pack and packable(self.model) else nullcontext():
+                results = GroupedGeneration(*run).run()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()  # what follows, an update, allocates in other sizes
+        return results
+
+    def _slots(self, requests: list[Request]) -> int:
+        if self.max_slots != "auto":
+            return self.max_slots
+        slots, arithmetic = slots_that_fit(self.model, requests)
+        if slots != self.announced:
+            print(arithmetic)
+            self.announced = slots
+        return slots
 
     def _check(self, index: int, request: Request) -> None:
         def refuse(problem: str) -> None:

@@ -2,7 +2,7 @@
 
 The buffers never move, and advancing them never waits for the device, so that a decode step can be a CUDA graph.
 
-Shapes: S row slots, B of them that are computed, V vocabulary, M new tokens.
+Shapes: S row slots, B of them that are computed, M new tokens a slot can hold, V vocabulary.
 """
 
 import torch
@@ -29,6 +29,7 @@ class Slots:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
+        self.slot_S = torch.arange(count, device=device)
         self.token_S = zeros(count, dtype=torch.long)  # drawn, not yet fed
         self.position_S = zeros(count, dtype=torch.long)  # of that token
         self.count_S = zeros(count, dtype=torch.long)  # tokens generated
@@ -54,27 +55,25 @@ class Slots:
         self.top_p_S[slot] = request.top_p
         self.uniform_SM[slot, :limit] = uniforms(request.seed_key, sample, limit)
 
-    def emit(self, rows: slice, logits_BV: Tensor) -> None:
-        """Draw the next token of some rows; those alive append it."""
-        count_B, live_B = self.count_S[rows], self.live_S[rows]
-        count_B1 = count_B[:, None]
-        uniform_B = self.uniform_SM[rows].gather(1, count_B1)[:, 0]
+    def emit(self, rows: slice | Tensor, logits_BV: Tensor) -> None:
+        """Draw the next token of some rows (a range of slots, or their indices); those alive append it."""
+        slot_B, count_B, live_B = self.slot_S[rows], self.count_S[rows], self.live_S[rows]
+        uniform_B = self.uniform_SM[slot_B, count_B]
         top_p_B = self.top_p_S[rows] if self.some_top_p else None
-        token_B, logp_B = draw_tokens(
-            logits_BV, uniform_B, self.temperature_S[rows], top_p_B, some_greedy=self.some_greedy
-        )
+        token_B, logp_B = draw_tokens(logits_BV, uniform_B, self.temperature_S[rows], top_p_B, some_greedy=self.some_greedy)
         self.token_S[rows] = token_B
-        self.ids_SM[rows].scatter_(1, count_B1, token_B[:, None])
-        self.logp_SM[rows].scatter_(1, count_B1, logp_B[:, None].to(self.logp_SM.dtype))
-        count_B += live_B
-        self.position_S[rows] += live_B
+        self.ids_SM[slot_B, count_B] = token_B
+        self.logp_SM[slot_B, count_B] = logp_B.to(self.logp_SM.dtype)
+        count_B = count_B + live_B
         stopped_B = (token_B[:, None] == self.stop_ids).any(-1) & live_B
+        self.count_S[rows] = count_B
+        self.position_S[rows] += live_B
         self.stopped_S[rows] |= stopped_B
-        live_B &= ~stopped_B & (count_B < self.limit_S[rows])
+        self.live_S[rows] = live_B & ~stopped_B & (count_B < self.limit_S[rows])
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Move live rows into dead slots; the slots they leave are dead."""
         for name, state in vars(self).items():
-            if name.endswith(("_S", "_SM")):
+            if name.endswith(("_S", "_SM")) and name != "slot_S":
                 state[targets] = state[sources]
         self.live_S[sources] = False
