@@ -1,11 +1,11 @@
-"""The KV cache of the sampler on a GPU: each row slot holds its prompt and what it has generated, at addresses that never move.
+"""The KV cache of the sampler on a GPU: each row slot holds its prompt and what it has generated, at fixed addresses.
 
-So a decode step over it can be captured in a CUDA graph. Attention runs over each row's own length: by the variable-length flash
-kernel on CUDA in half precision, by masked attention over whole slots elsewhere (the definition, for tests). The cache starts
-as zeros, because masked garbage is harmless but masked NaN is not (0 * NaN).
+So a decode step over it can be captured in a CUDA graph. Attention runs over each row's own length: by the variable-length
+flash kernel on CUDA in half precision, by masked attention over whole slots elsewhere (the definition, for tests). The cache
+starts as zeros, because masked garbage is harmless but masked NaN is not (0 * NaN).
 
-Shapes: L layers, S slots, B slots that are computed, M tokens of a slot, T tokens of a prompt, H query heads, K key/value heads,
-D head dim.
+Shapes: L layers, S slots, B slots that are computed, M tokens of a slot, T tokens of a prompt, H query heads, K key/value
+heads, D head dim.
 """
 
 import inspect

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import make_model, random_prompts
 
-from rl.logprobs import token_logprobs
 from rl.draws import draw_tokens, uniforms
+from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
 

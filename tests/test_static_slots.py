@@ -15,7 +15,6 @@ from rl.records import Request
 from rl.sampler import Sampler
 from rl.static_generation import StaticGeneration, graph_sizes
 
-
 STOPS = [0, 1, 2, 3, 4, 5]
 
 
