@@ -10,9 +10,9 @@ Live rows are always slots 0..B-1 and live groups 0..N-1: whoever frees a slot m
 product runs over a dense, contiguous part of the cache and never over unused memory. The caches start as zeros, because
 masked garbage is harmless but masked NaN is not (0 * NaN).
 
-Shapes: L layers, S row slots, B live rows, N live groups, R rows of the largest live group, T tokens of a prompt, P those of the
-longest live one, C columns of the longest live suffix (the prompt's and one a token), H query heads, K key/value heads, G query
-heads per key/value head, D head dim.
+Shapes: L layers, S row slots, B live rows, N live groups, R rows of the largest live group, T tokens of a prompt, P those of
+the longest live one, C columns of the longest live suffix (the prompt's and one a token), H query heads, K key/value heads, G
+query heads per key/value head, D head dim.
 """
 
 import torch

@@ -36,10 +36,10 @@ class Generation:
         requests: list[Request],
         slots: int,
         stop_ids: Tensor,
-        version: int,
+        policy_version: int,
         on_finish: OnFinish | None,
     ) -> None:
-        self.model, self.requests, self.version, self.on_finish = model, requests, version, on_finish
+        self.model, self.requests, self.policy_version, self.on_finish = model, requests, policy_version, on_finish
         self.waiting = deque((r, i) for r, request in enumerate(requests) for i in range(request.num_samples))
         self.results: list[list[Completion | None]] = [[None] * request.num_samples for request in requests]
         self.slots = Slots(slots, requests, stop_ids)
@@ -109,12 +109,12 @@ class Generation:
             finish_reason="stop" if stopped else "length",
             temperature=request.temperature,
             top_p=request.top_p,
-            policy_version=self.version,
+            policy_version=self.policy_version,
         )
         if self.on_finish is not None:
-            with _NameErrors(f"in on_finish of sample {i} of request {r} (seed key {request.seed_key!r})"):
-                with torch.inference_mode(False), torch.no_grad():  # tensors that it keeps are ordinary ones
-                    self.on_finish(r, i, completion)
+            named = _NameErrors(f"in on_finish of sample {i} of request {r} (seed key {request.seed_key!r})")
+            with named, torch.inference_mode(False), torch.no_grad():  # tensors that it keeps are ordinary ones
+                self.on_finish(r, i, completion)
 
 
 class _NameErrors:

@@ -30,8 +30,8 @@ class Sampler:
         policy_version: stamped on every completion; the owner of the weights keeps it up to date.
         static_slots: keep rows in their slots; default: on CUDA only.
         sync_every: decode steps between two looks at what has ended, with static slots.
-        pack: on a CPU in float32, decode from a copy of the weights in a faster layout (packed.py). It lives for the length of a
-            call and takes as much memory as the weights.
+        pack: on a CPU in float32, decode from a copy of the weights in a faster layout (packed.py). It lives for the length of
+            a call and takes as much memory as the weights.
 
     Raises:
         ValueError: max_slots, max_len or sync_every below 1, or no stop ids.

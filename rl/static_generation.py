@@ -1,4 +1,4 @@
-"""Decoding in static slots, for a GPU: one CUDA graph of the decode step a batch size, and a look at the results every few steps.
+"""Decoding in static slots, for a GPU: one CUDA graph of the decode step a batch size, results looked at every few steps.
 
 A row keeps its slot until it ends; within the steps between two looks a row that has ended stands still. Only when nobody waits
 any more do the last rows move together, so that a graph of fewer rows serves them. On other devices the same step runs eagerly.
@@ -102,7 +102,7 @@ class StaticGeneration(Generation):
             self.step(rows)
 
     def _rows(self) -> int:
-        """The smallest batch size that covers every live row; the last rows move into free slots where that makes it smaller."""
+        """The smallest batch size that holds every live row; rows behind it move into free slots."""
         live = [slot for slot, owner in enumerate(self.owners) if owner is not None]
         rows = min(size for size in self.sizes if size >= max(len(live), 1))
         sources = [slot for slot in live if slot >= rows]
