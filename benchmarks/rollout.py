@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/rollout.py --cases tiny-4,tiny-16 --repeats 3
     OMP_NUM_THREADS=1 python benchmarks/rollout.py --cases tiny-4 --profile
+    python benchmarks/rollout.py --device cuda                                # a Qwen2.5-7B shape, 64 and 256 slots
 
 Times are process CPU time on one thread, and runs are interleaved (ours, peer, ours, peer, ...): compare ratios within a row,
 not seconds between rows or machines. Useful tokens are those up to each row's forced length.
@@ -16,11 +17,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.peers import PeerMissing, grpo_zero, hugging_face, hugging_face_greedy
+from benchmarks.profiling import profile
+from benchmarks.roofline import roofline_table
 from benchmarks.workload import LONGEST, Case, calibrate, cpu_time, linears_seconds, make_case
 from rl.records import Request
 from rl.sampler import Sampler
 
-CASES = "tiny-4,tiny-16,small-4,small-16,tiny-4-skewed,tiny-4-qwen3"
+CASES = "tiny-4,tiny-16,small-4,small-16,tiny-4-skewed,tiny-16-skewed,small-4-skewed,small-16-skewed,tiny-4-qwen3"
+DISTINCT = 0.4  # least share of distinct tokens in greedy text: a model that repeats itself proves nothing
+GPU_CASES = "7b-8,7b-32"  # 64 and 256 rows
 HEADER = (
     f"{'case':14} {'peer':10} {'ours t/s':>8} {'peer t/s':>8} {'ratio':>6} {'':11} {'ms/step':>8} {'prefill':>7}"
     "   rows      limit     GF  GB/s"
@@ -48,12 +53,14 @@ def make_sampler(case: Case) -> Sampler:
 
 
 def check_same_model(case: Case, new_tokens: int = 48) -> str:
-    """Greedy text of both engines, compared up to the first difference (float32 rounding may flip a near tie)."""
+    """Greedy text of both engines. float32 rounding may flip a near tie, so a single prompt may differ; not all of them."""
     asked = [Request(prompt, 1, new_tokens, 0.0, 0) for prompt in case.prompts[:4]]
     text = [group[0].ids for group in make_sampler(case).generate(asked)]
     theirs = hugging_face_greedy(Case(case.name, case.model, case.prompts[:4], case.limits), new_tokens)
     same = sum(a == b for a, b in zip(text, theirs, strict=True))
     distinct = statistics.mean(len(set(row)) for row in text)
+    assert distinct > DISTINCT * new_tokens, f"degenerate text: {distinct:.0f} distinct tokens of {new_tokens}"
+    assert same, "greedy text differs from HF's for every prompt: not the same model"
     return (
         f"{case.name}: greedy text equals HF's in {same} of {len(text)} prompts; {distinct:.0f} distinct of {new_tokens} tokens"
     )
@@ -90,40 +97,24 @@ def find_peers(case: Case, grpo_zero_path: str | None) -> dict:
     return peers
 
 
-def profile(case: Case, sampler: Sampler) -> None:
-    """Where a rollout's time goes: own CPU time of the operators, most expensive first; one profiled run."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    ours(case, sampler)
-    plain = cpu_time(lambda: ours(case, sampler))
-    with torch.profiler.profile(activities=activities) as recorded:
-        ours(case, sampler)
-    steps = len(case.schedule)
-    rows = sorted(recorded.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    total = sum(row.self_cpu_time_total for row in rows)
-    print(
-        f"\n{case.name}: {1e3 * plain / steps:.2f} ms CPU a step unprofiled; "
-        f"operators below {total / steps / 1e3:.2f} ms wall, recording included"
-    )
-    print(f"{'operator':44} {'calls/step':>10} {'us/step':>9} {'share':>6}")
-    for row in rows[:24]:
-        own, share = row.self_cpu_time_total / steps, row.self_cpu_time_total / total
-        print(f"{row.key:44} {row.count / steps:10.1f} {own:9.1f} {share:6.1%}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=CASES, help=f"comma-separated; default {CASES}")
+    parser.add_argument("--cases", help=f"comma-separated; default {CASES}; with --device cuda {GPU_CASES}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved pairs a row")
     parser.add_argument("--grpo-zero", metavar="PATH", help="a checkout of GRPO-Zero; without it that peer is skipped")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead of comparing")
     given = parser.parse_args()
+    if given.device == "cuda":
+        roofline_table((given.cases or GPU_CASES).split(","), given.device)
+        return
     torch.set_num_threads(1)
     table = []
-    for name in given.cases.split(","):
+    for name in (given.cases or CASES).split(","):
         case = make_case(name)
         sampler = make_sampler(case)
         if given.profile:
-            profile(case, sampler)
+            profile(lambda case=case, sampler=sampler: ours(case, sampler), len(case.schedule), case.name)
             continue
         peers = find_peers(case, given.grpo_zero)
         if "HF" in peers:

@@ -15,11 +15,13 @@ from model.transformer import Linear
 from rl.records import Request
 
 SAMPLES = 8  # completions of each question
-LONGEST = 256  # tokens of the longest completion and the longest prompt
+LONGEST = 256  # tokens of the longest prompt, and of the longest completion where LONGEST_NEW says nothing else
+LONGEST_NEW = {"7b": 1500}
 TEMPERATURE = 0.9
 SHAPES = {  # vocabulary, hidden, feed-forward, layers, query heads, key/value heads
     "tiny": (512, 192, 512, 4, 6, 2),
     "small": (32_000, 640, 1728, 8, 10, 2),
+    "7b": (152_064, 3584, 18_944, 28, 28, 4),  # Qwen2.5-7B, for a GPU
 }
 
 
@@ -55,30 +57,37 @@ class Case:
         return [sum(limit > step for limit in self.limits) for step in range(1, max(self.limits))]
 
 
-def make_case(name: str, seed: int = 0) -> Case:
+def make_case(name: str, seed: int = 0, device: str = "cpu") -> Case:
     """Raises ValueError for a name that is not size-questions[-skewed][-qwen3]."""
     size, questions, *options = name.split("-")
     if size not in SHAPES or not questions.isdigit() or set(options) - {"skewed", "qwen3"}:
-        raise ValueError(f"unknown case {name!r}: use tiny|small, a number of questions, optionally skewed, qwen3")
+        raise ValueError(f"unknown case {name!r}: use tiny|small|7b, a number of questions, optionally skewed, qwen3")
     rng, rows = random.Random(seed), int(questions) * SAMPLES
-    draw = (lambda: 16 + int(rng.expovariate(1 / 40))) if "skewed" in options else (lambda: rng.randint(16, LONGEST))
-    limits = [LONGEST, *(min(draw(), LONGEST) for _ in range(rows - 1))]
+    longest = LONGEST_NEW.get(size, LONGEST)
+    draw = (lambda: 16 + int(rng.expovariate(1 / 40))) if "skewed" in options else (lambda: rng.randint(16, longest))
+    limits = [longest, *(min(draw(), longest) for _ in range(rows - 1))]
     rng.shuffle(limits)
-    model = make_model(size, "qwen3" if "qwen3" in options else "qwen2", seed)
+    model = make_model(size, "qwen3" if "qwen3" in options else "qwen2", seed, torch.device(device))
     vocab = model.config.vocab_size
     prompts = [[rng.randrange(vocab) for _ in range(rng.randint(64, LONGEST))] for _ in range(int(questions))]
     return Case(name, model, prompts, limits)
 
 
 @torch.no_grad()
-def make_model(size: str, family: str, seed: int) -> Transformer:
-    """Random weights of a scale at which text depends on position, cache and biases; the usual 0.02 repeats one token."""
+def make_model(size: str, family: str, seed: int, device: torch.device) -> Transformer:
+    """Random weights of a scale at which text depends on position, cache and biases; the usual 0.02 repeats one token.
+
+    float32 on a CPU, bfloat16 on CUDA.
+    """
     vocab, width, feed_forward, layers, heads, kv_heads = SHAPES[size]
-    config = ModelConfig(
-        family, vocab, width, feed_forward, layers, heads, kv_heads, width // heads, rope_theta=1e4, tie_word_embeddings=True
-    )
-    model = Transformer(config).eval()
-    generator = torch.Generator().manual_seed(seed)
+    shape = (vocab, width, feed_forward, layers, heads, kv_heads, width // heads)
+    config = ModelConfig(family, *shape, rope_theta=1e4, tie_word_embeddings=size != "7b")
+    with torch.device("meta"):
+        model = Transformer(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    model = model.to_empty(device=device)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         scale, centre = (2.2 / width**0.5, 0.0) if parameter.dim() > 1 else (0.3, 1.0 if "norm" in name else 0.0)
         parameter.normal_(centre, scale, generator=generator)

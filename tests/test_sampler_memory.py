@@ -47,7 +47,7 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
     assert capsys.readouterr().out.count("rows fit") == 1, "said once, and again when it changes"
 
     monkeypatch.setattr(rl.memory, "free_bytes", lambda device: 1000)
-    with pytest.raises(ValueError, match="0 rows fit[.] Lower --max-new-tokens"):
+    with pytest.raises(ValueError, match=r"0 rows fit[.] Lower --max-new-tokens"):
         sampler.generate(ASKED)
 
 
