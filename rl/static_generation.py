@@ -6,6 +6,8 @@ any more do the last rows move together, so that a graph of fewer rows serves th
 Shapes: S row slots, B of them that are computed, V vocabulary, L layers, T tokens of a prompt, K key/value heads, D head dim.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,19 @@ from rl.records import Completion
 
 SYNC_EVERY = 8  # decode steps between two looks at what has ended
 WARM_UP = 2  # steps before a capture, in which libraries make their workspaces
+SHORTEST_GRAPHED = 128  # new tokens; capturing costs more than it saves where the longest completion is shorter
 
 
 def graph_sizes(slots: int) -> list[int]:
     """Batch sizes worth a graph of their own, largest first: powers of two, and multiples of 32."""
     sizes = {1, 2, 4, 8, 16, *range(32, slots, 32)}
     return sorted({size for size in sizes if size < slots} | {slots}, reverse=True)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all captures: cuBLAS keeps a workspace for each stream it has met."""
+    return torch.cuda.Stream(device)
 
 
 class StaticGeneration(Generation):
@@ -49,7 +58,7 @@ class StaticGeneration(Generation):
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def run(self) -> list[list[Completion]]:
-        if self.model.device.type == "cuda":
+        if self.model.device.type == "cuda" and self.longest_new >= SHORTEST_GRAPHED:
             self.graphs = self._capture()
         while self.waiting or any(owner is not None for owner in self.owners):
             self._admit()
@@ -83,7 +92,7 @@ class StaticGeneration(Generation):
         The steps run for warming up advance nothing: they draw for dead rows.
         """
         graphs, pool = {}, torch.cuda.graph_pool_handle()
-        side = torch.cuda.Stream(self.model.device)
+        side = _side_stream(self.model.device)
         for size in self.sizes:
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -91,7 +100,7 @@ class StaticGeneration(Generation):
                     self.step(size)
             torch.cuda.current_stream().wait_stream(side)
             graphs[size] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graphs[size], pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graphs[size], pool=pool, stream=side, capture_error_mode="thread_local"):
                 self.step(size)
         return graphs
 
