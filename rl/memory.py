@@ -31,8 +31,11 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def slots_that_fit(model: Transformer, requests: list[Request]) -> tuple[int, str]:
+def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = False) -> tuple[int, str]:
     """Rows whose cache and draws fit into free memory, at most MOST_SLOTS, and the arithmetic as a line to be printed.
+
+    Args:
+        pack: whether a packed copy of the weights will be made.
 
     Raises:
         ValueError: not one row fits.
@@ -45,11 +48,12 @@ def slots_that_fit(model: Transformer, requests: list[Request]) -> tuple[int, st
     width = 4 * config.hidden_size + 3 * config.intermediate_size  # values a token has at once in a layer of the prefill
     longest_prefill = min(sum(len(request.prompt_ids) for request in requests), max(PREFILL_TOKENS, tokens))
     prefill = longest_prefill * (2 * per_token + width * dtype.itemsize)
+    copies = sum(parameter.nbytes for parameter in model.parameters()) if pack else 0
     free = free_bytes(model.device)
-    fitting = int(USED_SHARE * free - prefill) // (tokens * per_token + draws)
+    fitting = int(USED_SHARE * free - prefill - copies) // (tokens * per_token + draws)
     line = (
-        f"sampler: {USED_SHARE:.0%} of {_gib(free)} free, less {_gib(prefill)} to compute prompts; "
-        f"a row takes {tokens:,} tokens x {per_token:,} bytes + {draws / 2**20:.2f} MiB for draws: {max(fitting, 0):,} rows fit"
+        f"sampler: {USED_SHARE:.0%} of {_gib(free)} free, less {_gib(prefill)} to compute prompts and {_gib(copies)} of packed "
+        f"weights; a row takes {tokens:,} tokens x {per_token:,} bytes + {draws / 2**20:.2f} MiB for draws: {max(fitting, 0):,} rows fit"
     )
     if fitting < 1:
         raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")

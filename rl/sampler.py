@@ -80,21 +80,22 @@ class Sampler:
             self._check(index, request)
         if not requests:
             return []
-        slots = min(self._slots(requests), sum(request.num_samples for request in requests))
+        pack = self.pack and not self.static_slots and packable(self.model)
+        slots = min(self._slots(requests, pack), sum(request.num_samples for request in requests))
         run = (self.model, requests, slots, self.stop_ids, self.policy_version, on_finish)
         if self.static_slots:
             results = StaticGeneration(*run, sync_every=self.sync_every).run()
         else:
-            with packed_weights(self.model) if self.pack and packable(self.model) else nullcontext():
+            with packed_weights(self.model) if pack else nullcontext():
                 results = GroupedGeneration(*run).run()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()  # what follows, an update, allocates in other sizes
         return results
 
-    def _slots(self, requests: list[Request]) -> int:
+    def _slots(self, requests: list[Request], pack: bool) -> int:
         if self.max_slots != "auto":
             return self.max_slots
-        slots, arithmetic = slots_that_fit(self.model, requests)
+        slots, arithmetic = slots_that_fit(self.model, requests, pack=pack)
         if slots != self.announced:
             print(arithmetic)
             self.announced = slots

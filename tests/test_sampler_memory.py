@@ -38,6 +38,8 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
         assert f"{slots} are used" in line
         found.append(slots)
     assert 0 < found[0] < found[1] < found[2] == MOST_SLOTS
+    monkeypatch.setattr(rl.memory, "free_bytes", lambda device: 2_000_000)
+    assert slots_that_fit(model, ASKED, pack=True)[0] < found[0], "the packed copy of the weights takes room too"
 
     monkeypatch.setattr(rl.memory, "free_bytes", lambda device: 2_000_000)
     sampler = Sampler(model, stop_ids=[0], max_slots="auto", max_len=64)
