@@ -53,7 +53,8 @@ def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = 
     fitting = int(USED_SHARE * free - prefill - copies) // (tokens * per_token + draws)
     line = (
         f"sampler: {USED_SHARE:.0%} of {_gib(free)} free, less {_gib(prefill)} to compute prompts and {_gib(copies)} of packed "
-        f"weights; a row takes {tokens:,} tokens x {per_token:,} bytes + {draws / 2**20:.2f} MiB for draws: {max(fitting, 0):,} rows fit"
+        f"weights; a row takes {tokens:,} tokens x {per_token:,} bytes + {draws / 2**20:.2f} MiB for draws: "
+        f"{max(fitting, 0):,} rows fit"
     )
     if fitting < 1:
         raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")
