@@ -58,7 +58,8 @@ class StaticGeneration(Generation):
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def run(self) -> list[list[Completion]]:
-        if self.model.device.type == "cuda" and self.longest_new >= SHORTEST_GRAPHED:
+        worth_it = self.longest_new >= SHORTEST_GRAPHED and not self.slots.some_top_p  # a sort may wait for the device
+        if self.model.device.type == "cuda" and worth_it:
             self.graphs = self._capture()
         while self.waiting or any(owner is not None for owner in self.owners):
             self._admit()

@@ -111,7 +111,7 @@ def test_graphs_draw_what_the_eager_step_draws(family, slots, dtype, monkeypatch
     """Bug guarded: a graph that reads a buffer that moved, advances live rows while warming up, or bakes in a first value."""
     monkeypatch.setattr(rl.static_generation, "SHORTEST_GRAPHED", 1)
     model = make_model(family, dtype).to(CUDA)
-    asked = [Request(p, 9, 24, 0.9, n, [1.0, 0.8][n % 2]) for n, p in enumerate(random_prompts((5, 11, 3, 9, 1)))]
+    asked = [Request(p, 9, 24, [0.9, 0.0][n % 2], n) for n, p in enumerate(random_prompts((5, 11, 3, 9, 1)))]
     sampler = Sampler(model, stop_ids=[0, 1, 2], max_slots=slots, max_len=64, sync_every=5)
     for scale in (1.0, 0.9):  # weights updated in place between two rollouts
         with torch.no_grad():
