@@ -24,7 +24,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """A linear layer that computes in its input's dtype, whatever dtype its weights are stored in."""
 
+    product = None  # replaces the product while the weights are packed (packed.py)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.product is not None:
+            return self.product(x)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
@@ -178,6 +182,8 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [..., E] -> [..., V], in at least float32."""
+        if self.lm_head.product is not None:
+            return self.lm_head(hidden)
         return head_logits(hidden.flatten(0, -2), self.lm_head.weight).unflatten(0, hidden.shape[:-1])
 
 

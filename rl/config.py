@@ -4,7 +4,7 @@ import argparse
 import math
 import types
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 from rewards.total import needs_baseline
 
@@ -50,7 +50,7 @@ class Config:
     temperature: float = option(1.0, "of sampling; log-probs are of the same distribution (released code: 0.9)")
     max_new_tokens: int = option(1500, "longest response, stop token included (paper: 1,500)")
     max_prompt_tokens: int = option(1024, "questions with a longer prompt are dropped when the data is loaded")
-    max_slots: int = option(256, "sequences decoded at once")
+    max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds, at most 256")
     plain_policy: Literal["current", "reference"] = option("current", "who writes plain answers; reference: cached on disk")
     plain_thinking: Literal["on", "off"] = option("on", "off: plain prompt rendered without native thinking (Qwen3)")
     monitor_plain: bool = option(False, "sample plain answers even where --refine-reward needs none")
@@ -171,18 +171,19 @@ def _add_flag(parser: argparse.ArgumentParser, spec) -> None:
     if spec.type is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         return
-    kinds = [kind for kind in get_args(spec.type) if kind is not types.NoneType]
-    is_optional = isinstance(spec.type, types.UnionType) or type(None) in get_args(spec.type)
-    kind = kinds[0] if is_optional else spec.type
+    kind, *more = get_args(spec.type) if get_origin(spec.type) in (types.UnionType, Union) else (spec.type,)
     if get_origin(kind) is Literal:
         parser.add_argument(flag, choices=get_args(kind), help=text)
     else:
-        parser.add_argument(flag, type=_or_none(kind) if is_optional else kind, metavar=kind.__name__.upper(), help=text)
+        words = {"none": None} if types.NoneType in more else {w: w for other in more for w in get_args(other)}
+        parser.add_argument(flag, type=_or_word(kind, words) if words else kind, metavar=kind.__name__.upper(), help=text)
 
 
-def _or_none(kind: type):
+def _or_word(kind: type, words: dict):
+    """A parser of `kind` that also knows some words."""
+
     def parse(text: str):
-        return None if text.lower() == "none" else kind(text)
+        return words[text.lower()] if text.lower() in words else kind(text)
 
     parse.__name__ = kind.__name__  # argparse names it in its error message
     return parse
@@ -201,7 +202,9 @@ def check(config: Config) -> None:
                 raise ValueError(f"{to_flag(name)} is {getattr(config, name)}; it must be at least {minimum}")
 
     at_least(2, "group_size")
-    at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "max_slots", "keep")
+    at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "keep")
+    if config.max_slots != "auto":
+        at_least(1, "max_slots")
     at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions")
     at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
     at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience")

@@ -11,7 +11,7 @@ class Request:
     Attributes:
         prompt_ids: token ids of the rendered prompt.
         num_samples: completions to draw; they share one prefill.
-        max_new_tokens: longest completion, its stop token included.
+        max_new_tokens: longest completion, its stop token included; a list gives each sample its own.
         temperature: logits are divided by it; 0 is greedy.
         seed_key: anything with a stable repr (a tuple of ints and strings, say). Sample i of a request is a pure function of
             the weights, the prompt and (seed_key, i).
@@ -20,10 +20,15 @@ class Request:
 
     prompt_ids: list[int]
     num_samples: int
-    max_new_tokens: int
+    max_new_tokens: int | list[int]
     temperature: float
     seed_key: Any
     top_p: float = 1.0
+
+    @property
+    def limits(self) -> list[int]:
+        """Longest completion of each sample."""
+        return [self.max_new_tokens] * self.num_samples if isinstance(self.max_new_tokens, int) else self.max_new_tokens
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
-from conftest import make_model, random_prompts, write_questions, write_task_folder
+from conftest import make_config, make_model, random_prompts, write_questions, write_task_folder
 
+import rl.static_generation
 import train
 from model.attention import CausalAttention, PackedAttention
 from model.shared_prefix import SharedPrefixAttention
+from model.static_cache import StaticCache
 from model.transformer import head_logits
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
+from rl.static_generation import StaticGeneration
 from rl.weight_sync import make_sampler_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -83,6 +86,52 @@ def test_float32_tokens_do_not_depend_on_the_device(family):
         for m in (make_model(family), make_model(family).to(CUDA))
     ]
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (32, 8), (14, 2)])
+def test_flash_decode_over_slots(heads, kv_heads):
+    """Bug guarded: lengths that the kernel ignores, a slot read from its neighbour's beginning, a wrong head mapping."""
+    config = make_config("qwen2", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=64)
+    generator = torch.Generator(CUDA).manual_seed(0)
+    half, wide = (StaticCache(config, slots=6, max_len=300, dtype=d, device=CUDA) for d in (torch.bfloat16, torch.float32))
+    half.kv.normal_(generator=generator)
+    wide.kv.copy_(half.kv)
+    position, live = torch.tensor([299, 0, 17, 128, 255], device=CUDA), torch.ones(5, dtype=torch.bool, device=CUDA)
+    shapes = [(5, 1, h, 64) for h in (heads, kv_heads, kv_heads)]
+    qkv = [torch.randn(s, device=CUDA, generator=generator).bfloat16() for s in shapes]
+    for cache in (half, wide):
+        cache.begin_step(position, live)
+    out, wanted = half.attend(1, *qkv), wide.attend(1, *(x.float() for x in qkv))
+    torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("slots", [3, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_graphs_draw_what_the_eager_step_draws(family, slots, dtype, monkeypatch):
+    """Bug guarded: a graph that reads a buffer that moved, advances live rows while warming up, or bakes in a first value."""
+    monkeypatch.setattr(rl.static_generation, "SHORTEST_GRAPHED", 1)
+    model = make_model(family, dtype).to(CUDA)
+    asked = [Request(p, 9, 24, [0.9, 0.0][n % 2], n) for n, p in enumerate(random_prompts((5, 11, 3, 9, 1)))]
+    sampler = Sampler(model, stop_ids=[0, 1, 2], max_slots=slots, max_len=64, sync_every=5)
+    for scale in (1.0, 0.9):  # weights updated in place between two rollouts
+        with torch.no_grad():
+            model.model.layers[0].self_attn.v_proj.weight.mul_(scale)
+        graphed = sampler.generate(asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(StaticGeneration, "_capture", lambda self: {})
+            eager = sampler.generate(asked)
+        assert [[c.ids for c in group] for group in graphed] == [[c.ids for c in group] for group in eager]
+
+
+def test_rollout_memory_is_given_back(family):
+    """Bug guarded: graphs or a cache that stay allocated through the update."""
+    model = make_model(family, torch.bfloat16).to(CUDA)
+    sampler = Sampler(model, stop_ids=[0], max_slots="auto", max_len=2064)
+    asked = [Request([5] * 20, 64, 2000, 1.0, 0)]
+    sampler.generate(asked)  # libraries make workspaces that stay
+    before = torch.cuda.memory_allocated()
+    sampler.generate(asked)
+    assert torch.cuda.memory_allocated() - before < 2**20
 
 
 def test_two_steps_of_training(tmp_path):

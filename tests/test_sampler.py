@@ -1,14 +1,17 @@
 """The sampler: equal to the full forward, independent of its schedule, honest about what it drew."""
 
+import gc
 import random
+import re
 
 import pytest
 import torch
 from conftest import make_model, random_prompts
 
+from rl.draws import draw_tokens, uniforms
 from rl.logprobs import token_logprobs
 from rl.records import Request
-from rl.sampler import Sampler, draw_tokens, uniforms
+from rl.sampler import Sampler
 
 STOPS = [0, 1, 2, 3, 4, 5]
 
@@ -108,6 +111,22 @@ def test_draws_follow_the_distribution():
         torch.testing.assert_close(logp.exp(), wanted[token])
 
 
+@pytest.mark.parametrize("vocab", [1, 97, 512, 1000, 151_936])
+def test_two_level_search_equals_one_running_sum(vocab):
+    """Bug guarded: a block missed or counted twice, for vocabularies that blocks do and do not divide."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(64, vocab, generator=generator, dtype=torch.float64)
+    logits[torch.rand(64, vocab, generator=generator) < 0.3] = -torch.inf
+    logits[:, vocab // 2] = 0.0
+    uniform = torch.linspace(0, 1 - 2**-53, 64, dtype=torch.float64)
+    token, logp = draw_tokens(logits, uniform, torch.ones(64))
+    cdf = logits.softmax(-1).cumsum(-1)
+    wanted = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
+    assert torch.equal(token[:-1], wanted[:-1])
+    torch.testing.assert_close(logp, logits.log_softmax(-1).gather(1, token[:, None])[:, 0], atol=1e-9, rtol=0)
+    assert logp.isfinite().all(), "a token of probability 0 was drawn"
+
+
 def test_extreme_uniforms_draw_possible_tokens():
     """Bug guarded: u = 0 drawing a leading token of probability 0, u near 1 running off the end."""
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]], dtype=torch.float64).expand(2, -1)
@@ -127,7 +146,7 @@ def test_top_p_keeps_the_nucleus():
 
 
 def test_on_finish_streams_in_order_and_its_errors_end_the_call():
-    """Bug guarded: callbacks at the end only; an exception that is swallowed."""
+    """Bug guarded: callbacks at the end only; an exception that is swallowed, or names no sample."""
     model, heard = make_model("qwen2"), []
     results = generate(model, requests(), 4, on_finish=lambda r, i, c: heard.append((r, i, c)))
     assert len(heard) == 30
@@ -136,8 +155,12 @@ def test_on_finish_streams_in_order_and_its_errors_end_the_call():
     def fail(request, sample, completion):
         raise RuntimeError("judge broke")
 
-    with pytest.raises(RuntimeError, match="judge broke"):
-        generate(model, requests(), 4, on_finish=fail)
+    for static in (False, True):
+        sampler = Sampler(model, stop_ids=STOPS, max_slots=4, max_len=64, static_slots=static)
+        with pytest.raises(RuntimeError, match="judge broke") as caught:
+            sampler.generate(requests(), on_finish=fail)
+        assert re.fullmatch(r"in on_finish of sample \d of request \d \(seed key \('test', \d\)\)", caught.value.__notes__[0])
+        assert ids_of(sampler.generate(requests())) == ids_of(results), "the sampler must be usable afterwards"
 
 
 def test_stateless_uniforms():
@@ -148,12 +171,47 @@ def test_stateless_uniforms():
     assert len(set(draws)) == len(draws)
 
 
+def test_each_sample_may_have_its_own_limit(family):
+    """Bug guarded: limits that end up with another sample, or that change what is drawn."""
+    model, limits = make_model(family), [3, 17, 1, 30]
+    single, own = (generate(model, [Request([5, 6], 4, new, 0.9, "limits")], 3)[0] for new in (30, limits))
+    assert [c.ids for c in own] == [c.ids[:limit] for c, limit in zip(single, limits, strict=True)]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_no_cache_is_left_for_the_update(static):
+    """Bug guarded: keys and values that stay allocated between rollouts, held by the sampler or by a cycle."""
+    sampler = Sampler(make_model("qwen2"), stop_ids=STOPS, max_slots=8, max_len=64, static_slots=static)
+
+    def tensors() -> int:
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        results = sampler.generate(requests())
+        assert tensors() == before
+    finally:
+        gc.enable()
+    assert len(results) == 5
+
+
+def test_callbacks_may_keep_tensors():
+    """Bug guarded: tensors made in a callback that autograd refuses afterwards."""
+    kept = []
+    generate(make_model("qwen2"), requests(), 4, on_finish=lambda r, i, c: kept.append(torch.ones(2)))
+    assert not any(tensor.is_inference() for tensor in kept)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(prompt_ids=[]), "empty"),
         (dict(max_new_tokens=70), "max_len"),
         (dict(num_samples=0), "num_samples"),
+        (dict(num_samples=2, max_new_tokens=[3]), "1 values of max_new_tokens"),
+        (dict(max_new_tokens=[0]), "max_new_tokens"),
         (dict(temperature=-1.0), "temperature"),
         (dict(top_p=0.0), "top_p"),
     ],

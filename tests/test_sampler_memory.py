@@ -1,0 +1,69 @@
+"""Slots chosen from free memory."""
+
+import pytest
+import torch
+from conftest import make_model
+
+import rl.memory
+from model.kv_cache import GroupedCache, kv_bytes_per_token
+from model.static_cache import StaticCache
+from rl.config import parse_config
+from rl.memory import MOST_SLOTS, free_bytes, slots_that_fit
+from rl.records import Request
+from rl.sampler import Sampler
+
+ASKED = [Request([5] * 40, 30, 20, 1.0, 0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_bytes_per_token_are_those_of_the_caches(family, dtype):
+    """Bug guarded: an estimate that forgets the values, the layers, or counts query heads."""
+    config = make_model(family).config
+    place = dict(dtype=dtype, device=torch.device("cpu"))
+    per_token = kv_bytes_per_token(config, dtype)
+    assert StaticCache(config, slots=3, max_len=7, **place).kv.nbytes == 3 * 7 * per_token
+    grouped = GroupedCache(config, rows=3, groups=2, max_prompt=5, max_new=4, **place)
+    assert grouped.prompt_kv.nbytes == 2 * 5 * per_token
+
+
+def test_slots_follow_free_memory(monkeypatch, capsys):
+    """Bug guarded: a cache larger than what is free; a line that does not say why."""
+    model = make_model("qwen2")
+    row = 60 * kv_bytes_per_token(model.config, torch.float64)
+    found = []
+    for free in (2_000_000, 4_000_000, 2**40):
+        monkeypatch.setattr(rl.memory, "free_bytes", lambda device, free=free: free)
+        slots, line = slots_that_fit(model, ASKED)
+        assert slots * row < free
+        assert f"{slots} are used" in line
+        found.append(slots)
+    assert 0 < found[0] < found[1] < found[2] == MOST_SLOTS
+    monkeypatch.setattr(rl.memory, "free_bytes", lambda device: 2_000_000)
+    assert slots_that_fit(model, ASKED, pack=True)[0] < found[0], "the packed copy of the weights takes room too"
+
+    monkeypatch.setattr(rl.memory, "free_bytes", lambda device: 2_000_000)
+    sampler = Sampler(model, stop_ids=[0], max_slots="auto", max_len=64)
+    fixed = Sampler(model, stop_ids=[0], max_slots=64, max_len=64)
+    for _ in range(2):
+        assert [c.ids for c in sampler.generate(ASKED)[0]] == [c.ids for c in fixed.generate(ASKED)[0]]
+    assert capsys.readouterr().out.count("rows fit") == 1, "said once, and again when it changes"
+
+    monkeypatch.setattr(rl.memory, "free_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"0 rows fit[.] Lower --max-new-tokens"):
+        sampler.generate(ASKED)
+
+
+def test_free_memory_is_read():
+    """Bug guarded: kilobytes taken for bytes."""
+    assert 2**24 < free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_the_flag():
+    """Bug guarded: "auto" refused, a number taken for text."""
+    assert parse_config([]).max_slots == "auto"
+    assert parse_config(["--max-slots", "auto"]).max_slots == "auto"
+    assert parse_config(["--max-slots", "12"]).max_slots == 12
+    with pytest.raises(ValueError, match="--max-slots is 0"):
+        parse_config(["--max-slots", "0"])
+    with pytest.raises(SystemExit):
+        parse_config(["--max-slots", "many"])
