@@ -14,7 +14,7 @@ from torch import Tensor
 from data.examples import stable_seed
 from rl.advantages import group_advantages, spread
 from rl.config import Config
-from rl.records import Group, Sample
+from rl.records import Completion, Group, Sample
 
 PAD_ID = 0  # any id will do: padding is masked by length
 EQUAL_REWARDS = 1e-4  # a group whose rewards differ by less teaches nothing (released code: the same)
@@ -102,16 +102,20 @@ def _refuse_truncated_distribution(sample: Sample) -> None:
         )
 
 
-def make_minibatches(samples: list[Sample], config: Config, step: int, device: torch.device) -> list[list[MicroBatch]]:
+def make_minibatches(
+    samples: list[Sample], config: Config, step: int, device: torch.device, *, rank: int = 0, ranks: int = 1
+) -> list[list[MicroBatch]]:
     """Deal the samples of a step into minibatches (one optimizer step each), each a list of micro-batches.
 
-    The deal is a pure function of (seed, step). Micro-batches hold samples of similar length and at most
+    The deal is a pure function of (seed, step), and of the lengths where it is to several ranks: each of them calls this with
+    the same samples and gets its own share, which may be empty. Micro-batches hold samples of similar length and at most
     `micro_batch_tokens` padded tokens (one sample at least).
     """
     generator = torch.Generator().manual_seed(stable_seed("minibatches", config.seed, step))
     order = torch.randperm(len(samples), generator=generator).tolist() if config.minibatches > 1 else range(len(samples))
     dealt = [[samples[i] for i in list(order)[part :: config.minibatches]] for part in range(config.minibatches)]
-    return [_micro_batches(part, config.micro_batch_tokens, device) for part in dealt if part]
+    shares = [balance(part, ranks)[rank] if ranks > 1 else part for part in dealt if part]
+    return [_micro_batches(share, config.micro_batch_tokens, device) for share in shares]
 
 
 def _length(sample: Sample) -> int:
@@ -134,11 +138,29 @@ def _to_micro_batch(samples: list[Sample], device: torch.device) -> MicroBatch:
     return MicroBatch(samples, ids_BT, mask_BT, sampler_logp_BT)
 
 
+def balance(samples: list[Sample], ranks: int) -> list[list[Sample]]:
+    """Share samples out to ranks so that each has about as many tokens: longest first, each to the rank with least so far."""
+    shares: list[list[Sample]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for sample in sorted(samples, key=_length, reverse=True):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(sample)
+        loads[lightest] += _length(sample)
+    return shares
+
+
+def make_dummy(device: torch.device) -> MicroBatch:
+    """The smallest micro-batch, of no sample, for a rank that has fewer than others: sharded forwards keep ranks in step."""
+    micro = _to_micro_batch([Sample([PAD_ID], Completion([PAD_ID], [0.0], "length"), "", "refine")], device)
+    micro.samples = []
+    return micro
+
+
 def denominator(micro_batches: list[MicroBatch], config: Config) -> int:
-    """What the loss of one optimizer step is divided by (see `grpo_loss`), counted over all its micro-batches."""
+    """What the loss of one optimizer step is divided by (see `grpo_loss`), counted over these micro-batches."""
     samples = sum(len(micro.samples) for micro in micro_batches)
     if config.aggregation == "seq":
         return samples
     if config.aggregation == "const":
         return samples * config.max_new_tokens
-    return sum(int(micro.mask_BT.sum()) for micro in micro_batches)
+    return sum(int(micro.mask_BT.sum()) for micro in micro_batches if micro.samples)

@@ -121,9 +121,13 @@ def packed_logprobs(
     positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
     mask_T = torch.ones_like(ids_T, dtype=torch.bool) if mask_T is None else mask_T.bool()
     mask_T = mask_T & (positions_T > 0)
-    hidden_TE = model(ids_T[None], positions_T[None], cache=PackedAttention(lengths, ids_T.device))[0]
-    before_NE = hidden_TE[:-1][mask_T[1:]]  # the state before a token predicts it
     chunk = chunk or max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-    logp_N, entropy_N = ChunkedLogProbs.apply(before_NE, model.lm_head.weight, ids_T[mask_T], temperature, chunk)
+
+    def score(hidden_1TE: Tensor, weight_VE: Tensor) -> tuple[Tensor, Tensor]:
+        before_NE = hidden_1TE[0, :-1][mask_T[1:]]  # the state before a token predicts it
+        return ChunkedLogProbs.apply(before_NE, weight_VE, ids_T[mask_T], temperature, chunk)
+
+    attention = PackedAttention(lengths, ids_T.device)
+    logp_N, entropy_N = model(ids_T[None], positions_T[None], cache=attention, head=score)
     zeros_T = logp_N.new_zeros(ids_T.shape)
     return zeros_T.masked_scatter(mask_T, logp_N), zeros_T.masked_scatter(mask_T, entropy_N)

@@ -278,14 +278,6 @@ def test_read_only_run_folder(tmp_path, capsys, monkeypatch):
     assert "writable" in capsys.readouterr().out
 
 
-def test_several_processes_are_refused(monkeypatch, capsys):
-    """Bug guarded: eight processes that each train alone and overwrite each other's files."""
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(SystemExit):
-        main(["--wandb", "off"])
-    assert "--nproc-per-node 1" in capsys.readouterr().out
-
-
 def test_presets_set_known_fields_and_flags_win():
     """Bug guarded: a preset with a misspelt field, or one that beats the command line."""
     assert all(set(preset) <= {f.name for f in fields(Config)} for preset in PRESETS.values())
