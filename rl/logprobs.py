@@ -25,7 +25,7 @@ class ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_NE, weight_VE, target_N, temperature, chunk):
         wide = torch.float64 if hidden_NE.dtype == torch.float64 else torch.float32
-        logp_N, entropy_N, lse_N = hidden_NE.new_empty(3, hidden_NE.shape[0], dtype=wide)
+        logp_N, entropy_N, lse_N = (hidden_NE.new_empty(hidden_NE.shape[0], dtype=wide) for _ in range(3))
         head_VE = weight_VE.to(hidden_NE.dtype)  # once, not for every chunk
         for begin in range(0, len(hidden_NE), chunk):
             rows = slice(begin, begin + chunk)

@@ -56,6 +56,7 @@ class Session:
     source: Path
     renderer: PromptRenderer
     stream: ExampleStream
+    policy: Transformer
     updater: Updater
     rollout: Rollout
     first_step: int
@@ -116,7 +117,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     stream = ExampleStream(examples, config.seed)
     run.accept(config)
     run.keep_prompts(described)
-    return Session(config, run, source, renderer, stream, updater, rollout, first_step)
+    return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step)
 
 
 def find_source(config: Config) -> Path:
