@@ -23,7 +23,7 @@ from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
-from rl.distributed import from_main, gather, is_main, leave, process_group
+from rl.distributed import from_main, gather, is_main, leave, one_voice, process_group
 from rl.evaluation import Evaluation, evaluate_division
 from rl.judging import JudgeUnavailable
 from rl.metrics import SandbaggingWatch, rollout_metrics
@@ -141,7 +141,7 @@ def run_real(session: Session) -> dict | None:
 
 def main(argv: list[str] | None = None) -> int:
     begin = (time.perf_counter(), time.process_time())
-    with one_line_errors():
+    with one_voice(), one_line_errors():
         config = parse_config(argv)
     with process_group(config.device, config.dist_timeout):
         return run_training(config, begin)

@@ -7,9 +7,10 @@ decided from it is decided alike everywhere. Rank 0 alone writes and prints. Eve
 import hashlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import wraps
 from typing import NoReturn
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+HEAD_START = 2.0  # seconds by which the process that failed first ends before the others: torchrun then names the right one
 _stores: list[dist.Store] = []  # the rendezvous of this process group, if a launcher made one
 
 
@@ -62,11 +64,23 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
+def one_voice() -> Iterator[None]:
+    """Before the processes have joined: what all of them would print, one prints."""
+    with ExitStack() as silence:
+        if os.environ.get("RANK", "0") != "0":
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(redirect_stdout(nowhere))
+            silence.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+@contextmanager
 def process_group(device: str, timeout_minutes: float) -> Iterator[None]:
     """Joins the other processes that torchrun (or anything else that sets RANK and WORLD_SIZE) has started.
 
     A process that raises says why and leaves at once, without waiting for collectives that will never end: the others follow
-    when their connection to it breaks, or when torchrun ends them. Silences the output of all ranks but 0.
+    when their connection to it breaks, or when torchrun ends them, and only the first shows a traceback. Silences the output
+    of all ranks but 0.
 
     Args:
         device: `--device`; decides the backend. Objects and tensors in host memory always travel by gloo.
@@ -110,12 +124,24 @@ def _leave_at_once(error: BaseException) -> NoReturn:
     code = 1
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
-    else:
+    elif _is_first("failed"):
         print(f"rank {rank()} of {world_size()} failed:", file=sys.stderr)
         traceback.print_exception(error)
+    else:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        print(f"rank {rank()} of {world_size()} ends after the failure of another one ({reason})", file=sys.stderr)
+        time.sleep(HEAD_START)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _is_first(event: str) -> bool:
+    """Whether no other rank has asked the same before."""
+    try:
+        return not _stores or _stores[0].add(event, 1) == 1
+    except RuntimeError:  # the process that holds the store is gone
+        return False
 
 
 def leave(code: int) -> NoReturn:
@@ -130,7 +156,7 @@ def leave(code: int) -> NoReturn:
 def say_once(message: str) -> None:
     """Print what every rank may have come across; the first rank to say it is the only one."""
     digest = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
-    if not _stores or _stores[0].add(f"said/{digest}", 1) == 1:
+    if _is_first(f"said/{digest}"):
         print(message, file=sys.stdout if is_main() else sys.__stdout__, flush=True)
 
 
