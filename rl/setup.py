@@ -106,12 +106,12 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     print(check_disk(run.path, parameters, export_bytes, keep=config.keep, existing=existing))
     updater = Updater(policy.model, reference if config.beta > 0 else None, config, policy.optimizer)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
+    policy.weights.refresh()
     run.cut_back(first_step if checkpoint else -1)
     set_aside_later(run.path, first_step)
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
-    policy.weights.refresh()
     rollout = _make_rollout(config, renderer, scorer, policy, reference_weights, list(stops), source)
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)

@@ -16,9 +16,13 @@ def make_sampler_model(policy: Transformer) -> Transformer:
     weight = policy.lm_head.weight
     if policy.activation_dtype == weight.dtype and not isinstance(weight, DTensor):
         return policy
-    replica = _empty_copy(policy)
+    with torch.device("meta"):
+        replica = Transformer(policy.config)
+    replica = replica.to(policy.activation_dtype).to_empty(device=policy.device).requires_grad_(False)
+    if policy.config.tie_word_embeddings:
+        replica.lm_head.weight = replica.model.embed_tokens.weight
     sync_weights(policy, replica)
-    return replica
+    return replica.eval()
 
 
 @torch.no_grad()
@@ -31,15 +35,6 @@ def sync_weights(policy: Transformer, sampler_model: Transformer) -> None:
         return
     for source, target in zip(policy.parameters(), sampler_model.parameters(), strict=True):
         target.copy_(whole(source, target.dtype, target.device))
-
-
-def _empty_copy(source: Transformer) -> Transformer:
-    with torch.device("meta"):
-        replica = Transformer(source.config)
-    replica = replica.to(source.activation_dtype).to_empty(device=source.device).requires_grad_(False)
-    if source.config.tie_word_embeddings:
-        replica.lm_head.weight = replica.model.embed_tokens.weight
-    return replica.eval()
 
 
 class PlainWeights:
@@ -57,9 +52,8 @@ class PlainWeights:
 
     def __init__(self, source: Transformer, *, keep: bool) -> None:
         self.source, self.keep = source, keep
-        is_plain = not isinstance(source.lm_head.weight, DTensor)
-        self.model = source if is_plain and source.activation_dtype == source.lm_head.weight.dtype else _empty_copy(source)
-        self._is_filled = False
+        self.model = make_sampler_model(source)
+        self._is_filled = True
         if not keep:
             self._release()
 

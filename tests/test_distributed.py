@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 import two_ranks
 from conftest import ROOT, assert_same_run, flags, lines_of, make_model, without_costs, write_questions, write_task_folder
 from safetensors.torch import load_file
@@ -74,7 +75,9 @@ def one(place, reward_for_length) -> dict:
     two_ranks.run(place, "one")
     two_ranks.run(place, "one-two", steps=4)
     parts = {"updates": two_ranks.updates, "steps": two_ranks.several_steps, "rollouts": two_ranks.rollouts}
-    return {name: function(place) for name, function in parts.items()}
+    results = {name: function(place) for name, function in parts.items()}
+    dist.destroy_process_group()  # of one, which offloading made
+    return results
 
 
 @pytest.fixture(scope="module")
