@@ -23,7 +23,7 @@ from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
-from rl.distributed import from_main, gather, is_main, leave, one_voice, process_group
+from rl.distributed import from_main, gather, is_main, leave, one_voice, pick_device, process_group
 from rl.evaluation import Evaluation, evaluate_division
 from rl.judging import JudgeUnavailable
 from rl.metrics import SandbaggingWatch, rollout_metrics
@@ -143,6 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     begin = (time.perf_counter(), time.process_time())
     with one_voice(), one_line_errors():
         config = parse_config(argv)
+        pick_device(config.device)  # a GPU that is not there is a mistake to be told in one line
     with process_group(config.device, config.dist_timeout):
         return run_training(config, begin)
 

@@ -208,6 +208,12 @@ def test_a_signal_to_one_rank_stops_all_after_the_step(two, place):
     assert not (place / "runs/signal/summary.json").exists()
 
 
+def test_a_disk_full_on_rank_0_is_told_everywhere(two, place):
+    """Bug guarded: rank 0 gives up, the others wait for it in the gathering of the next weight."""
+    assert all("step 2 could not be written" in said and "No space left" in said for said in two["disk full"])
+    assert not list((place / "runs/disk/checkpoints").iterdir())
+
+
 def test_balance_shares_tokens_out():
     """Bug guarded: one rank with all the long samples, while the others wait for it."""
     samples = [Sample([1] * 3, Completion([1] * n, [0.0] * n, "stop"), "", "refine") for n in (50, 9, 9, 9, 9, 9, 5, 20)]

@@ -15,6 +15,7 @@ import torch
 from conftest import STEPS, flags, pay_for_length
 from torch.distributed.tensor import DTensor
 
+import rl.checkpoint
 import train
 from data.division import load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
@@ -223,7 +224,20 @@ def whole_runs(place: Path) -> dict:
     Updater._apply = signalled
     run(place, "signal")
     Updater._apply = stepped
-    return {"after signal": gather(len(calls))}
+    return {"after signal": gather(len(calls)), "disk full": gather(full_disk(place))}
+
+
+def full_disk(place: Path) -> str:
+    """What a rank says when rank 0 cannot write the export, in which all of them gather the weights."""
+
+    def refuse(*_, **__) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl.checkpoint, "save_model", refuse)
+        with pytest.raises(OSError) as error:
+            train.main(flags(place, "disk"))
+    return str(error.value)
 
 
 def main(place: Path) -> None:
