@@ -5,7 +5,9 @@
 
 One process with one thread against several of one thread each: the same model, questions and lengths, in pairs that take turns,
 because a machine that does other things as well is not the same from minute to minute. The figure is the median of the pairs'
-ratios, with the smallest and the largest; several processes cannot be faster than there are cores for them.
+ratios, with the smallest and the largest; several processes cannot be faster than there are cores for them. The ratio of CPU
+seconds, of the one process and of the busiest of the several, is what cores that do nothing else would allow: it leaves waiting
+out.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -76,16 +79,22 @@ class Bench:
         self.rollout = Rollout(self.config, renderer, sampler, RuleScorer(), weights=policy.weights)
         self.questions = load_split(held_out=True)[: arguments.questions]
 
-    def step(self, number: int) -> tuple[float, float]:
-        """Seconds of a rollout and of an update."""
+    def step(self, number: int) -> list[float]:
+        """Seconds of a rollout and of an update, and CPU seconds of both on the rank that needed most."""
         gather(None)
-        begin = time.perf_counter()
+        times = [clocks()]
         groups = self.rollout.collect(self.questions, number)
-        middle = time.perf_counter()
+        times.append(clocks())
         reward_at_random(groups)
         self.updater.update(select_samples(groups, self.config), groups, number)
         gather(None)
-        return middle - begin, time.perf_counter() - middle
+        times.append(clocks())
+        spent = [after - before for kind in (0, 1) for before, after in pairwise(t[kind] for t in times)]
+        return [max(seconds) for seconds in zip(*gather(spent), strict=True)]
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 def work(folder: Path, arguments: argparse.Namespace) -> None:
@@ -153,12 +162,12 @@ def main() -> None:
         pairs = [(one.step(), several.step()) for _ in range(arguments.pairs)]
         one.end()
         several.end()
-    print(f"{'':10s}{'1 process':>12s}{f'{arguments.ranks} processes':>14s}{'speed-up':>10s}   (range of {len(pairs)} pairs)")
-    for index, name in enumerate(("rollout", "update")):
+    print(f"{'':14s}{'1 process':>12s}{f'{arguments.ranks} processes':>14s}{'speed-up':>10s}   (range of {len(pairs)} pairs)")
+    for index, name in enumerate(("rollout", "update", "rollout, CPU", "update, CPU")):
         seconds = [statistics.median(side[index] for side in sides) for sides in zip(*pairs, strict=True)]
         ratios = sorted(a[index] / b[index] for a, b in pairs)
         shown = f"{statistics.median(ratios):9.2f}x   ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        print(f"{name:10s}{seconds[0]:11.2f}s{seconds[1]:13.2f}s{shown}")
+        print(f"{name:14s}{seconds[0]:11.2f}s{seconds[1]:13.2f}s{shown}")
 
 
 if __name__ == "__main__":
