@@ -15,9 +15,10 @@ from model.checkpoint import resolve_checkpoint
 from rewards.format import format_reward
 from rl.checkpoint import newest_model
 from rl.distributed import pick_device
+from rl.memory import compute_dtype
 from rl.records import Completion, Request
 from rl.sampler import Sampler
-from rl.setup import check_vocabulary, compute_dtype, one_line_errors
+from rl.setup import check_vocabulary, one_line_errors
 
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
 

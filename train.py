@@ -7,7 +7,6 @@
 `train` is Eq. 1, maximise E[R]. Each line of its loop leads to one equation of the paper.
 """
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,14 +22,14 @@ from rl import demo
 from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
-from rl.config import parse_config
+from rl.config import Config, parse_config
+from rl.distributed import from_main, gather, is_main, leave, one_voice, pick_device, process_group
 from rl.evaluation import Evaluation, evaluate_division
 from rl.judging import JudgeUnavailable
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
 from rl.setup import Session, one_line_errors, open_session
 from rl.signals import StopSignals
-from rl.weight_sync import sync_weights
 
 BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
 
@@ -41,7 +40,7 @@ def train(session: Session) -> bool:
     before = run.read_metrics()
     clock, watch, num_tokens = Clock(), SandbaggingWatch(config, before), before[-1]["num_tokens"] if before else 0
     steps = range(session.first_step, config.steps)
-    bar = tqdm(steps, desc="PASR", initial=session.first_step, total=config.steps, bar_format=BAR_FORMAT)
+    bar = tqdm(steps, desc="PASR", initial=session.first_step, total=config.steps, bar_format=BAR_FORMAT, disable=not is_main())
     with StopSignals() as stop:
         for step in bar:
             questions = session.stream.take(step, config.questions_per_step)
@@ -51,7 +50,7 @@ def train(session: Session) -> bool:
                 samples = select_samples(groups, config)  # Eq. 2: advantages
                 update = updater.update(samples, groups, step)  # Eq. 3: clipped objective with KL
             with clock("sync"):
-                sync_weights(session.policy, rollout.sampler.model)
+                rollout.weights.refresh()
                 rollout.sampler.policy_version = updater.optimizer_steps
 
             done = step + 1
@@ -70,12 +69,13 @@ def train(session: Session) -> bool:
             if warning := watch.warning(metrics):
                 bar.write(f"step {done}: {warning}")
             is_due = config.save_every and done % config.save_every == 0
-            if is_due or stop.received or done == config.steps:
+            stopped_by = next(filter(None, gather(stop.received)), None)
+            if is_due or stopped_by or done == config.steps:
                 save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
                 clock.restart()  # saving belongs to no step
-            if stop.received and done < config.steps:
+            if stopped_by and done < config.steps:
                 bar.close()
-                print(f"stopped by {stop.received} after step {done}; go on with the same flags and {how_to_resume(run.path)}")
+                print(f"stopped by {stopped_by} after step {done}; go on with the same flags and {how_to_resume(run.path)}")
                 return False
     return True
 
@@ -111,11 +111,12 @@ def dropped_reasons(groups: list[Group]) -> str:
 def evaluate_task(session: Session, step: int) -> Evaluation:
     """Held-out questions of the embedded task after `step` steps; kept in eval/, so that a resumed run finds it."""
     config, file = session.config, session.run.path / "eval" / f"step_{step:06d}.json"
-    if file.exists() and step <= session.first_step:
-        return Evaluation.load(file)
+    if found := from_main(lambda: Evaluation.load(file) if file.exists() and step <= session.first_step else None):
+        return found
     questions = shuffled(load_split(held_out=True), seed=0, epoch=0)[: config.eval_questions]
-    result = evaluate_division(session.rollout.sampler, session.renderer, questions, config.max_new_tokens)
-    result.save(file)
+    with session.rollout.weights:
+        result = evaluate_division(session.rollout.sampler, session.renderer, questions, config.max_new_tokens)
+    from_main(lambda: result.save(file))
     return result
 
 
@@ -139,9 +140,16 @@ def run_real(session: Session) -> dict | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    begin, begin_cpu = time.perf_counter(), time.process_time()
-    with one_line_errors():
+    begin = (time.perf_counter(), time.process_time())
+    with one_voice(), one_line_errors():
         config = parse_config(argv)
+        pick_device(config.device)  # a GPU that is not there is a mistake to be told in one line
+    with process_group(config.device, config.dist_timeout):
+        return run_training(config, begin)
+
+
+def run_training(config: Config, begin: tuple[float, float]) -> int:
+    with one_line_errors():
         session = open_session(config)
     if session is None:
         print(f"{config.runs_dir}/{config.run} is finished; nothing to do")
@@ -152,11 +160,11 @@ def main(argv: list[str] | None = None) -> int:
         print("a GRPO loss near 0 is expected: the advantages of a group add up to 0. Watch the reward")
         result = run_demo(session) if config.model is None else run_real(session)
         if result is not None:
-            times = {"wall_s": time.perf_counter() - begin, "cpu_s": time.process_time() - begin_cpu}
+            times = {"wall_s": time.perf_counter() - begin[0], "cpu_s": time.process_time() - begin[1]}
             run.finish({"steps": config.steps} | {name: round(value, 1) for name, value in times.items()} | result)
             print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {run.path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -36,9 +36,9 @@ from rewards.judge import Judgement, Scorer
 from rewards.judge_prompt import JUDGE_PROMPT
 from rl.config import PRESETS, Config
 from rl.distributed import pick_device
+from rl.memory import compute_dtype
 from rl.rollout import Rollout
 from rl.sampler import Sampler
-from rl.setup import compute_dtype
 
 REPLY = json.dumps({"choices": [{"message": {"role": "assistant", "content": "0.5"}}]}).encode()
 

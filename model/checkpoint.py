@@ -7,7 +7,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -95,39 +96,53 @@ def load_model(
     model = model.to(dtype or torch.float32).to_empty(device=device)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    _copy_weights(model, folder)
+    copy_weights(model, folder)
     return model.eval()
 
 
+def all_rows(parameter: Tensor) -> tuple[Tensor, int]:
+    return parameter, 0
+
+
 @torch.no_grad()
-def _copy_weights(model: Transformer, folder: Path) -> None:
+def copy_weights(model: Transformer, folder: Path, rows_held: Callable[[Tensor], tuple[Tensor, int]] = all_rows) -> None:
+    """Fill a model from a checkpoint folder, one tensor at a time.
+
+    Args:
+        rows_held: the part of a parameter to fill, a run of its rows, and the first of them; only these are read.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
     parameters = dict(model.named_parameters())  # a tied head appears once, as the embedding
     missing = set(parameters)
-    for name, tensor in _stored_tensors(folder):
+    for name, stored in _stored_tensors(folder):
         if name == HEAD and model.config.tie_word_embeddings:
             name = EMBEDDING  # some writers store the tied head as well, or instead
         if name not in parameters:
             raise ValueError(f"{folder}: unexpected tensor {name}; it is no parameter of a {model.config.model_type} model")
-        if tensor.shape != parameters[name].shape:
-            raise ValueError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json implies {tuple(parameters[name].shape)}"
-            )
+        shape, wanted = tuple(stored.get_shape()), tuple(parameters[name].shape)
+        if shape != wanted:
+            raise ValueError(f"{folder}: {name} has shape {shape}, config.json implies {wanted}")
+        target, first = rows_held(parameters[name])
+        tensor = stored[first : first + len(target)]
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite values")
-        if name not in missing and not torch.equal(parameters[name], tensor.to(parameters[name])):
+        if name not in missing and not torch.equal(target, tensor.to(target)):
             raise ValueError(f"{folder}: {name} is stored twice with different values (tied to {HEAD}, which differs?)")
-        parameters[name].copy_(tensor)
+        target.copy_(tensor)
         missing.discard(name)
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, for example {sorted(missing)[0]}")
 
 
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, "PySafeSlice"]]:  # noqa: F821 - safetensors does not export it
+    """Every tensor by name, as something to slice: rows are read when they are asked for."""
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt", device="cpu") as stored:
                 for name in stored.keys():  # noqa: SIM118 - not a dict
-                    yield name, stored.get_tensor(name)
+                    yield name, stored.get_slice(name)
         except SafetensorError as error:
             raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
 
@@ -176,6 +191,7 @@ def save_model(
     dtype: torch.dtype | None = None,
     source: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
     """Write a folder that `from_pretrained` of transformers loads without missing or unexpected keys.
 
@@ -186,13 +202,14 @@ def save_model(
         dtype: dtype of the stored weights; default the model's own.
         source: folder the model came from: its tokenizer, chat template and generation_config.json are copied as they are,
             and fields of its config.json that this code base does not read (token ids, for example) are carried over.
-        shard_bytes: largest size of one weight file.
+        shard_bytes: largest size of one weight file; no more than that is held in memory.
+        weights: the parameters by name, in the model's order, where the model itself does not hold them whole.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.lm_head.weight.dtype
-    weights = {n: p.detach().to("cpu", dtype).contiguous() for n, p in model.named_parameters()}
-    _write_shards(weights, path, shard_bytes)
+    shards = _plan_shards({n: p.numel() * dtype.itemsize for n, p in model.named_parameters()}, shard_bytes)
+    _write_shards(shards, model.named_parameters() if weights is None else weights, dtype, path)
     config = model.config.to_hf(str(dtype).removeprefix("torch."))
     if tokenizer is not None:
         config |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -207,23 +224,25 @@ def save_model(
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_shards(weights: dict[str, Tensor], path: Path, shard_bytes: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in weights.items():
-        if size and size + tensor.nbytes > shard_bytes:
+def _plan_shards(sizes: dict[str, int], shard_bytes: int) -> list[dict[str, int]]:
+    """Bytes by name -> the same, file by file."""
+    shards: list[dict[str, int]] = [{}]
+    for name, size in sizes.items():
+        if shards[-1] and sum(shards[-1].values()) + size > shard_bytes:
             shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], path / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        shards[-1][name] = size
+    return shards
+
+
+def _write_shards(shards: list[dict[str, int]], weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, path: Path) -> None:
+    weights, weight_map = iter(weights), {}
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        shard = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in islice(weights, len(names))}
+        assert shard.keys() == names.keys(), "weights come in the order of the model's parameters"
         save_file(shard, path / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (path / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if len(shards) > 1:
+        total = sum(sum(names.values()) for names in shards)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (path / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

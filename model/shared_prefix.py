@@ -124,7 +124,7 @@ class _Padded(NamedTuple):
 
 
 class _PaddedLayout(NamedTuple):
-    """The two batches; the group of each suffix; whether a suffix token sees a key [B, 1, S, P + S]; the way back to the row."""
+    """The two batches, each suffix's group, whether a suffix token sees a key [B, 1, S, P + S], and the way back to the row."""
 
     prefix: _Padded
     suffix: _Padded

@@ -32,6 +32,13 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
+class Head(Linear):
+    """The output projection. It hands its weight to whatever computes with it: a sharded weight is whole only in here."""
+
+    def forward(self, hidden: Tensor, compute) -> Tensor:
+        return compute(hidden, self.weight)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension, normalised in at least float32."""
 
@@ -127,6 +134,7 @@ class Transformer(nn.Module):
     Attributes:
         config: shapes and constants.
         compute_dtype: dtype of activations; None means the dtype of the weights.
+        compute_device: where inputs belong; None means where the weights are.
         activation_checkpointing: recompute each layer in backward instead of keeping its activations.
     """
 
@@ -134,15 +142,16 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.compute_device: torch.device | None = None
         self.activation_checkpointing = False
         self.model = Decoder(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @property
     def device(self) -> torch.device:
-        return self.lm_head.weight.device
+        return self.compute_device or self.lm_head.weight.device
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -156,7 +165,7 @@ class Transformer(nn.Module):
             else:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
 
-    def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache=None) -> Tensor:
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache=None, head=None) -> Tensor:
         """Final hidden states, after the last norm.
 
         Args:
@@ -164,6 +173,7 @@ class Transformer(nn.Module):
             positions_BT: position of each token in its own sequence; default 0, 1, 2, ... in every row.
             cache: how tokens attend to each other, an object with `attend` (attention.py, kv_cache.py);
                 default: each row is one sequence, padded on the right.
+            head: computes something from (hidden_BTE, weight_VE), to be returned in place of the hidden states.
 
         Returns:
             hidden_BTE in the activation dtype.
@@ -178,12 +188,13 @@ class Transformer(nn.Module):
                 x_BTE = checkpoint(block, x_BTE, cos, sin, attention, use_reentrant=False)
             else:
                 x_BTE = block(x_BTE, cos, sin, attention)
-        return self.model.norm(x_BTE)
+        hidden_BTE = self.model.norm(x_BTE)
+        return hidden_BTE if head is None else self.lm_head(hidden_BTE, head)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [..., E] -> [..., V], in at least float32."""
         if self.lm_head.product is not None:
-            return self.lm_head(hidden)
+            return self.lm_head.product(hidden)
         return head_logits(hidden.flatten(0, -2), self.lm_head.weight).unflatten(0, hidden.shape[:-1])
 
 

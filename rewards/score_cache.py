@@ -1,7 +1,9 @@
 """Scores that a judge has given already, in memory and in a JSONL file that survives kills and is shared by runs."""
 
+import fcntl
 import hashlib
 import json
+import os
 from pathlib import Path
 from threading import Lock
 
@@ -10,6 +12,22 @@ def cache_key(model: str, prompt: str, extra_body: dict) -> str:
     """A digest of everything a score depends on."""
     text = json.dumps([model, prompt, extra_body], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def append_line(file: Path, line: str) -> None:
+    """Add a line to a file that several processes, on several machines, add to; a last line that was cut off is left behind.
+
+    Raises:
+        OSError: it could not be written, for example because the disk is full.
+    """
+    with file.open("a+b") as output:
+        fcntl.flock(output, fcntl.LOCK_EX)  # until it is closed, which is after the line has been written
+        if output.seek(0, os.SEEK_END):
+            output.seek(-1, os.SEEK_END)
+            if output.read(1) != b"\n":
+                output.write(b"\n")
+        output.write(line.encode() + b"\n")
+        output.flush()
 
 
 class ScoreCache:
@@ -26,12 +44,10 @@ class ScoreCache:
         self._file = Path(file) if file else None
         self._lock = Lock()
         self._scores: dict[str, float] = {}
-        self._cut_off = False  # the last line ends without a line break: a process was killed while writing it
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.touch()
             content = self._file.read_bytes()
-            self._cut_off = bool(content) and not content.endswith(b"\n")
             self._scores = dict(row for row in map(_read_row, content.split(b"\n")) if row is not None)
 
     def __len__(self) -> int:
@@ -50,10 +66,7 @@ class ScoreCache:
             self._scores[key] = score
             if self._file is None:
                 return
-            line = json.dumps({"key": key, "score": score}) + "\n"
-            with self._file.open("ab") as file:
-                file.write(("\n" * self._cut_off + line).encode())  # one write, so that processes do not mix their lines
-            self._cut_off = False
+            append_line(self._file, json.dumps({"key": key, "score": score}))
 
 
 def _read_row(line: bytes) -> tuple[str, float] | None:

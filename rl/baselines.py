@@ -5,14 +5,13 @@ They are kept on disk and reused by later epochs and runs. The policy cannot low
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
-import jsonlines
+from rewards.score_cache import append_line
 
 
 class BaselineCache:
-    """Scores by question, in one JSONL file for each setting that they depend on.
+    """Scores by question, in one JSONL file for each setting that they depend on. Several processes may add to one file.
 
     Args:
         folder: where the files are; made if absent.
@@ -24,9 +23,8 @@ class BaselineCache:
         self.path = folder / f"{_digest(setting)}.jsonl"
         self._scores: dict[str, list[float | None]] = {}
         if self.path.exists():
-            cut_half_line(self.path)
-            with jsonlines.open(self.path) as rows:
-                self._scores = {row["key"]: row["scores"] for row in rows}
+            rows = map(_read_row, self.path.read_text(encoding="utf-8", errors="replace").split("\n"))
+            self._scores = {row["key"]: row["scores"] for row in rows if row is not None}
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -39,14 +37,22 @@ class BaselineCache:
         key, scores = _digest([question, reference]), [score for _, score in answers]
         if None not in scores:
             self._scores[key] = scores
-            with jsonlines.open(self.path, mode="a") as file:
-                file.write({"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]})
+            row = {"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]}
+            append_line(self.path, json.dumps(row))
+
+    def remember(self, question: str, reference: str, scores: list[float | None]) -> None:
+        """Scores that another process has put into the file."""
+        if None not in scores:
+            self._scores[_digest([question, reference])] = scores
 
 
-def cut_half_line(path: Path) -> None:
-    """Remove a last line that was cut off while being written, so that the next one does not continue it."""
-    content = path.read_bytes()
-    os.truncate(path, content.rfind(b"\n") + 1)
+def _read_row(line: str) -> dict | None:
+    """A row, or None for a line that was cut off while it was being written."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and {"key", "scores"} <= row.keys() else None
 
 
 def _digest(value) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor
 from data.examples import stable_seed
 from rl.advantages import group_advantages, spread
 from rl.config import Config
-from rl.records import Group, Sample
+from rl.records import Completion, Group, Sample
 
 PAD_ID = 0  # any id will do: padding is masked by length
+SMALL_SHARE = 0.25  # of a rank's tokens; larger groups are split, so that ranks stay balanced
 EQUAL_REWARDS = 1e-4  # a group whose rewards differ by less teaches nothing (released code: the same)
 
 
@@ -103,25 +104,27 @@ def _refuse_truncated_distribution(sample: Sample) -> None:
         )
 
 
-def make_minibatches(samples: list[Sample], config: Config, step: int, device: torch.device) -> list[list[MicroBatch]]:
+def make_minibatches(
+    samples: list[Sample], config: Config, step: int, device: torch.device, *, rank: int = 0, ranks: int = 1
+) -> list[list[MicroBatch]]:
     """Deal the samples of a step into minibatches (one optimizer step each), each a list of micro-batches.
 
-    The deal is a pure function of (seed, step). A micro-batch computes at most `micro_batch_tokens` tokens (one sample at
-    least); a prompt counts once for the samples that share it.
+    The deal is a pure function of (seed, step), and of prompts and lengths where it is to several ranks: each of them calls
+    this with the same samples and gets its own share, which may be empty. A micro-batch computes at most `micro_batch_tokens`
+    tokens (one sample at least); a prompt counts once for the samples that share it.
     """
     generator = torch.Generator().manual_seed(stable_seed("minibatches", config.seed, step))
     order = torch.randperm(len(samples), generator=generator).tolist() if config.minibatches > 1 else range(len(samples))
     dealt = [[samples[i] for i in list(order)[part :: config.minibatches]] for part in range(config.minibatches)]
-    return [_micro_batches(part, config.micro_batch_tokens, device) for part in dealt if part]
+    shares = [balance(part, ranks)[rank] if ranks > 1 else part for part in dealt if part]
+    return [_micro_batches(share, config.micro_batch_tokens, device) for share in shares]
 
 
 def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> list[MicroBatch]:
-    groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[tuple(sample.prompt_ids)].append(sample)
     parts: list[list[Sample]] = []
     room = 0
-    for prompt, group in sorted(groups.items(), key=lambda item: -_longest(item[1])):  # alike in length, the longest first
+    for group in sorted(_by_prompt(samples), key=_longest, reverse=True):  # alike in length, the longest first
+        prompt = group[0].prompt_ids
         is_open = False  # the prompt is part of the current micro-batch
         for sample in sorted(group, key=_length, reverse=True):
             need = _length(sample) - len(prompt) * is_open
@@ -131,6 +134,13 @@ def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> 
             parts[-1].append(sample)
             room, is_open = room - need, True
     return [_to_micro_batch(part, device) for part in parts]
+
+
+def _by_prompt(samples: list[Sample]) -> list[list[Sample]]:
+    groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[tuple(sample.prompt_ids)].append(sample)
+    return list(groups.values())
 
 
 def _length(sample: Sample) -> int:
@@ -148,11 +158,36 @@ def _to_micro_batch(samples: list[Sample], device: torch.device) -> MicroBatch:
     return MicroBatch(samples, ids_BT, mask_BT, sampler_logp_BT)
 
 
+def balance(samples: list[Sample], ranks: int) -> list[list[Sample]]:
+    """Share samples out to ranks so that each has about as many tokens: longest first, each to the rank with least so far.
+
+    Samples of one prompt go to one rank, which computes the prompt once, unless they are much of what a rank gets.
+    """
+    whole = SMALL_SHARE * sum(map(_length, samples)) / ranks
+    units = []
+    for group in _by_prompt(samples):
+        units += [group] if sum(map(_length, group)) <= whole else [[sample] for sample in group]
+    shares: list[list[Sample]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for load, unit in sorted(((sum(map(_length, unit)), unit) for unit in units), key=lambda item: -item[0]):
+        lightest = loads.index(min(loads))
+        shares[lightest] += unit
+        loads[lightest] += load
+    return shares
+
+
+def make_dummy(device: torch.device) -> MicroBatch:
+    """The smallest micro-batch, of no sample, for a rank that has fewer than others: sharded forwards keep ranks in step."""
+    micro = _to_micro_batch([Sample([PAD_ID], Completion([PAD_ID], [0.0], "length"), "", "refine")], device)
+    micro.samples = []
+    return micro
+
+
 def denominator(micro_batches: list[MicroBatch], config: Config) -> int:
-    """What the loss of one optimizer step is divided by (see `grpo_loss`), counted over all its micro-batches."""
+    """What the loss of one optimizer step is divided by (see `grpo_loss`), counted over these micro-batches."""
     samples = sum(len(micro.samples) for micro in micro_batches)
     if config.aggregation == "seq":
         return samples
     if config.aggregation == "const":
         return samples * config.max_new_tokens
-    return sum(int(micro.mask_BT.sum()) for micro in micro_batches)
+    return sum(int(micro.mask_BT.sum()) for micro in micro_batches if micro.samples)

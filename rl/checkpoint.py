@@ -4,6 +4,9 @@
     checkpoints/step_000100/state/      weights, optimizer and counters (torch.distributed.checkpoint)
     checkpoints/step_000100/COMPLETE    sizes of all files, written last; a folder without it is not a checkpoint
 
+All ranks save and load the state together, each its shard; rank 0 writes the rest. The run folder must be one that all of them
+see. A state saved by any number of processes is read by any other.
+
 A checkpoint is written under another name, flushed to disk, marked and renamed; older ones are deleted only after that. So a
 kill or a full disk at any moment costs at most the checkpoint that was being written.
 """
@@ -24,7 +27,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from data.prompts import PromptRenderer
 from model.checkpoint import save_model, stored_dtype
+from rl.distributed import from_main, is_main, main_only, shared_fate, world_size
 from rl.safe_state import SafePlanner, SafeReader
+from rl.sharding import rows_held, whole_weights
 from rl.update import Updater
 
 MARKER = "COMPLETE"
@@ -71,29 +76,54 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
         OSError: the checkpoint could not be written; the earlier ones are untouched.
     """
     target = checkpoint_folder(run, step)
-    for leftover in target.parent.glob(".step_*.part"):
-        shutil.rmtree(leftover)
     part = target.with_name(f".{target.name}.part")
     try:
-        part.mkdir(parents=True)
-        with _single_process():
-            dcp.save(_state(updater, step), checkpoint_id=part / "state", no_dist=True)
-        save_model(updater.policy, renderer.tokenizer, part, dtype=stored_dtype(source), source=source)
-        renderer.prompts.save(part)
-        _mark(part, step)
-        _flush(part)
+        with shared_fate(OSError):
+            _begin(part)
+        with _one_process_is_meant():
+            dcp.save(_state(updater, step), checkpoint_id=part / "state", no_dist=world_size() == 1)
+        _export(updater, renderer, source, part)
+        with shared_fate(OSError):
+            _complete(part, target, step)
     except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:  # each has its own word for a full disk
-        shutil.rmtree(part, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(part, ignore_errors=True)
         raise OSError(
             f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. "
             "Earlier checkpoints are untouched; make room and go on with --resume auto"
         ) from error
+    from_main(lambda: [shutil.rmtree(old) for old in complete_checkpoints(run)[:-keep]])
+    return target
+
+
+@main_only
+def _begin(part: Path) -> None:
+    for leftover in part.parent.glob(".step_*.part"):
+        shutil.rmtree(leftover)
+    part.mkdir(parents=True)
+
+
+def _export(updater: Updater, renderer: PromptRenderer, source: Path, part: Path) -> None:
+    """Weights, configuration and tokenizer for transformers. The weights are gathered one by one, which takes all ranks."""
+    policy, dtype = updater.policy, stored_dtype(source)
+    weights = whole_weights(policy, dtype)
+    with shared_fate(OSError, RuntimeError, SafetensorError):
+        try:
+            if is_main():
+                save_model(policy, renderer.tokenizer, part, dtype=dtype, source=source, weights=weights)
+                renderer.prompts.save(part)
+        finally:
+            for _ in weights:  # also when rank 0 could not write: the others are waiting in the gathering of the next one
+                pass
+
+
+@main_only
+def _complete(part: Path, target: Path, step: int) -> None:
+    _mark(part, step)
+    _flush(part)
     shutil.rmtree(target, ignore_errors=True)  # an incomplete one of the same step
     part.rename(target)
     _flush(target.parent)
-    for old in complete_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return target
 
 
 def load_checkpoint(folder: Path, updater: Updater) -> int:
@@ -107,14 +137,15 @@ def load_checkpoint(folder: Path, updater: Updater) -> int:
     """
     state = _state(updater, step=0)
     try:
-        with _single_process():
+        with _one_process_is_meant():
             reader = SafeReader(folder / "state")
-            dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=True)
+            dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=world_size() == 1)
     except (dcp.CheckpointException, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
-    for name, tensor in state["model"].items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
+    with shared_fate(ValueError):
+        for name, tensor in state["model"].items():
+            if not torch.isfinite(rows_held(tensor)[0]).all():
+                raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
     settings = [{name: g[name] for name in ("betas", "weight_decay")} for g in updater.optimizer.param_groups]
     set_state_dict(updater.policy, updater.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     for group, given in zip(updater.optimizer.param_groups, settings, strict=True):
@@ -123,6 +154,7 @@ def load_checkpoint(folder: Path, updater: Updater) -> int:
     return state["step"]
 
 
+@main_only
 def set_aside_later(run: Path, step: int) -> None:
     """Rename the checkpoints beyond `step`: the run goes on from there, and they would be taken for its newest ones."""
     for folder in sorted((run / "checkpoints").glob("step_*")):
@@ -163,8 +195,8 @@ def _mark(folder: Path, step: int) -> None:
 
 
 @contextmanager
-def _single_process() -> Iterator[None]:
-    """One process is what is meant; torch need not warn that it assumes so."""
+def _one_process_is_meant() -> Iterator[None]:
+    """Where there is no process group, torch need not warn that it assumes a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield

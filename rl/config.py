@@ -88,6 +88,10 @@ class Config:
     max_grad_norm: float | None = option(1.0, "gradient clipping; none: off (released code)")
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
+    memory: Literal["auto", "shard", "offload"] = option(
+        "auto", "shard: over all GPUs; offload: weights, gradients and optimizer in host memory; auto: what fits"
+    )
+    dist_timeout: float = option(120.0, "minutes a process waits for others, whose rollouts may take longer than its own")
 
     sft_steps: int = option(2400, "warm start of the embedded task's model, in steps")
     sft_seed: int = option(0, "of the warm start: its weights and corpus; --seed varies the RL alone")
@@ -209,6 +213,8 @@ def check(config: Config) -> None:
     at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
     at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience")
     at_least(1, "judge_concurrency")
+    if config.dist_timeout * 60 <= config.judge_patience:
+        raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")
     for spec in fields(Config):
         value = getattr(config, spec.name)
         if isinstance(value, float) and not math.isfinite(value):

@@ -9,6 +9,7 @@ from data.examples import Example
 from data.prompts import PromptRenderer
 from rewards.accuracy import score_by_rule
 from rewards.format import is_plain_wellformed, parse_response
+from rl.distributed import deal, gather_dealt
 from rl.records import Request, Sample
 from rl.rollout import judged_text
 from rl.sampler import Sampler
@@ -37,7 +38,7 @@ class Evaluation:
 
 
 def evaluate_division(sampler: Sampler, renderer: PromptRenderer, examples: list[Example], max_new_tokens: int) -> Evaluation:
-    """Answer every question with both prompts, greedily and at T = 1."""
+    """Answer every question with both prompts, greedily and at T = 1. Several ranks share the questions out among them."""
     metrics: dict[str, float] = {}
     samples: dict[str, list[Sample]] = {}
     for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
@@ -46,7 +47,7 @@ def evaluate_division(sampler: Sampler, renderer: PromptRenderer, examples: list
                 Request(renderer.ids(e.question, mode), 1, max_new_tokens, temperature, ("evaluation", mode, e.id))
                 for e in examples
             ]
-            drawn = [completions[0] for completions in sampler.generate(requests)]
+            drawn = gather_dealt([completions[0] for completions in sampler.generate(deal(requests))])
             rows = [
                 Sample(request.prompt_ids, completion, renderer.decode(completion.text_ids), mode)
                 for request, completion in zip(requests, drawn, strict=True)

@@ -26,7 +26,7 @@ class ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_NE, weight_VE, target_N, temperature, chunk):
         wide = torch.float64 if hidden_NE.dtype == torch.float64 else torch.float32
-        logp_N, entropy_N, lse_N = hidden_NE.new_empty(3, hidden_NE.shape[0], dtype=wide)
+        logp_N, entropy_N, lse_N = (hidden_NE.new_empty(hidden_NE.shape[0], dtype=wide) for _ in range(3))
         head_VE = weight_VE.to(hidden_NE.dtype)  # once, not for every chunk
         for begin in range(0, len(hidden_NE), chunk):
             rows = slice(begin, begin + chunk)
@@ -120,9 +120,10 @@ def packed_logprobs(
     positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
     mask_T = torch.ones_like(ids_T, dtype=torch.bool) if mask_T is None else mask_T.bool()
     mask_T = mask_T & (positions_T > 0)
-    hidden_TE = model(ids_T[None], positions_T[None], cache=PackedAttention(lengths, ids_T.device))[0]
-    before_NE = hidden_TE[:-1][mask_T[1:]]  # the state before a token predicts it
-    logp_N, entropy_N = _head(model, before_NE, ids_T[mask_T], temperature, chunk)
+    attention = PackedAttention(lengths, ids_T.device)
+    before_T = torch.where(mask_T)[0] - 1  # the state before a token predicts it
+    head = _scoring(before_T, ids_T[mask_T], temperature, chunk)
+    logp_N, entropy_N = model(ids_T[None], positions_T[None], cache=attention, head=head)
     zeros_T = logp_N.new_zeros(ids_T.shape)
     return zeros_T.masked_scatter(mask_T, logp_N), zeros_T.masked_scatter(mask_T, entropy_N)
 
@@ -158,15 +159,19 @@ def shared_prompt_logprobs(
         groups[-1][1].append(scored)
     attention = SharedPrefixAttention(groups, ids_BT.device)
     computed_BT = mask_BT | (is_prompt_BT & begins_B[:, None])
-    hidden_TE = model(ids_BT[computed_BT][None], attention.positions_1T, cache=attention)[0]
-    logp_N, entropy_N = _head(model, hidden_TE[attention.before_suffixes], ids_BT[mask_BT], temperature, chunk)
+    head = _scoring(attention.before_suffixes, ids_BT[mask_BT], temperature, chunk)
+    logp_N, entropy_N = model(ids_BT[computed_BT][None], attention.positions_1T, cache=attention, head=head)
     zeros_BT = logp_N.new_zeros(ids_BT.shape)
     return zeros_BT.masked_scatter(mask_BT, logp_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
 
 
-def _head(model: Transformer, before_NE: Tensor, target_N: Tensor, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of tokens, from the hidden states before them."""
+def _scoring(before_N: Tensor, target_N: Tensor, temperature: float, chunk: int | None):
+    """What the model's head does with its hidden states: log-probs and entropies of tokens, from the states before them."""
     if temperature <= 0:
         raise ValueError(f"log-probs need a temperature above 0, got {temperature}: a greedy policy has none")
-    chunk = chunk or max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-    return ChunkedLogProbs.apply(before_NE, model.lm_head.weight, target_N, temperature, chunk)
+
+    def score(hidden_1TE: Tensor, weight_VE: Tensor) -> tuple[Tensor, Tensor]:
+        rows = chunk or max(1, CHUNK_ELEMENTS // len(weight_VE))
+        return ChunkedLogProbs.apply(hidden_1TE[0, before_N], weight_VE, target_N, temperature, rows)
+
+    return score

@@ -1,66 +1,84 @@
-"""How many rows the sampler can decode at once in the memory that is free."""
+"""Where weights, gradients and optimizer live: the one place that looks at `--memory`.
 
-import os
+    mode     trained parameters                    sampled with
+    shard    float32, cut over the ranks           themselves on one CPU process, else a copy in the compute dtype
+    offload  the same, in host memory              a copy on the GPU
+
+The copy stays through the update if there is room, and is otherwise made for each rollout.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from model.kv_cache import kv_bytes_per_token
-from model.transformer import Transformer
-from rl.generation import PREFILL_TOKENS
-from rl.records import Request
+from model import Transformer, load_model
+from rl.config import Config
+from rl.distributed import gather, make_mesh, world_size
+from rl.sharding import load_sharded
+from rl.update import make_optimizer
+from rl.weight_sync import PlainWeights
 
-MOST_SLOTS = 256  # of "auto"; more rows hardly raise the tokens per second (a GPU's decode step is bound by the cache by then)
-USED_SHARE = 0.9  # of free memory: allocators round up, and others want some too
-LOGIT_COPIES = 4  # float32 arrays [rows, vocabulary] that a draw holds at once
-DRAW_BYTES = 24  # uniform, id and log-prob of a new token
+GRADIENT_BYTES = 4  # of a parameter
+WORKING_BYTES = 17 * 2**30  # of an update: activations, logits, whole layers, the CUDA context
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: on CUDA with what PyTorch holds unused, on a CPU what the system calls available.
+@dataclass
+class Policy:
+    """What is trained, and how.
 
-    Where the system does not say (macOS), half of its memory.
+    Attributes:
+        weights: of the model, as the sampler uses them.
     """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    report = Path("/proc/meminfo")
-    if report.exists():
-        lines = dict(line.split(":", 1) for line in report.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    weights: PlainWeights
 
 
-def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = False) -> tuple[int, str]:
-    """Rows whose cache and draws fit into free memory, at most MOST_SLOTS, and the arithmetic as a line to be printed.
-
-    Args:
-        pack: whether a packed copy of the weights will be made.
-
-    Raises:
-        ValueError: not one row fits.
-    """
-    config, dtype = model.config, model.activation_dtype
-    longest_new = max(max(request.limits) for request in requests)
-    tokens = max(len(request.prompt_ids) for request in requests) + longest_new
-    per_token = kv_bytes_per_token(config, dtype)
-    draws = LOGIT_COPIES * 4 * config.vocab_size + DRAW_BYTES * longest_new
-    width = 4 * config.hidden_size + 3 * config.intermediate_size  # values a token has at once in a layer of the prefill
-    longest_prefill = min(sum(len(request.prompt_ids) for request in requests), max(PREFILL_TOKENS, tokens))
-    prefill = longest_prefill * (2 * per_token + width * dtype.itemsize)
-    copies = sum(parameter.nbytes for parameter in model.parameters()) if pack else 0
-    free = free_bytes(model.device)
-    fitting = int(USED_SHARE * free - prefill - copies) // (tokens * per_token + draws)
-    line = (
-        f"sampler: {USED_SHARE:.0%} of {_gib(free)} free, less {_gib(prefill)} to compute prompts and {_gib(copies)} of packed "
-        f"weights; a row takes {tokens:,} tokens x {per_token:,} bytes + {draws / 2**20:.2f} MiB for draws: "
-        f"{max(fitting, 0):,} rows fit"
-    )
-    if fitting < 1:
-        raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")
-    slots = min(fitting, MOST_SLOTS)
-    return slots, f"{line}, {slots} are used at once"
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slower."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def memory_mode(config: Config) -> str:
+    """What `--memory auto` stands for."""
+    return "shard" if config.memory == "auto" else config.memory
+
+
+def build_policy(config: Config, source: Path, device: torch.device) -> Policy:
+    """Load the policy of a run and make its optimizer."""
+    mode, compute = memory_mode(config), compute_dtype(device)
+    if world_size() > 1 or mode == "offload":
+        mesh = make_mesh(device)
+        model = load_sharded(source, mesh, device, dtype=torch.float32, compute=compute, offload=mode == "offload")
+    else:
+        model = load_model(source, device=device)
+        model.compute_dtype = compute
+    model.activation_checkpointing = config.activation_checkpointing
+    optimizer = make_optimizer(model, config)
+    return Policy(model, optimizer, PlainWeights(model, keep=_has_room_for_copy(model, device, mode)))
+
+
+def build_reference(source: Path, device: torch.device) -> Transformer:
+    """The frozen initial policy, in the dtype it computes in: cut over the ranks, or whole on one process."""
+    compute = compute_dtype(device)
+    if world_size() > 1:
+        model = load_sharded(source, make_mesh(device), device, dtype=compute, compute=compute)
+        return model.requires_grad_(False)
+    return load_frozen(source, device)
+
+
+def load_frozen(source: Path, device: torch.device) -> Transformer:
+    """A whole model that is never trained, in the dtype it computes in."""
+    return load_model(source, dtype=compute_dtype(device), device=device).requires_grad_(False)
+
+
+def _has_room_for_copy(model: Transformer, device: torch.device, mode: str) -> bool:
+    """Whether the sampler's copy can stay on the device while gradients and activations are there; alike on all ranks."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    gradients = 0 if mode == "offload" else parameters * GRADIENT_BYTES / world_size()
+    return min(gather(free)) - parameters * model.activation_dtype.itemsize - gradients > WORKING_BYTES

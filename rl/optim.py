@@ -12,6 +12,21 @@ def adamw(parameters, *, lr: float, betas: tuple[float, float], weight_decay: fl
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
+def create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam its state before the first step.
+
+    It would be made lazily, and a checkpoint of an optimizer without state makes torch run a hidden step: the next real one
+    would be the second to the bias correction.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
 def lr_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str, decay_share: float = 1.0) -> float:
     """Multiple of the base learning rate at `step` (from 0).
 

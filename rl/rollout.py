@@ -1,20 +1,24 @@
 """Rollouts: where prompts, sampler and rewards meet. Eq. 4-7 are applied here to what was sampled.
 
-For each question G responses with the refine prompt and n with the plain prompt, all in one call of the sampler.
+For each question G responses with the refine prompt and n with the plain prompt, all in one call of the sampler. Several ranks
+share the questions out among them, and all of them learn everything.
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from data.examples import Example
 from data.prompts import PromptRenderer
+from rewards.chat_server import JudgeRefusedError
 from rewards.format import answer_body, format_reward, parse_response, plain_answer
 from rewards.judge import Judgement, Scorer
 from rewards.refine import baseline_accuracy
 from rewards.total import needs_baseline, reward_response
 from rl.baselines import BaselineCache
 from rl.config import Config
-from rl.judging import ScoreBoard
+from rl.distributed import deal, gather, gather_dealt, shared_fate
+from rl.judging import JudgeUnavailable, ScoreBoard
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
 
@@ -29,8 +33,10 @@ class Rollout:
         sampler: draws from the current policy.
         reference_sampler: draws plain answers from the initial policy, for --plain-policy reference; else None.
         baselines: r̄ of questions already answered by the reference; None without a reference sampler.
+        weights, reference_weights, judge_weights: contexts in which the models of sampler, reference sampler and judge may be
+            used. Entering one can take all ranks (`PlainWeights`).
         judge_stats: `judge/*` metrics of the last rollout, and `baseline/*`: r̄ that had to be sampled, and their judge calls.
-        judge_wait: seconds the last rollout waited for scores alone.
+        judge_wait: seconds the last rollout waited for scores alone, on the rank where that was longest.
     """
 
     config: Config
@@ -39,18 +45,36 @@ class Rollout:
     scorer: Scorer
     reference_sampler: Sampler | None = None
     baselines: BaselineCache | None = None
+    weights: AbstractContextManager = field(default_factory=nullcontext)
+    reference_weights: AbstractContextManager = field(default_factory=nullcontext)
+    judge_weights: AbstractContextManager = field(default_factory=nullcontext)
     judge_stats: dict[str, float] = field(default_factory=dict)
     judge_wait: float = 0.0
 
     def collect(self, examples: list[Example], step: int) -> list[Group]:
-        """Sample, judge and reward every question of a step; a pure function of weights, questions and (seed, step)."""
-        groups = [Group(e.id, e.question, e.reference) for e in examples]
-        config = self.config
+        """Sample, judge and reward every question of a step; a pure function of weights, questions and (seed, step).
+
+        Returns:
+            All groups, in the order of their questions, on every rank.
+
+        Raises:
+            JudgeUnavailable, JudgeRefusedError: on every rank, wherever it came from.
+        """
         self.judge_wait = 0.0
+        groups = self._collect_share(deal(list(enumerate(examples))), step)
+        waits, stats = zip(*gather((self.judge_wait, self.judge_stats)), strict=True)
+        self.judge_wait, self.judge_stats = max(waits), merge_stats(list(stats))
+        return gather_dealt(groups)
+
+    def _collect_share(self, examples: list[tuple[int, Example]], step: int) -> list[Group]:
+        """`collect` of some questions, each with its place in the step."""
+        groups = [Group(e.id, e.question, e.reference) for _, e in examples]
+        config = self.config
         kinds = [("refine", config.group_size)]
         if self.reference_sampler is None and config.plain_samples:
             kinds.append(("plain", config.plain_samples))
-        asked = [(g, mode, self._request(g, mode, count, step, n)) for mode, count in kinds for n, g in enumerate(groups)]
+        placed = [(place, group) for (place, _), group in zip(examples, groups, strict=True)]
+        asked = [(g, mode, self._request(g, mode, count, step, n)) for mode, count in kinds for n, g in placed]
         self._sample_and_judge(self.sampler, asked)
         self.judge_stats = self.scorer.take_stats() | {"judge/empty": count_empty(groups, config.judge_sees)}
         for group in groups:
@@ -75,6 +99,7 @@ class Rollout:
         An answer that is empty scores 0 without a call.
         """
         config = self.config
+        weights = self.weights if sampler is self.sampler else self.reference_weights
         board = ScoreBoard(self.scorer, config.judge_max_failures, config.judge_patience)
         drawn: dict[tuple[int, int], Sample] = {}
 
@@ -85,10 +110,13 @@ class Rollout:
             if answer := judged_text(sample, config.judge_sees):
                 board.submit((r, i), Judgement(group.question, group.reference, answer))
 
-        sampler.generate([request for _, _, request in asked], on_finish=judge)
-        begin = time.perf_counter()
-        scores = board.collect()
-        self.judge_wait += time.perf_counter() - begin
+        with shared_fate(JudgeUnavailable, JudgeRefusedError):
+            with weights:
+                sampler.generate([request for _, _, request in asked], on_finish=judge)
+            begin = time.perf_counter()
+            with self.judge_weights:
+                scores = board.collect()
+            self.judge_wait += time.perf_counter() - begin
         for r, i in sorted(drawn):
             sample, (group, mode, _) = drawn[r, i], asked[r]
             sample.accuracy = scores.get((r, i), 0.0)
@@ -110,6 +138,9 @@ class Rollout:
             answers = [(sample.text, sample.accuracy) for sample in group.plain_samples]
             self.baselines.put(group.question, group.reference, answers)
             fresh[group.question, group.reference] = [score for _, score in answers]
+        for others in gather(fresh):  # the next epoch may deal a question to another rank
+            for (question, reference), scores in others.items():
+                self.baselines.remember(question, reference, scores)
         for group in groups:
             known = self.baselines.get(group.question, group.reference)
             group.baseline = baseline_accuracy(fresh[group.question, group.reference] if known is None else known)
@@ -125,6 +156,11 @@ def make_sample(request: Request, completion: Completion, text: str, mode: str) 
         response = parse_response(text)
         sample.format, sample.refinements = format_reward(text), len(response.refinements) if response else 0
     return sample
+
+
+def merge_stats(stats: list[dict[str, float]]) -> dict[str, float]:
+    """Counts of all ranks added up; of a latency the largest."""
+    return {name: (max if "latency" in name else sum)(part[name] for part in stats) for name in stats[0]}
 
 
 def count_empty(groups: list[Group], judge_sees: str) -> int:

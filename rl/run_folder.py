@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from rl.config import Config
+from rl.distributed import from_main, main_only
 from rl.records import Group, Sample
 
 
@@ -38,7 +39,7 @@ def git_hash() -> str | None:
 
 
 class RunFolder:
-    """Writes what a run leaves behind.
+    """Writes what a run leaves behind: rank 0 does, the others only know where it is.
 
     Args:
         config: of the run; names the folder.
@@ -49,7 +50,12 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, *, resuming: bool) -> None:
-        self.path = Path(config.runs_dir) / (config.run or default_run_name(config))
+        self._wandb = self._lock = None
+        self.path = from_main(lambda: self._open(Path(config.runs_dir) / (config.run or default_run_name(config)), resuming))
+        self.metrics_file = self.path / "metrics.jsonl"
+
+    def _open(self, path: Path, resuming: bool) -> Path:
+        self.path = path
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._is_new = not self.path.exists()
@@ -65,14 +71,20 @@ class RunFolder:
             raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --run name") from error
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}. Choose a writable --runs-dir") from error
-        self.metrics_file = self.path / "metrics.jsonl"
-        self._wandb = None
+        return path
 
+    @main_only
     def accept(self, config: Config) -> None:
         """Set-up has succeeded: from now on the run is the one of this configuration."""
         self._write_json("config.json", {"config": asdict(config), "git": git_hash(), "versions": versions()})
         (self.path / "summary.json").unlink(missing_ok=True)  # of a run that is being extended
 
+    @main_only
+    def keep_prompts(self, text: str) -> None:
+        """The prompts of the first question, as they were rendered."""
+        (self.path / "prompts.txt").write_text(text + "\n", encoding="utf-8")
+
+    @main_only
     def abandon(self) -> None:
         """Set-up has failed: leave nothing behind that was not there before."""
         self.close()
@@ -83,8 +95,10 @@ class RunFolder:
         """Close the mirror and let other processes write to the folder."""
         if self._wandb is not None:
             self._wandb.finish()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
+    @main_only
     def start_wandb(self, config: Config) -> None:
         """Open the mirror. Never asks for anything: without a key it records offline and says so."""
         if config.wandb == "off":
@@ -113,6 +127,7 @@ class RunFolder:
             write_whole(file, uuid.uuid4().hex)
         return file.read_text(encoding="utf-8")
 
+    @main_only
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl and mirror it. Values that are not finite are written as null."""
         record = {"step": step} | {name: _finite(value) for name, value in metrics.items()}
@@ -121,6 +136,7 @@ class RunFolder:
         if self._wandb is not None:
             self._wandb.log(metrics, step=step)
 
+    @main_only
     def log_rollouts(self, step: int, groups: list[Group]) -> None:
         """Every sample of a step, with its rewards, as rollouts/step_NNNNNN.jsonl."""
         with jsonlines.open(self.path / "rollouts" / f"step_{step:06d}.jsonl", mode="w") as file:
@@ -130,11 +146,15 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The metrics of every step so far."""
+        return from_main(self._read_metrics)
+
+    def _read_metrics(self) -> list[dict[str, float]]:
         if not self.metrics_file.exists():
             return []
         with jsonlines.open(self.metrics_file) as rows:
             return list(rows)
 
+    @main_only
     def cut_back(self, step: int) -> None:
         """Forget what was logged after `step`: the run goes on from there."""
         if self.metrics_file.exists():
@@ -151,6 +171,7 @@ class RunFolder:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{self.metrics_file}, line {number} is not a metrics record; mend or remove it") from error
 
+    @main_only
     def finish(self, summary: dict) -> None:
         """Write summary.json, the mark of a finished run."""
         self._write_json("summary.json", summary)
@@ -158,7 +179,7 @@ class RunFolder:
     def is_finished(self, steps: int) -> bool:
         """Whether the run has made this many steps and been summed up."""
         file = self.path / "summary.json"
-        return file.exists() and json.loads(file.read_text(encoding="utf-8"))["steps"] >= steps
+        return from_main(lambda: file.exists() and json.loads(file.read_text(encoding="utf-8"))["steps"] >= steps)
 
     def _write_json(self, name: str, content: dict) -> None:
         write_whole(self.path / name, json.dumps(content, indent=2) + "\n")

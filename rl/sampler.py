@@ -13,8 +13,8 @@ import torch
 from model.packed import packable, packed_weights
 from model.transformer import Transformer
 from rl.generation import GroupedGeneration, OnFinish
-from rl.memory import slots_that_fit
 from rl.records import Completion, Request
+from rl.slot_count import slots_that_fit
 from rl.static_generation import SYNC_EVERY, StaticGeneration
 
 
@@ -25,7 +25,7 @@ class Sampler:
         model: the weights; they may be updated in place between calls.
         stop_ids: token ids that end a completion.
         max_slots: rows decoded at once; further samples wait and enter as rows finish. "auto": what free memory holds
-            (memory.py), decided and printed when a call begins.
+            (slot_count.py), decided and printed when a call begins.
         max_len: longest prompt plus completion, in tokens.
         policy_version: stamped on every completion; the owner of the weights keeps it up to date.
         static_slots: keep rows in their slots; default: on CUDA only.

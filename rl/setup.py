@@ -1,17 +1,15 @@
 """Everything a run needs before its first step, checked in the order in which mistakes are cheapest."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from data.division import load_split
 from data.evol_instruct import prepare
 from data.examples import Example, ExampleStream, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
-from model import Transformer, load_model
+from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
 from rewards.judge import Judgement, Scorer
 from rl.baselines import BaselineCache
@@ -19,14 +17,15 @@ from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
 from rl.config import Config
 from rl.demo import warm_started_model
 from rl.disk import check_disk
-from rl.distributed import pick_device, refuse_many_processes
+from rl.distributed import from_main, pick_device, say_once
 from rl.judges import judge_identity, make_scorer
+from rl.memory import Policy, build_policy, build_reference, load_frozen
 from rl.resume import find_checkpoint
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
 from rl.sampler import Sampler
 from rl.update import Updater
-from rl.weight_sync import make_sampler_model
+from rl.weight_sync import PlainWeights
 
 
 @contextmanager
@@ -39,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", flush=True)
+    say_once(f"error: {' '.join(message.split())}")
     return 2
 
 
@@ -72,8 +71,7 @@ def open_session(config: Config) -> Session | None:
     Raises:
         ValueError, OSError: something the user has to change; nothing of an earlier run has been touched.
     """
-    refuse_many_processes()
-    config, checkpoint = find_checkpoint(config)
+    config, checkpoint = from_main(lambda: find_checkpoint(config))
     examples = load_questions(config)
     run = RunFolder(config, resuming=config.resume != "never")
     if run.is_finished(config.steps):
@@ -88,49 +86,45 @@ def open_session(config: Config) -> Session | None:
 
 def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoint: Path | None) -> Session:
     device = pick_device(config.device)
-    source = resolve_checkpoint(config.model, config.revision) if config.model else warm_started_model(config)
+    source = find_source(config)
     tokenizer = load_tokenizer(source)
     prompts = load_prompts(config.prompts, source)
     renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
     examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
     stops = stop_ids(source, tokenizer)
 
-    reference = _load(source, device, trainable=False) if config.needs_reference else None
-    scorer = make_scorer(config, prompts, tokenizer, reference, lambda folder: _load(folder, device, trainable=False))
+    reference = build_reference(source, device) if config.needs_reference else None
+    reference_weights = PlainWeights(reference, keep=False) if reference is not None else nullcontext()
+    with reference_weights as whole_reference:
+        scorer = make_scorer(config, prompts, tokenizer, whole_reference, lambda folder: load_frozen(folder, device))
     described = describe_prompts(examples[0], renderer, stops, scorer)
     print(described)
-    policy = _load(source, device, trainable=True)
-    check_vocabulary(tokenizer, policy)
+    policy = build_policy(config, source, device)
+    check_vocabulary(tokenizer, policy.model)
     existing = len(complete_checkpoints(run.path))
-    parameters, export_bytes = sum(p.numel() for p in policy.parameters()), stored_dtype(source).itemsize
+    parameters, export_bytes = sum(p.numel() for p in policy.model.parameters()), stored_dtype(source).itemsize
     print(check_disk(run.path, parameters, export_bytes, keep=config.keep, existing=existing))
-    policy.activation_checkpointing = config.activation_checkpointing
-    updater = Updater(policy, reference if config.beta > 0 else None, config)
+    updater = Updater(policy.model, reference if config.beta > 0 else None, config, policy.optimizer)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
+    policy.weights.refresh()
     run.cut_back(first_step if checkpoint else -1)
     set_aside_later(run.path, first_step)
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
-    rollout = _make_rollout(config, renderer, scorer, policy, reference, list(stops), source)
+    rollout = _make_rollout(config, renderer, scorer, policy, reference_weights, list(stops), source)
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
     run.accept(config)
-    (run.path / "prompts.txt").write_text(described + "\n", encoding="utf-8")
-    return Session(config, run, source, renderer, stream, policy, updater, rollout, first_step)
+    run.keep_prompts(described)
+    return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step)
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slower."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def _load(source: Path, device: torch.device, *, trainable: bool) -> Transformer:
-    """Float32 masters for training; a frozen model is stored in the dtype it computes in."""
-    compute = compute_dtype(device)
-    model = load_model(source, dtype=torch.float32 if trainable else compute, device=device)
-    model.compute_dtype = compute
-    return model.requires_grad_(trainable)
+def find_source(config: Config) -> Path:
+    """The folder of the initial policy. Every machine fetches its own copy of a hub id; a warm start is made once."""
+    if config.model is None:
+        return from_main(lambda: warm_started_model(config))
+    return resolve_checkpoint(config.model, config.revision)
 
 
 def check_vocabulary(tokenizer, model: Transformer) -> None:
@@ -148,16 +142,19 @@ def _make_rollout(
     config: Config,
     renderer: PromptRenderer,
     scorer: Scorer,
-    policy: Transformer,
-    reference: Transformer | None,
+    policy: Policy,
+    reference_weights: PlainWeights | nullcontext,
     stops: list[int],
     source: Path,
 ) -> Rollout:
     limits = dict(stop_ids=stops, max_slots=config.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens)
-    sampler = Sampler(make_sampler_model(policy), **limits)
-    rollout = Rollout(config, renderer, sampler, scorer)
+    sampler = Sampler(policy.weights.model, **limits)
+    rollout = Rollout(config, renderer, sampler, scorer, weights=policy.weights)
+    if config.judge == "self":
+        rollout.judge_weights = reference_weights
     if config.uses_plain and config.plain_policy == "reference":
-        rollout.reference_sampler = Sampler(reference, **limits)
+        rollout.reference_weights = reference_weights
+        rollout.reference_sampler = Sampler(reference_weights.model, **limits)
         setting = {
             "model": fingerprint(source),
             "prompt": renderer.text("", "plain"),
@@ -175,7 +172,7 @@ def load_questions(config: Config) -> list[Example]:
     if config.model is None:
         return load_split(held_out=False)
     if config.data == "evol-instruct":
-        return load_examples(prepare(None, Path(config.runs_dir) / "data"))
+        return load_examples(from_main(lambda: prepare(None, Path(config.runs_dir) / "data")))
     return load_examples(config.data)
 
 

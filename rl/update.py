@@ -9,16 +9,19 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from model.transformer import Transformer
-from rl.batch import MicroBatch, assign_advantages, denominator, make_minibatches
+from rl.batch import MicroBatch, assign_advantages, denominator, make_dummy, make_minibatches
 from rl.config import Config
+from rl.distributed import gather, rank, sum_over_ranks, world_size
 from rl.logprobs import shared_prompt_logprobs
 from rl.loss import grpo_loss
-from rl.optim import adamw, lr_factor, set_lr
+from rl.optim import adamw, create_state, lr_factor, set_lr
 from rl.records import Group, Sample
 
 MAX_SKIPPED_IN_A_ROW = 5
+STATISTICS = ("loss", "entropy", "tokens", "kl", "clipped_low", "clipped_high")  # summed over micro-batches and ranks
 
 
 class Updater:
@@ -26,18 +29,23 @@ class Updater:
 
     Args:
         policy: float32 masters; updated in place.
-        reference: the frozen initial policy, or None when beta is 0.
+        reference: the frozen initial policy, or None when beta is 0. Either may be sharded.
+        optimizer: of the policy's parameters; default AdamW.
 
     Attributes:
         optimizer_steps: taken so far; the version of the policy.
         skipped_in_a_row: non-finite steps since the last good one.
     """
 
-    def __init__(self, policy: Transformer, reference: Transformer | None, config: Config) -> None:
+    def __init__(
+        self,
+        policy: Transformer,
+        reference: Transformer | None,
+        config: Config,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self.policy, self.reference, self.config = policy, reference, config
-        betas = (config.adam_beta1, config.adam_beta2)
-        self.optimizer = adamw(policy.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
-        create_state(self.optimizer)
+        self.optimizer = optimizer or make_optimizer(policy, config)
         self.optimizer_steps = 0
         self.skipped_in_a_row = 0
 
@@ -45,7 +53,7 @@ class Updater:
         """One rollout batch: `epochs_per_batch` passes over `minibatches` optimizer steps.
 
         Args:
-            samples: those to train on (`select_samples`).
+            samples: those to train on (`select_samples`); all ranks have all of them, and each computes its share.
             groups: all groups of the step; their advantages are set anew when the KL penalty is part of the reward.
             step: decides the learning rate and the deal into minibatches.
 
@@ -66,18 +74,25 @@ class Updater:
         set_lr(self.optimizer, config.lr * factor)
         sums: dict[str, float] = defaultdict(float)
         gap = SamplerGap()
-        minibatches = make_minibatches(samples, config, step, self.policy.device)  # none without samples
+        minibatches = self._share(samples, step)  # none without samples
         begin = time.perf_counter()
         self._score_old_and_reference(minibatches, gap)
         logprob_time = time.perf_counter() - begin
         if config.kl_estimator == "k1-reward":
-            set_kl_penalties(minibatches, config)
+            set_kl_penalties(minibatches, samples, config)
             assign_advantages(groups, config)
         for _ in range(config.epochs_per_batch):
             for micro_batches in minibatches:
                 self._optimizer_step(micro_batches, sums, gap)
         metrics = {"learning_rate": config.lr * factor, "optimizer_steps": self.optimizer_steps}
         return metrics | {"time/logprob": logprob_time} | _averages(sums, config.beta) | gap.metrics()
+
+    def _share(self, samples: list[Sample], step: int) -> list[list[MicroBatch]]:
+        """This rank's micro-batches, of every minibatch as many as the rank with most has."""
+        device, ranks = self.policy.device, world_size()
+        minibatches = make_minibatches(samples, self.config, step, device, rank=rank(), ranks=ranks)
+        most = [max(counts) for counts in zip(*gather([len(part) for part in minibatches]), strict=True)]
+        return [part + [make_dummy(device) for _ in range(len(part), n)] for part, n in zip(minibatches, most, strict=True)]
 
     def _score_old_and_reference(self, minibatches: list[list[MicroBatch]], gap: "SamplerGap") -> None:
         """Log-probs that stay fixed during the update. With a single optimizer step the old ones are the policy's own."""
@@ -99,10 +114,13 @@ class Updater:
 
     def _optimizer_step(self, micro_batches: list[MicroBatch], sums: dict[str, float], gap: "SamplerGap") -> None:
         config = self.config
-        divide_by = denominator(micro_batches, config)
-        step_loss = 0.0
+        (divide_by,) = sum_over_ranks([denominator(micro_batches, config)])
+        totals = dict.fromkeys(STATISTICS, 0.0)
         for micro in micro_batches:
             logp_BT, entropy_BT = self._logprobs(self.policy, micro)
+            if not micro.samples:
+                (logp_BT.sum() * 0.0).backward()  # takes part in the collectives and adds nothing
+                continue
             if not gap.is_complete:
                 gap.add(logp_BT.detach(), micro)
             old_logp_BT = logp_BT.detach() if micro.old_logp_BT is None else micro.old_logp_BT
@@ -120,17 +138,20 @@ class Updater:
                 kl_estimator=config.kl_estimator,
                 weight_BT=importance_weight(old_logp_BT, micro.sampler_logp_BT, config.importance_cap),
             )
-            loss.backward()
-            step_loss += loss.item()
-            for name, value in stats.items():
-                sums[name] += value.item()
-            sums["entropy"] += entropy_BT.sum().item()
+            (loss * world_size()).backward()  # sharded gradients are averaged over ranks; the denominator is of all of them
+            for name, value in {**stats, "loss": loss, "entropy": entropy_BT.sum()}.items():
+                totals[name] += value.item()
+        totals = dict(zip(totals, sum_over_ranks(list(totals.values())), strict=True))
+        step_loss = totals.pop("loss")
+        for name, total in totals.items():
+            sums[name] += total
         self._apply(step_loss, sums)
 
     def _apply(self, loss: float, sums: dict[str, float]) -> None:
         """Clip and step; a loss or gradient that is not finite is skipped and counted."""
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         if is_finite:
             self.optimizer.step()
@@ -152,6 +173,13 @@ class Updater:
         sums["grad_norm"] += norm
 
 
+def make_optimizer(policy: Transformer, config: Config) -> torch.optim.Optimizer:
+    betas = (config.adam_beta1, config.adam_beta2)
+    optimizer = adamw(policy.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    create_state(optimizer)
+    return optimizer
+
+
 class SamplerGap:
     """How far the sampler's log-probs are from the trainer's of the same weights, over all trained tokens of a step."""
 
@@ -160,12 +188,14 @@ class SamplerGap:
         self._differences: list[Tensor] = []
 
     def add(self, logp_BT: Tensor, micro: MicroBatch) -> None:
-        self._differences.append((logp_BT.double() - micro.sampler_logp_BT)[micro.mask_BT].cpu())
+        if micro.samples:
+            self._differences.append((logp_BT.double() - micro.sampler_logp_BT)[micro.mask_BT].cpu())
 
     def metrics(self) -> dict[str, float]:
-        if not self._differences:
+        differences = [difference for part in gather(self._differences) for difference in part]
+        if not differences:
             return {}
-        difference = torch.cat(self._differences)
+        difference = torch.cat(differences)
         ratio = difference.exp()
         return {
             "sampling/sampling_logp_difference/mean": difference.abs().mean().item(),
@@ -184,27 +214,18 @@ def importance_weight(trainer_logp_BT: Tensor, sampler_logp_BT: Tensor, cap: flo
     return (trainer_logp_BT - sampler_logp_BT).exp().clamp(max=cap).to(trainer_logp_BT.dtype)
 
 
-def set_kl_penalties(minibatches: list[list[MicroBatch]], config: Config) -> None:
-    """KL in the reward instead of the loss: Eq. 2 is then taken of R - beta sum_t log(pi_old / pi_ref)."""
-    for micro in (micro for part in minibatches for micro in part):
+def set_kl_penalties(minibatches: list[list[MicroBatch]], samples: list[Sample], config: Config) -> None:
+    """KL in the reward instead of the loss: Eq. 2 is then taken of R - beta sum_t log(pi_old / pi_ref).
+
+    Args:
+        samples: of all ranks; one rank's micro-batches hold a share of them.
+    """
+    for micro in (micro for part in minibatches for micro in part if micro.samples):
         k1_B = (micro.old_logp_BT - micro.ref_logp_BT).masked_fill(~micro.mask_BT, 0.0).sum(1)
         for sample, k1 in zip(micro.samples, k1_B.tolist(), strict=True):
             sample.kl_penalty = config.beta * k1
-
-
-def create_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give Adam its state before the first step.
-
-    It would be made lazily, and a checkpoint of an optimizer without state makes torch run a hidden step: the next real one
-    would be the second to the bias correction.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+    for sample, penalty in zip(samples, sum_over_ranks([sample.kl_penalty for sample in samples]), strict=True):
+        sample.kl_penalty = penalty
 
 
 def _averages(sums: dict[str, float], beta: float) -> dict[str, float]:

@@ -2,19 +2,24 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import make_config, make_model, random_prompts, write_questions, write_task_folder
+from torch.distributed.tensor import DTensor
 
 import rl.static_generation
 import train
+from model import load_model
 from model.attention import CausalAttention, PackedAttention
 from model.shared_prefix import SharedPrefixAttention
 from model.static_cache import StaticCache
 from model.transformer import head_logits
+from rl.distributed import make_mesh
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
+from rl.sharding import load_sharded
 from rl.static_generation import StaticGeneration
-from rl.weight_sync import make_sampler_model
+from rl.weight_sync import PlainWeights, make_sampler_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 CUDA = torch.device("cuda")
@@ -141,3 +146,26 @@ def test_two_steps_of_training(tmp_path):
         "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path / "runs"), "--run", "r", "--device", "cuda",
     ]  # fmt: skip
     assert train.main(arguments) == 0
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_sharded_and_offloaded_gradients_are_those_of_a_plain_model(tmp_path, offload):
+    """Bug guarded: bfloat16 where float32 is meant, or weights in host memory that the GPU computes with before they arrive."""
+    write_task_folder(tmp_path)
+    plain = load_model(tmp_path, device=CUDA)
+    plain.compute_dtype = torch.bfloat16
+    more = dict(dtype=torch.float32, compute=torch.bfloat16, offload=offload)
+    cut = load_sharded(tmp_path, make_mesh(CUDA), torch.device("cuda", 0), **more)
+    try:
+        ids = torch.tensor(random_prompts([40, 23, 40], vocab=plain.config.vocab_size)[0::2], device=CUDA)
+        gradients = []
+        for model in (plain, cut):
+            (-token_logprobs(model, ids, temperature=1.0)[0].mean()).backward()
+            gradients.append([p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()])
+        for ours, theirs in zip(gradients[1], gradients[0], strict=True):
+            torch.testing.assert_close(ours.to(CUDA), theirs, atol=2e-3, rtol=2e-2)
+        with PlainWeights(cut, keep=False) as whole:
+            for source, target in zip(plain.parameters(), whole.parameters(), strict=True):
+                assert torch.equal(source.bfloat16(), target)
+    finally:
+        dist.destroy_process_group()

@@ -103,8 +103,8 @@ def test_packed_form(family):
 
 
 def test_shared_prompts_change_nothing(family):
-    """Bug guarded: a completion that sees another group's prompt or its neighbour, a first token predicted by the wrong state, a
-    prompt that is lost from the gradient or wrongly taken for the one before it (or, around the end, for the last)."""
+    """Bug guarded: a completion that sees another group's prompt or its neighbour, a first token predicted by the wrong state,
+    a prompt that is lost from the gradient or wrongly taken for the one before it (or, around the end, for the last)."""
     generator = torch.Generator().manual_seed(5)
     long, other = torch.randint(0, 97, (2, 9), generator=generator)
     rows = [(long, 4), (long, 1), (long, 7), (other, 2), (other, 6), (other[:5], 3), (long[:1], 5), (long, 4)]

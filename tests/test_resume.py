@@ -2,16 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed.checkpoint as dcp
-from conftest import ROOT, STEPS, assert_same_run, flags
-from safetensors.torch import load_file
+from conftest import assert_same_run, flags
 
 import rl.checkpoint
 import rl.rollout
@@ -162,19 +158,3 @@ def test_wandb_goes_on_in_the_same_run(place):
     folders = list((place / "runs/mirrored/wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert {folder.name.split("-")[-1] for folder in folders} == {(place / "runs/mirrored/wandb_id").read_text()}
-
-
-@pytest.mark.skip(reason="training runs on one process so far; take this mark away when it runs on several")
-@pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (1, 2)])
-def test_another_process_count_resumes(place, whole, first, then):
-    """Bug guarded: state that can only be read by as many processes as wrote it. Equal to rounding."""
-    name = f"processes-{first}-{then}"
-    for count, steps in ((first, "4"), (then, str(STEPS))):
-        arguments = flags(place, name, "--resume", "auto", "--resume-with-changes")
-        arguments[arguments.index("--steps") + 1] = steps
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--"]
-        subprocess.run([*launcher, "train.py", *arguments], cwd=ROOT, check=True, timeout=300)
-        (place / "runs" / name / "summary.json").unlink()
-    ours, theirs = (load_file(run / "checkpoints/step_000008/model.safetensors") for run in (place / "runs" / name, whole))
-    for tensor in ours:
-        torch.testing.assert_close(ours[tensor], theirs[tensor], atol=1e-6, rtol=0)

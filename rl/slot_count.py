@@ -1,0 +1,66 @@
+"""How many rows the sampler can decode at once in the memory that is free."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from model.kv_cache import kv_bytes_per_token
+from model.transformer import Transformer
+from rl.generation import PREFILL_TOKENS
+from rl.records import Request
+
+MOST_SLOTS = 256  # of "auto"; more rows hardly raise the tokens per second (a GPU's decode step is bound by the cache by then)
+USED_SHARE = 0.9  # of free memory: allocators round up, and others want some too
+LOGIT_COPIES = 4  # float32 arrays [rows, vocabulary] that a draw holds at once
+DRAW_BYTES = 24  # uniform, id and log-prob of a new token
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated: on CUDA with what PyTorch holds unused, on a CPU what the system calls available.
+
+    Where the system does not say (macOS), half of its memory.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    report = Path("/proc/meminfo")
+    if report.exists():
+        lines = dict(line.split(":", 1) for line in report.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = False) -> tuple[int, str]:
+    """Rows whose cache and draws fit into free memory, at most MOST_SLOTS, and the arithmetic as a line to be printed.
+
+    Args:
+        pack: whether a packed copy of the weights will be made.
+
+    Raises:
+        ValueError: not one row fits.
+    """
+    config, dtype = model.config, model.activation_dtype
+    longest_new = max(max(request.limits) for request in requests)
+    tokens = max(len(request.prompt_ids) for request in requests) + longest_new
+    per_token = kv_bytes_per_token(config, dtype)
+    draws = LOGIT_COPIES * 4 * config.vocab_size + DRAW_BYTES * longest_new
+    width = 4 * config.hidden_size + 3 * config.intermediate_size  # values a token has at once in a layer of the prefill
+    longest_prefill = min(sum(len(request.prompt_ids) for request in requests), max(PREFILL_TOKENS, tokens))
+    prefill = longest_prefill * (2 * per_token + width * dtype.itemsize)
+    copies = sum(parameter.nbytes for parameter in model.parameters()) if pack else 0
+    free = free_bytes(model.device)
+    fitting = int(USED_SHARE * free - prefill - copies) // (tokens * per_token + draws)
+    line = (
+        f"sampler: {USED_SHARE:.0%} of {_gib(free)} free, less {_gib(prefill)} to compute prompts and {_gib(copies)} of packed "
+        f"weights; a row takes {tokens:,} tokens x {per_token:,} bytes + {draws / 2**20:.2f} MiB for draws: "
+        f"{max(fitting, 0):,} rows fit"
+    )
+    if fitting < 1:
+        raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")
+    slots = min(fitting, MOST_SLOTS)
+    return slots, f"{line}, {slots} are used at once"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,237 @@
+"""Two processes compute what one does: samples, gradients, checkpoints; and they fail and stop together.
+
+One launch of two_ranks.py serves most of these tests, because a launch takes seconds.
+"""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import two_ranks
+from conftest import ROOT, assert_same_run, flags, lines_of, make_model, without_costs, write_questions, write_task_folder
+from safetensors.torch import load_file
+
+import train
+from model import load_model, save_model
+from rl.batch import balance
+from rl.records import Completion, Sample
+
+TOLERANCE = {"tied": 1e-9, "untied": 1e-9, "gentle": 1e-6}  # the last is float32, its weights small enough for that
+
+
+def environment(number: int, count: int, port: int) -> dict[str, str]:
+    """What a launcher tells each process. SLURM's srun can do without torchrun in the same way."""
+    ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    more = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | {name: str(value) for name, value in ranks.items()} | more
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_ranks(count: int, *command: str) -> list[subprocess.Popen]:
+    port = free_port()
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    return [subprocess.Popen([sys.executable, *command], env=environment(r, count, port), **pipes) for r in range(count)]
+
+
+def finish_ranks(processes: list[subprocess.Popen], timeout: float) -> list[str]:
+    try:
+        return [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    write_task_folder(folder / "model")
+    write_questions(folder / "data.jsonl", 7)
+    for seed, part in ((0, folder), (1, folder / "reference")):
+        for name, tied in (("tied", True), ("untied", False)):
+            family = "qwen2" if tied else "qwen3"
+            model = make_model(family, seed=seed, vocab_size=31, num_hidden_layers=2, tie_word_embeddings=tied)
+            save_model(model, None, part / name)  # 31 rows: two ranks hold 16 and 15
+        write_task_folder(part / "task", seed=seed)
+        gentle = make_model("qwen3", vocab_size=31, num_hidden_layers=2)
+        gentle.init_weights(torch.Generator().manual_seed(seed), std=0.08)
+        save_model(gentle, None, part / "gentle")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(place, reward_for_length) -> dict:
+    """The same with one process: this one. Leaves a run stopped at step 4 for two processes to go on with."""
+    two_ranks.exported(place)
+    two_ranks.run(place, "one")
+    two_ranks.run(place, "one-two", steps=4)
+    parts = {"updates": two_ranks.updates, "steps": two_ranks.several_steps, "rollouts": two_ranks.rollouts}
+    results = {name: function(place) for name, function in parts.items()}
+    dist.destroy_process_group()  # of one, which offloading made
+    return results
+
+
+@pytest.fixture(scope="module")
+def two(place, one) -> dict:
+    processes = start_ranks(2, "tests/two_ranks.py", str(place))
+    output = finish_ranks(processes, 240)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
+    assert "Traceback" not in "".join(output)
+    return torch.load(place / "results.pt", weights_only=False)  # written by ourselves a moment ago
+
+
+CASES = [*two_ranks.UPDATES, "checkpointing", "offload"]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("model", TOLERANCE)
+def test_gradients_of_two_ranks_are_those_of_one(one, two, model, case):
+    """Bug guarded: a denominator or an advantage of one rank alone, gradients averaged that should be summed, a shard of a
+    tied or unevenly cut weight that misses rows, a rank without samples that hangs or divides by 0."""
+    ours, theirs = two["updates"][model, case], one["updates"][model, case]
+    assert ours["gradients"].keys() == theirs["gradients"].keys()
+    assert bool(ours["gradients"]) == (case != "all skipped")
+    for name, gradient in theirs["gradients"].items():
+        torch.testing.assert_close(ours["gradients"][name], gradient, atol=TOLERANCE[model], rtol=0)
+    assert ours["advantages"] == pytest.approx(theirs["advantages"], abs=1e-9)
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=10 * TOLERANCE[model])
+
+
+def test_one_denominator_whatever_the_micro_batches(two):
+    """Bug guarded: results that change with the memory of the card."""
+    for model in ("tied", "untied"):
+        runs = [two["updates"][model, case]["gradients"] for case in ("8 x 1", "2 x 4", "1 x 8")]
+        for name, gradient in runs[0].items():
+            for other in runs[1:]:
+                torch.testing.assert_close(other[name], gradient, atol=1e-9, rtol=0)
+
+
+def test_several_optimizer_steps(one, two):
+    """Bug guarded: minibatches that differ between ranks, old log-probs of stale shards, clipping by one shard's norm."""
+    assert two["steps"]["metrics"] == pytest.approx(one["steps"]["metrics"], abs=1e-9)
+    for name, weight in one["steps"]["weights"].items():
+        torch.testing.assert_close(two["steps"]["weights"][name], weight, atol=1e-7, rtol=0)
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(two):
+    """Bug guarded: one rank steps and the other does not: their weights part for good."""
+    assert two["skipped"] == {"skipped": [[1] * 4] * 2, "steps": [0, 0]}
+
+
+@pytest.mark.parametrize("count", [5, 1, 2])
+def test_two_ranks_sample_the_same_tokens(one, two, count):
+    """Bug guarded: a sample that depends on the rank it was drawn on; groups lost or out of order when questions do not divide
+    by ranks, or are fewer."""
+    (ours, our_stats), (theirs, their_stats) = two["rollouts"][count], one["rollouts"][count]
+    assert [g.example_id for g in ours] == [g.example_id for g in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        for p, q in zip(a.refine_samples + a.plain_samples, b.refine_samples + b.plain_samples, strict=True):
+            assert p.completion.ids == q.completion.ids
+            assert p.completion.logprobs == pytest.approx(q.completion.logprobs, abs=1e-9)
+            assert (p.reward, p.text, p.mode) == (q.reward, q.text, q.mode)
+        assert a.baseline == b.baseline
+    assert our_stats == their_stats, "counts are of all ranks"
+
+
+def test_reference_baselines_are_sampled_once_for_all_ranks(one, two, place):
+    """Bug guarded: a question sampled again because another rank has its baseline; lines torn or lost in the shared file."""
+    for visit in range(2):
+        assert two["rollouts"]["reference", visit] == one["rollouts"]["reference", visit]
+    assert two["rollouts"]["reference", 1][1] == 0
+    files = [next((place / f"baselines_{count}").glob("*.jsonl")) for count in (1, 2)]
+    kept = [sorted(lines_of(file), key=lambda row: row["key"]) for file in files]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 5
+
+
+def test_a_judge_that_is_away_for_one_rank_stops_all(two):
+    """Bug guarded: the others wait for ever for the rank that left."""
+    assert two["rollouts"]["judge away"] == ["the judge of this rank is away"] * 2
+
+
+def test_borrowed_weights_are_given_back(two):
+    """Bug guarded: a whole copy that stays through the update, 2 bytes a parameter that it lacks."""
+    assert two["rollouts"]["released"] == 0
+
+
+def test_export_of_a_sharded_model(two, place):
+    """Bug guarded: an exported file that holds a shard, or the weights of another name."""
+    assert len(list((place / "exported_2").glob("*.safetensors"))) > 2
+    for file in (place / "exported_1").iterdir():
+        assert file.read_bytes() == (place / "exported_2" / file.name).read_bytes(), file.name
+    for p, q in zip(*(load_model(place / f"exported_{n}").parameters() for n in (1, 2)), strict=True):
+        assert torch.equal(p, q)
+
+
+def assert_similar_run(run, other) -> None:
+    """The same samples, and weights equal up to the rounding of sums in another order, which Adam at 1e-2 makes visible."""
+    logs = [without_costs(lines_of(r / "metrics.jsonl")) for r in (run, other)]
+    for ours, theirs in zip(*logs, strict=True):
+        numbers = [{name: math.nan if v is None else v for name, v in row.items()} for row in (ours, theirs)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-4, nan_ok=True)
+    for file in (other / "rollouts").iterdir():
+        assert [row["text"] for row in lines_of(run / "rollouts" / file.name)] == [row["text"] for row in lines_of(file)]
+    ours, theirs = (load_file(r / "checkpoints/step_000008/model.safetensors") for r in (run, other))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (1, 2)])
+def test_another_process_count_resumes(one, two, place, first, then):
+    """Bug guarded: state that can only be read by as many processes as wrote it."""
+    runs = place / "runs"
+    if (first, then) == (2, 1):
+        assert train.main(flags(place, "two-one", "--resume", "auto", "--resume-with-changes")) == 0
+    if (first, then) == (2, 2):
+        assert_same_run(runs / "two-two", runs / "two")  # to the last bit
+    assert_similar_run(runs / {(2, 2): "two-two", (2, 1): "two-one", (1, 2): "one-two"}[first, then], runs / "one")
+
+
+def test_offloaded_run_is_the_run_on_the_device(two, place):
+    """Bug guarded: an optimizer step on stale copies of the offloaded weights."""
+    assert_same_run(place / "runs/offload", place / "runs/two")
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_step(two, place):
+    """Bug guarded: one rank saves and leaves, the other starts the next step and waits."""
+    assert two["after signal"] == [3, 3]
+    assert (place / "runs/signal/checkpoints/step_000003/COMPLETE").is_file()
+    assert not (place / "runs/signal/summary.json").exists()
+
+
+def test_a_disk_full_on_rank_0_is_told_everywhere(two, place):
+    """Bug guarded: rank 0 gives up, the others wait for it in the gathering of the next weight."""
+    assert all("step 2 could not be written" in said and "No space left" in said for said in two["disk full"])
+    assert not list((place / "runs/disk/checkpoints").iterdir())
+
+
+def test_balance_shares_tokens_out():
+    """Bug guarded: one rank with all the long samples, while the others wait for it."""
+    samples = [Sample([1] * 3, Completion([1] * n, [0.0] * n, "stop"), "", "refine") for n in (50, 9, 9, 9, 9, 9, 5, 20)]
+    for ranks in (1, 2, 3, 10):
+        shares = balance(samples, ranks)
+        assert sorted(id(s) for share in shares for s in share) == sorted(map(id, samples))
+        loads = [sum(3 + len(s.completion.ids) for s in share) for share in shares]
+        assert ranks == 10 or max(loads) <= max(53, sum(loads) / ranks + 12)
+
+
+def test_balance_keeps_small_groups_together():
+    """Bug guarded: prompts computed on every rank, because the samples of a question are strewn over all of them."""
+    samples = [
+        Sample([q] * 30, Completion([1] * (q + g), [0.0] * (q + g), "stop"), "", "refine")
+        for q in range(1, 33)
+        for g in range(8)
+    ]
+    shares = balance(samples, 4)
+    assert sum(len({tuple(s.prompt_ids) for s in share}) for share in shares) == 32
+    loads = [sum(30 + len(s.completion.ids) for s in share) for share in shares]
+    assert max(loads) < 1.05 * min(loads)
