@@ -6,6 +6,8 @@ Norms, RoPE angles and logits are computed in at least float32; a float64 model 
 Shapes: B sequences, T tokens, V vocabulary, E embedding, F feed-forward, H query heads, K key/value heads, D head dimension.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class Linear(nn.Linear):
     """A linear layer that computes in its input's dtype, whatever dtype its weights are stored in."""
 
     product = None  # replaces the product while the weights are packed (packed.py)
+    joint_product = None  # on the first of several layers with a common input: a product that gives all their outputs
 
     def forward(self, x: Tensor) -> Tensor:
         if self.product is not None:
@@ -37,6 +40,12 @@ class Head(Linear):
 
     def forward(self, hidden: Tensor, compute) -> Tensor:
         return compute(hidden, self.weight)
+
+
+def side_by_side(linears: tuple[Linear, ...], x: Tensor) -> Sequence[Tensor]:
+    """The outputs of several layers for one input."""
+    joint = linears[0].joint_product
+    return [linear(x) for linear in linears] if joint is None else joint(x)
 
 
 class RMSNorm(nn.Module):
@@ -84,11 +93,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
 
+    @property
+    def joinable(self) -> tuple[Linear, ...]:
+        """Layers with a common input."""
+        return self.q_proj, self.k_proj, self.v_proj
+
     def forward(self, x_BTE: Tensor, cos: Tensor, sin: Tensor, attention) -> Tensor:
         B, T, _ = x_BTE.shape
-        q_BTHD = self.q_norm(self.q_proj(x_BTE).view(B, T, self.heads, self.head_dim))
-        k_BTKD = self.k_norm(self.k_proj(x_BTE).view(B, T, self.kv_heads, self.head_dim))
-        v_BTKD = self.v_proj(x_BTE).view(B, T, self.kv_heads, self.head_dim)
+        q, k, v = side_by_side(self.joinable, x_BTE)
+        q_BTHD = self.q_norm(q.view(B, T, self.heads, self.head_dim))
+        k_BTKD = self.k_norm(k.view(B, T, self.kv_heads, self.head_dim))
+        v_BTKD = v.view(B, T, self.kv_heads, self.head_dim)
         qk = rotate(torch.cat((q_BTHD, k_BTKD), dim=2), cos, sin)  # one rotation for both: half the small operations
         q_BTHD, k_BTKD = qk.split((self.heads, self.kv_heads), dim=2)
         return self.o_proj(attention.attend(self.layer, q_BTHD, k_BTKD, v_BTKD).flatten(2))
@@ -101,8 +116,13 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
+    @property
+    def joinable(self) -> tuple[Linear, ...]:
+        return self.gate_proj, self.up_proj
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = side_by_side(self.joinable, x)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
