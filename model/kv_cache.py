@@ -22,6 +22,11 @@ from model.config import ModelConfig
 from model.transformer import at_least_fp32
 
 
+def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token, over all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
 class PrefillCache:
     """Causal attention that keeps the keys and values it is given: one entry a layer, each [B, T, K, D]."""
 
