@@ -88,6 +88,14 @@ class Config:
     max_grad_norm: float | None = option(1.0, "gradient clipping; none: off (released code)")
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
+    memory: Literal["auto", "shard", "exact-bf16", "offload"] = option(
+        "auto", "where training state lives; auto takes the fastest that fits and may lower --max-slots, --micro-batch-tokens"
+    )
+    reference_memory: Literal["auto", "device", "host"] = option("auto", "host: reference streamed layer by layer from there")
+    plan: bool = option(False, "print what each phase takes on the machine below, and what --memory auto would do, and stop")
+    gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: those of this machine, or 1")
+    gpu_gib: float | None = option(None, "--plan: memory of one GPU in GiB (80 GB H100: 79.6, H200: 140.4); default: here")
+    host_gib: float | None = option(None, "--plan: memory of one node in GiB; none: said, not checked")
 
     sft_steps: int = option(2400, "warm start of the embedded task's model, in steps")
     sft_seed: int = option(0, "of the warm start: its weights and corpus; --seed varies the RL alone")

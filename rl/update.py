@@ -13,6 +13,7 @@ from torch import Tensor
 from model.transformer import Transformer
 from rl.batch import MicroBatch, assign_advantages, denominator, make_minibatches
 from rl.config import Config
+from rl.exact_bf16 import ExactBF16AdamW
 from rl.logprobs import token_logprobs
 from rl.loss import grpo_loss
 from rl.optim import adamw, lr_factor, set_lr
@@ -35,9 +36,7 @@ class Updater:
 
     def __init__(self, policy: Transformer, reference: Transformer | None, config: Config) -> None:
         self.policy, self.reference, self.config = policy, reference, config
-        betas = (config.adam_beta1, config.adam_beta2)
-        self.optimizer = adamw(policy.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
-        create_state(self.optimizer)
+        self.optimizer = make_optimizer(policy, config)
         self.optimizer_steps = 0
         self.skipped_in_a_row = 0
 
@@ -100,6 +99,8 @@ class Updater:
     def _optimizer_step(self, micro_batches: list[MicroBatch], sums: dict[str, float], gap: "SamplerGap") -> None:
         config = self.config
         divide_by = denominator(micro_batches, config)
+        if isinstance(self.optimizer, ExactBF16AdamW):
+            self.optimizer.prepare_gradients()
         step_loss = 0.0
         for micro in micro_batches:
             logp_BT, entropy_BT = self._logprobs(self.policy, micro)
@@ -190,6 +191,16 @@ def set_kl_penalties(minibatches: list[list[MicroBatch]], config: Config) -> Non
         k1_B = (micro.old_logp_BT - micro.ref_logp_BT).masked_fill(~micro.mask_BT, 0.0).sum(1)
         for sample, k1 in zip(micro.samples, k1_B.tolist(), strict=True):
             sample.kl_penalty = config.beta * k1
+
+
+def make_optimizer(policy: Transformer, config: Config) -> torch.optim.Optimizer:
+    """AdamW on float32 masters; with --memory exact-bf16 the policy's weights become bfloat16 here, in place."""
+    betas = (config.adam_beta1, config.adam_beta2)
+    if config.memory == "exact-bf16":
+        return ExactBF16AdamW(policy.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    optimizer = adamw(policy.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    create_state(optimizer)
+    return optimizer
 
 
 def create_state(optimizer: torch.optim.Optimizer) -> None:
