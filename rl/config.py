@@ -232,6 +232,11 @@ def check(config: Config) -> None:
         raise ValueError("--kl-estimator k1-reward needs --old-logprobs trainer")
     if config.importance_cap and config.old_logprobs == "sampler":
         raise ValueError("--importance-cap corrects the trainer's ratio; it needs --old-logprobs trainer")
+    if config.reference_memory == "host" and config.uses_plain and config.plain_policy == "reference":
+        raise ValueError(
+            "--plain-policy reference decodes with the reference, and from host memory every token would wait for all weights; "
+            "use --reference-memory device, or --plain-policy current"
+        )
     if config.model is None and (config.data != PRESETS["demo"]["data"] or config.judge != "rules"):
         raise ValueError("--data and --judge need --model: the tiny model of the demo reads nothing but its own task")
     if config.judge.startswith(("http://", "https://")) and not config.judge_model:

@@ -2,9 +2,9 @@
 
     master (float32) = weight (bfloat16, what the model computes and samples with) + low bits (int16)
 
-The bit pattern of the weight, shifted up by 16, plus the signed low bits is the bit pattern of the master. So the model needs no
-second copy for sampling, and a parameter takes 12 bytes beside its gradient: 2 + 2, and 4 + 4 of Adam's moments. A step rebuilds
-the masters a slice at a time and hands them to torch's own AdamW, which makes it the float32 optimizer by construction.
+The bit pattern of the weight, shifted up by 16, plus the signed low bits is the bit pattern of the master. So sampling needs no
+copy of the weights, and a parameter takes 12 bytes beside its gradient: 2 + 2, and 4 + 4 of Adam's moments. A step rebuilds the
+masters a slice at a time and hands them to torch's own AdamW, which makes it the float32 optimizer by construction.
 """
 
 from collections.abc import Iterable, Iterator
