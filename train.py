@@ -26,6 +26,7 @@ from rl.clock import Clock
 from rl.config import parse_config
 from rl.evaluation import Evaluation, evaluate_division
 from rl.judging import JudgeUnavailable
+from rl.memory_table import plan_text
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
 from rl.setup import Session, one_line_errors, open_session
@@ -142,6 +143,9 @@ def main(argv: list[str] | None = None) -> int:
     begin, begin_cpu = time.perf_counter(), time.process_time()
     with one_line_errors():
         config = parse_config(argv)
+        if config.plan:
+            print(plan_text(config))
+            return 0
         session = open_session(config)
     if session is None:
         print(f"{config.runs_dir}/{config.run} is finished; nothing to do")
