@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from rl.config import Config
+from rl.config import Config, to_flag
 from rl.memory_plan import GIB, ITEMS, Machine, Shapes, disk_bytes, host_bytes, longest_sequence, phases, sampled_at_once
 
 RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and this file does not know
@@ -80,20 +80,22 @@ def gib(count: float) -> str:
     return f"{count / GIB:.1f} GiB"
 
 
-def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | None = None) -> Plan:
+def decide(
+    shapes: Shapes, config: Config, machine: Machine, judge: Shapes | None = None, *, may_lower: bool | None = None
+) -> Plan:
     """The plan that should be fastest of those that fit; if none does, the one that comes closest.
 
     `--memory auto` tries, with the reference on the device and in host memory, shard and (on one GPU) exact-bf16; offload only
     where they leave few slots, because it moves every weight over PCIe for each micro-batch. Within a mode it turns activation
     checkpointing on, then makes micro-batches and slots smaller. None of it changes what is computed but for rounding. A mode
-    that is named is taken as it is, with every number as it was given.
+    that is named is taken as it is, with every number as it was given, unless `may_lower` says otherwise.
     """
-    auto = config.memory == "auto"
+    may_lower = config.memory == "auto" if may_lower is None else may_lower
     closest: Plan | None = None
     for modes, least_slots, least_tokens in _passes(config, machine):
-        for chosen in _candidates(config, machine, modes, least_tokens):
-            plan = Plan(shapes, chosen, machine, judge, reserve=RESERVE if auto else 0.0)
-            plan = _with_slots(plan, least_slots) if auto else plan
+        for chosen in _candidates(config, machine, modes, least_tokens if may_lower else None):
+            plan = Plan(shapes, chosen, machine, judge, reserve=RESERVE if may_lower else 0.0)
+            plan = _with_slots(plan, least_slots) if may_lower else plan
             if plan.fits:
                 with_copy = replace(plan, keep_copy=True)
                 return with_copy if with_copy.fits else plan
@@ -105,20 +107,20 @@ def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | Non
 def _passes(config: Config, machine: Machine) -> list[tuple[list[str], int, int]]:
     """Modes to try, and the slots and tokens of a micro-batch below which to try something else first."""
     if config.memory != "auto":
-        return [([config.memory], 1, 1)]
+        return [([config.memory], LEAST_SLOTS, 1)]
     if machine.device == "cpu":
-        return [(["shard"], 1, 1)]
+        return [(["shard"], LEAST_SLOTS, 1)]
     resident = ["shard", "exact-bf16"] if machine.gpus == 1 else ["shard"]
     return [(resident, 128, 4096), (resident, 24, 1), (["offload"], 64, 4096), ([*resident, "offload"], LEAST_SLOTS, 1)]
 
 
-def _candidates(config: Config, machine: Machine, modes: list[str], least_tokens: int) -> Iterator[Config]:
-    """Every way to run in one of some modes, fastest first."""
+def _candidates(config: Config, machine: Machine, modes: list[str], least_tokens: int | None) -> Iterator[Config]:
+    """Every way to run in one of some modes, fastest first; micro-batches are not made smaller if `least_tokens` is None."""
     decodes = config.uses_plain and config.plain_policy == "reference"
     may_stream = config.needs_reference and not decodes and machine.device == "cuda"
     places = ["device", "host"][: 1 + may_stream] if config.reference_memory == "auto" else [config.reference_memory]
     checkpointing, tokens = [config.activation_checkpointing], [config.micro_batch_tokens]
-    if config.memory == "auto":
+    if least_tokens is not None:
         smallest = max(least_tokens, longest_sequence(config))
         checkpointing = sorted({config.activation_checkpointing or modes == ["offload"], True})
         while tokens[-1] // 2 >= smallest:
@@ -131,7 +133,9 @@ def _with_slots(plan: Plan, least: int) -> Plan:
     """The plan with as many slots as its rollout has room for, at least `least`."""
     wanted = min(plan.config.max_slots, sampled_at_once(plan.config, plan.machine)[0])
     least = min(least, wanted)
-    for slots in [wanted, *range((wanted - 1) // 8 * 8, least - 1, -8), least]:
+    if plan.sums["rollout"] <= plan.usable:
+        return plan
+    for slots in [*range((wanted - 1) // 8 * 8, least - 1, -8), least]:
         fewer = replace(plan, config=replace(plan.config, max_slots=slots))
         if fewer.sums["rollout"] <= plan.usable:
             break
@@ -149,36 +153,34 @@ def smallest_change(plan: Plan, asked: Config) -> str:
 def _changes(plan: Plan, asked: Config) -> Iterator[tuple[str, Config, Machine]]:
     """Changes to try, smallest first."""
     machine = plan.machine
-    halves = [2**n for n in range(1, 8)]
-    slots = min(asked.max_slots, sampled_at_once(asked, machine)[0])
     if asked.memory != "auto":
-        for part in halves:
-            if slots // part >= 1:
-                yield f"--max-slots {slots // part}", replace(asked, max_slots=slots // part), machine
-        for checkpointing in {asked.activation_checkpointing, True}:
-            flag = "--activation-checkpointing " * (checkpointing and not asked.activation_checkpointing)
-            base = replace(asked, activation_checkpointing=checkpointing)
-            for part in [1, *halves]:
-                tokens = asked.micro_batch_tokens // part
-                lower = f"--micro-batch-tokens {tokens}" * (part > 1)
-                if flag + lower and tokens >= longest_sequence(asked) // 2:
-                    yield (flag + lower).strip(), replace(base, micro_batch_tokens=tokens), machine
+        lowered = decide(plan.shapes, asked, machine, plan.judge, may_lower=True).config
+        if differing := different_flags(lowered, plan.config):
+            yield differing, lowered, machine
         yield "--memory auto", replace(asked, memory="auto", reference_memory="auto"), machine
     if asked.needs_reference and asked.judge == "self":
         without = replace(asked, beta=0.0, judge="rules", plain_policy="current")
         yield "no reference model: --beta 0 with --judge rules or a judge's server", without, machine
     elif asked.needs_reference:
         yield "no reference model: --beta 0", replace(asked, beta=0.0, plain_policy="current"), machine
-    for part in halves[:3]:
-        tokens = asked.max_new_tokens // part
-        if tokens >= 1:
+    for tokens in (asked.max_new_tokens // 2, asked.max_new_tokens // 4):
+        if tokens:
             yield f"--max-new-tokens {tokens}", replace(asked, max_new_tokens=tokens), machine
     if machine.host_bytes is not None and plan.fits_gpu:
         needed = math.ceil(plan.host / GIB)
         yield f"{needed} GiB of host memory a node", asked, replace(machine, host_bytes=needed * GIB)
-    for count in range(machine.gpus + 1, 1025):
-        if count <= 8 or count % 8 == 0:
-            yield f"{count} such {'GPUs' if machine.device == 'cuda' else 'machines'}", asked, replace(machine, gpus=count)
+    for count in (2**n for n in range(1, 11)):
+        if count > machine.gpus and machine.device == "cuda":
+            yield f"{count} such GPUs", asked, replace(machine, gpus=count)
+
+
+def different_flags(config: Config, other: Config) -> str:
+    """The flags of memory in which a configuration differs from another."""
+    changed = []
+    for name in ("reference_memory", "activation_checkpointing", "micro_batch_tokens", "max_slots"):
+        if (value := getattr(config, name)) != getattr(other, name):
+            changed.append(to_flag(name) if value is True else f"{to_flag(name)} {value}")
+    return " ".join(changed)
 
 
 def check_memory(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | None = None) -> Plan:

@@ -1,7 +1,9 @@
 """`--plan`: the plan of a run as text, for a terminal of 100 columns."""
 
+import textwrap
 from pathlib import Path
 
+import torch
 from huggingface_hub import hf_hub_download
 
 from model import ModelConfig
@@ -11,8 +13,10 @@ from rl.config import Config
 from rl.disk import gigabytes
 from rl.distributed import pick_device
 from rl.judges import is_server
-from rl.memory_choice import Plan, decide, describe_misfit, gib, smallest_change, this_machine
+from rl.memory_choice import Plan, check_memory, decide, describe_misfit, gib, smallest_change, this_machine
 from rl.memory_plan import GIB, ITEMS, PHASES, Machine, Shapes, shares_weights
+
+WIDTH = 98
 
 
 def read_model_config(path_or_hub_id: str, revision: str | None = None) -> ModelConfig:
@@ -41,15 +45,35 @@ def plan_text(config: Config) -> str:
     """
     if config.model is None:
         raise ValueError("--plan needs --model: a folder, a config.json or a hub id")
-    machine = described_machine(config)
     shapes = Shapes(read_model_config(config.model, config.revision))
-    has_judge_model = config.judge not in ("self", "rules") and not is_server(config.judge)
-    judge = Shapes(read_model_config(config.judge)) if has_judge_model else None
-    plan = decide(shapes, config, machine, judge)
+    plan = decide(shapes, config, described_machine(config), judge_shapes(config))
     lines = [*heading(plan, config.model), "", *table_lines(plan), "", *decision(plan, config)]
     if not plan.fits:
-        lines.append(f"smallest change that works: {smallest_change(plan, config)}")
+        lines += wrapped(f"smallest change that works: {smallest_change(plan, config)}")
     return "\n".join(lines)
+
+
+def plan_run(config: Config, source: Path, device: torch.device, processes: int = 1, per_node: int | None = None) -> Plan:
+    """The plan of a run on this machine, to be made before any weight is loaded; says what was decided.
+
+    Args:
+        source: folder of the policy.
+        processes, per_node: of the whole run, and of them on this machine.
+
+    Raises:
+        ValueError: it does not fit; the message names the smallest change that does.
+    """
+    machine = this_machine(device, processes, per_node)
+    plan = check_memory(Shapes(read_model_config(str(source))), config, machine, judge_shapes(config))
+    print("\n".join(["memory: " + line if n == 0 else line for n, line in enumerate(decision(plan, config))]))
+    return plan
+
+
+def judge_shapes(config: Config) -> Shapes | None:
+    """Shapes of the model of `--judge PATH`."""
+    if config.judge in ("self", "rules") or is_server(config.judge):
+        return None
+    return Shapes(read_model_config(config.judge))
 
 
 def described_machine(config: Config) -> Machine:
@@ -90,11 +114,15 @@ def table_lines(plan: Plan) -> list[str]:
     ]
 
 
+def wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
 def decision(plan: Plan, asked: Config) -> list[str]:
     """What was decided, as flags, and what else it needs."""
     config, machine = plan.config, plan.machine
     if not plan.fits:
-        return [describe_misfit(plan, asked)]
+        return wrapped(describe_misfit(plan, asked))
     changed = [f"--memory {config.memory}"]
     if config.needs_reference:
         changed.append(f"--reference-memory {config.reference_memory}")
@@ -104,6 +132,7 @@ def decision(plan: Plan, asked: Config) -> list[str]:
         copy = "the sampler uses the trained weights themselves"
     else:
         copy = f"the sampler's copy of the weights {'stays through' if plan.keep_copy else 'is freed before'} the update"
-    lines = [("auto takes: " if asked.memory == "auto" else "it fits: ") + " ".join(changed), copy]
+    taken = ("auto takes: " if asked.memory == "auto" else "it fits: ") + " ".join(changed)
+    lines = [*wrapped(taken), copy]
     host = f"host memory of a node: {gib(plan.host)}; " if machine.device == "cuda" else ""
     return [*lines, f"{host}disk for {config.keep} checkpoints and the one being written: {gigabytes(plan.disk)}"]
