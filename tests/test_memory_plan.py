@@ -29,6 +29,7 @@ from rl.memory_plan import (
     host_bytes,
     saved_bytes,
 )
+from rl.memory_table import plan_run
 from rl.update import make_optimizer
 
 CPU = torch.device("cpu")
