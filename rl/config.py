@@ -218,6 +218,9 @@ def check(config: Config) -> None:
         value = getattr(config, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{to_flag(spec.name)} is {value}; it must be a finite number")
+    for name in ("gpus", "gpu_gib", "host_gib"):
+        if getattr(config, name) is not None and getattr(config, name) <= 0:
+            raise ValueError(f"{to_flag(name)} is {getattr(config, name)}; it must be above 0")
     if config.max_grad_norm is not None and config.max_grad_norm <= 0:
         raise ValueError("--max-grad-norm must be above 0; to switch clipping off, say none")
     if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):
