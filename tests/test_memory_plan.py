@@ -200,8 +200,9 @@ def test_more_of_a_machine_is_named_where_no_flag_helps(seven):
 def test_plain_answers_of_the_reference_keep_it_on_the_device(seven):
     """Bug guarded: a sampler that fetches all weights for every token."""
     config = asked(plain_policy="reference")
-    plan = decide(seven, config, Machine(1, H200))
-    assert plan.config.reference_memory == "device"
+    for machine in (Machine(1, H200), Machine(1, H100), Machine(2, H100), Machine(4, H100)):
+        assert decide(seven, config, machine).config.reference_memory == "device"
+    assert decide(seven, asked(), Machine(2, H100)).config.reference_memory == "host"  # what it would be otherwise
     with pytest.raises(ValueError, match="every token would wait"):
         parse_config(["--model", "x", "--plain-policy", "reference", "--reference-memory", "host"])
 
