@@ -26,6 +26,7 @@ from rl.config import Config, parse_config
 from rl.distributed import from_main, gather, is_main, leave, one_voice, pick_device, process_group
 from rl.evaluation import Evaluation, evaluate_division
 from rl.judging import JudgeUnavailable
+from rl.memory_table import plan_text
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
 from rl.setup import Session, one_line_errors, open_session
@@ -143,6 +144,9 @@ def main(argv: list[str] | None = None) -> int:
     begin = (time.perf_counter(), time.process_time())
     with one_voice(), one_line_errors():
         config = parse_config(argv)
+        if config.plan:
+            print(plan_text(config))
+            return 0
         pick_device(config.device)  # a GPU that is not there is a mistake to be told in one line
     with process_group(config.device, config.dist_timeout):
         return run_training(config, begin)

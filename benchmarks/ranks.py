@@ -71,8 +71,10 @@ class Bench:
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         demo = Config(**{**PRESETS["demo"], "preset": "demo"})
         self.config = replace(demo, plain_policy="current", max_new_tokens=arguments.new_tokens, lr=0.0)
-        policy = build_policy(self.config, folder, torch.device("cpu"))
-        self.updater = Updater(policy.model, build_reference(folder, torch.device("cpu")), self.config, policy.optimizer)
+        policy = build_policy(self.config, folder, torch.device("cpu"), keep_copy=True)
+        self.updater = Updater(
+            policy.model, build_reference(self.config, folder, torch.device("cpu")), self.config, policy.optimizer
+        )
         tokenizer = load_tokenizer(folder)
         sampler = Sampler(policy.weights.model, stop_ids=[tokenizer.eos_token_id], max_slots=256, max_len=256)
         renderer = PromptRenderer(tokenizer, Prompts())

@@ -88,9 +88,14 @@ class Config:
     max_grad_norm: float | None = option(1.0, "gradient clipping; none: off (released code)")
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
-    memory: Literal["auto", "shard", "offload"] = option(
-        "auto", "shard: over all GPUs; offload: weights, gradients and optimizer in host memory; auto: what fits"
+    memory: Literal["auto", "shard", "exact-bf16", "offload"] = option(
+        "auto", "where training state lives; auto takes the fastest that fits and may lower --max-slots, --micro-batch-tokens"
     )
+    reference_memory: Literal["auto", "device", "host"] = option("auto", "host: reference streamed layer by layer from there")
+    plan: bool = option(False, "print what each phase takes on the machine below, and what --memory auto would do, and stop")
+    gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: those of this machine, or 1")
+    gpu_gib: float | None = option(None, "--plan: memory of one GPU in GiB (80 GB H100: 79.6, H200: 140.4); default: here")
+    host_gib: float | None = option(None, "--plan: memory of one node in GiB; none: said, not checked")
     dist_timeout: float = option(120.0, "minutes a process waits for others, whose rollouts may take longer than its own")
 
     sft_steps: int = option(2400, "warm start of the embedded task's model, in steps")
@@ -219,6 +224,9 @@ def check(config: Config) -> None:
         value = getattr(config, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{to_flag(spec.name)} is {value}; it must be a finite number")
+    for name in ("gpus", "gpu_gib", "host_gib"):
+        if getattr(config, name) is not None and getattr(config, name) <= 0:
+            raise ValueError(f"{to_flag(name)} is {getattr(config, name)}; it must be above 0")
     if config.max_grad_norm is not None and config.max_grad_norm <= 0:
         raise ValueError("--max-grad-norm must be above 0; to switch clipping off, say none")
     if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):
@@ -233,6 +241,11 @@ def check(config: Config) -> None:
         raise ValueError("--kl-estimator k1-reward needs --old-logprobs trainer")
     if config.importance_cap and config.old_logprobs == "sampler":
         raise ValueError("--importance-cap corrects the trainer's ratio; it needs --old-logprobs trainer")
+    if config.reference_memory == "host" and config.uses_plain and config.plain_policy == "reference":
+        raise ValueError(
+            "--plain-policy reference decodes with the reference, and from host memory every token would wait for all weights; "
+            "use --reference-memory device, or --plain-policy current"
+        )
     if config.model is None and (config.data != PRESETS["demo"]["data"] or config.judge != "rules"):
         raise ValueError("--data and --judge need --model: the tiny model of the demo reads nothing but its own task")
     if config.judge.startswith(("http://", "https://")) and not config.judge_model:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.division import load_split
@@ -20,6 +20,7 @@ from rl.disk import check_disk
 from rl.distributed import from_main, pick_device, say_once
 from rl.judges import judge_identity, make_scorer
 from rl.memory import Policy, build_policy, build_reference, load_frozen
+from rl.memory_table import plan_run
 from rl.resume import find_checkpoint
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
@@ -93,18 +94,20 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
     stops = stop_ids(source, tokenizer)
 
-    reference = build_reference(source, device) if config.needs_reference else None
+    plan = plan_run(config, source, device)
+    decided = replace(plan.config, max_slots=config.max_slots)  # auto is measured when there is something to sample
+    reference = build_reference(decided, source, device) if config.needs_reference else None
     reference_weights = PlainWeights(reference, keep=False) if reference is not None else nullcontext()
     with reference_weights as whole_reference:
         scorer = make_scorer(config, prompts, tokenizer, whole_reference, lambda folder: load_frozen(folder, device))
     described = describe_prompts(examples[0], renderer, stops, scorer)
     print(described)
-    policy = build_policy(config, source, device)
+    policy = build_policy(decided, source, device, keep_copy=plan.keep_copy)
     check_vocabulary(tokenizer, policy.model)
     existing = len(complete_checkpoints(run.path))
     parameters, export_bytes = sum(p.numel() for p in policy.model.parameters()), stored_dtype(source).itemsize
     print(check_disk(run.path, parameters, export_bytes, keep=config.keep, existing=existing))
-    updater = Updater(policy.model, reference if config.beta > 0 else None, config, policy.optimizer)
+    updater = Updater(policy.model, reference if config.beta > 0 else None, decided, policy.optimizer)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
     policy.weights.refresh()
     run.cut_back(first_step if checkpoint else -1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from model.config import ModelConfig
 from model.kv_cache import kv_bytes_per_token
 from model.transformer import Transformer
 from rl.generation import PREFILL_TOKENS
@@ -13,6 +14,7 @@ from rl.records import Request
 MOST_SLOTS = 256  # of "auto"; more rows hardly raise the tokens per second (a GPU's decode step is bound by the cache by then)
 USED_SHARE = 0.9  # of free memory: allocators round up, and others want some too
 LOGIT_COPIES = 4  # float32 arrays [rows, vocabulary] that a draw holds at once
+ROUND_TO = 16
 DRAW_BYTES = 24  # uniform, id and log-prob of a new token
 
 
@@ -43,11 +45,9 @@ def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = 
     config, dtype = model.config, model.activation_dtype
     longest_new = max(max(request.limits) for request in requests)
     tokens = max(len(request.prompt_ids) for request in requests) + longest_new
-    per_token = kv_bytes_per_token(config, dtype)
-    draws = LOGIT_COPIES * 4 * config.vocab_size + DRAW_BYTES * longest_new
-    width = 4 * config.hidden_size + 3 * config.intermediate_size  # values a token has at once in a layer of the prefill
+    per_token, draws = kv_bytes_per_token(config, dtype), draw_bytes(config, longest_new)
     longest_prefill = min(sum(len(request.prompt_ids) for request in requests), max(PREFILL_TOKENS, tokens))
-    prefill = longest_prefill * (2 * per_token + width * dtype.itemsize)
+    prefill = prefill_bytes(config, dtype, longest_prefill)
     copies = sum(parameter.nbytes for parameter in model.parameters()) if pack else 0
     free = free_bytes(model.device)
     fitting = int(USED_SHARE * free - prefill - copies) // (tokens * per_token + draws)
@@ -58,8 +58,20 @@ def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = 
     )
     if fitting < 1:
         raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")
-    slots = min(fitting, MOST_SLOTS)
+    rounded = fitting // ROUND_TO * ROUND_TO or fitting  # a little more or less free memory should not change the batch
+    slots = min(rounded, MOST_SLOTS)
     return slots, f"{line}, {slots} are used at once"
+
+
+def draw_bytes(config: ModelConfig, new_tokens: int) -> int:
+    """Bytes that drawing takes for a row: its logits and their relatives, and what is kept of each new token."""
+    return LOGIT_COPIES * 4 * config.vocab_size + DRAW_BYTES * new_tokens
+
+
+def prefill_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes that computing prompts of so many tokens together takes: their keys and values twice, and a layer's activations."""
+    width = 4 * config.hidden_size + 3 * config.intermediate_size
+    return tokens * (2 * kv_bytes_per_token(config, dtype) + width * dtype.itemsize)
 
 
 def _gib(count: float) -> str:

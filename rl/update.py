@@ -15,6 +15,7 @@ from model.transformer import Transformer
 from rl.batch import MicroBatch, assign_advantages, denominator, make_dummy, make_minibatches
 from rl.config import Config
 from rl.distributed import gather, rank, sum_over_ranks, world_size
+from rl.exact_bf16 import ExactBF16AdamW
 from rl.logprobs import shared_prompt_logprobs
 from rl.loss import grpo_loss
 from rl.optim import adamw, create_state, lr_factor, set_lr
@@ -116,6 +117,8 @@ class Updater:
         config = self.config
         (divide_by,) = sum_over_ranks([denominator(micro_batches, config)])
         totals = dict.fromkeys(STATISTICS, 0.0)
+        if isinstance(self.optimizer, ExactBF16AdamW):
+            self.optimizer.prepare_gradients()
         for micro in micro_batches:
             logp_BT, entropy_BT = self._logprobs(self.policy, micro)
             if not micro.samples:
@@ -174,8 +177,11 @@ class Updater:
 
 
 def make_optimizer(policy: Transformer, config: Config) -> torch.optim.Optimizer:
-    betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = adamw(policy.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    """AdamW on float32 masters; with --memory exact-bf16 the policy's weights become bfloat16 here, in place."""
+    setting = dict(lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay)
+    if config.memory == "exact-bf16":
+        return ExactBF16AdamW(policy.parameters(), **setting)
+    optimizer = adamw(policy.parameters(), **setting)
     create_state(optimizer)
     return optimizer
 

@@ -14,11 +14,13 @@ from model.shared_prefix import SharedPrefixAttention
 from model.static_cache import StaticCache
 from model.transformer import head_logits
 from rl.distributed import make_mesh
+from rl.exact_bf16 import ExactBF16AdamW, split_master
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
 from rl.sharding import load_sharded
 from rl.static_generation import StaticGeneration
+from rl.streaming import stream_from_host
 from rl.weight_sync import PlainWeights, make_sampler_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -137,6 +139,34 @@ def test_rollout_memory_is_given_back(family):
     before = torch.cuda.memory_allocated()
     sampler.generate(asked)
     assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_masters_kept_in_bfloat16_are_those_of_fused_adamw():
+    """Bug guarded: a step on the GPU that differs from the float32 optimizer's, or a NaN that becomes a number."""
+    generator = torch.Generator(CUDA).manual_seed(0)
+    theirs = torch.nn.Parameter(torch.randn(300, 70, device=CUDA, generator=generator) * 0.02)
+    ours = torch.nn.Parameter(theirs.detach().clone())
+    optimizer = ExactBF16AdamW([ours], lr=1e-4, weight_decay=0.1)
+    wanted = torch.optim.AdamW([theirs], lr=1e-4, weight_decay=0.1, fused=True)
+    for _ in range(10):
+        ours.grad = torch.randn(300, 70, device=CUDA, generator=generator)
+        theirs.grad = ours.grad.clone()
+        optimizer.step()
+        wanted.step()
+    assert torch.equal(optimizer.master(ours).view(torch.int32), theirs.detach().view(torch.int32))
+    nan = torch.zeros(1, device=CUDA) / torch.zeros(1, device=CUDA)
+    assert split_master(nan)[0].isnan().all()
+
+
+def test_streamed_layers_compute_what_resident_ones_do(family):
+    """Bug guarded: a stage that is overwritten while the device still computes with it."""
+    resident, streamed = (make_model(family, torch.bfloat16, hidden_size=1024, num_hidden_layers=12) for _ in range(2))
+    resident, streamed = resident.to(CUDA), stream_from_host(streamed, CUDA)
+    ids = torch.tensor(random_prompts([40] * 50)).to(CUDA)
+    with torch.no_grad():
+        wanted = token_logprobs(resident, ids, temperature=1.0)[0]
+        for _ in range(5):
+            assert torch.equal(token_logprobs(streamed, ids, temperature=1.0)[0], wanted)
 
 
 def test_two_steps_of_training(tmp_path):

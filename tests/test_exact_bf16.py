@@ -1,0 +1,247 @@
+"""--memory exact-bf16: bfloat16 weights and 16 low bits are the float32 master, bit for bit, in training and on resuming."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from conftest import assert_same_run, flags, lines_of, make_model, random_prompts
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+import rl.exact_bf16
+import train
+from model import Transformer
+from rl.exact_bf16 import ExactBF16AdamW, join_master, split_master
+from rl.logprobs import token_logprobs
+from rl.weight_sync import make_sampler_model
+
+SETTINGS = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().view(torch.int32)
+
+
+def every_kind_of_float() -> torch.Tensor:
+    """All 65,536 low halves beneath high halves of both signs: zero, denormal, small, odd, even, the largest, infinity."""
+    high = torch.tensor([0x0000, 0x0001, 0x0080, 0x3F80, 0x3F81, 0x4049, 0x7F7E, 0x7F7F], dtype=torch.int32)
+    signed = torch.cat([high, high - 0x8000])  # with the sign bit
+    low = torch.arange(65536, dtype=torch.int32)
+    return ((signed[:, None] << 16) + low).flatten().view(torch.float32)
+
+
+def test_a_master_survives_being_split():
+    """Bug guarded: the half above a bfloat16 that 16 bits cannot count, a carry into the exponent, a sign."""
+    masters = torch.cat([every_kind_of_float(), torch.tensor([torch.inf, -torch.inf])])
+    weight, low_bits = split_master(masters)
+    assert (weight.dtype, low_bits.dtype) == (torch.bfloat16, torch.int16)
+    assert torch.equal(bits(join_master(weight, low_bits)), bits(masters))
+
+
+def test_the_weight_is_the_nearest_bfloat16():
+    """Bug guarded: truncation, which biases every weight towards zero. Halves alone may differ from torch's rounding."""
+    masters = every_kind_of_float()
+    weight, _ = split_master(masters)
+    half = bits(masters) & 0xFFFF == 0x8000
+    assert torch.equal(weight[~half], masters.bfloat16()[~half])
+    finite = half & weight.isfinite() & masters.bfloat16().isfinite()
+    ours, theirs = ((w[finite].double() - masters[finite].double()).abs() for w in (weight, masters.bfloat16()))
+    assert torch.equal(ours, theirs)
+
+
+def test_nan_stays_nan():
+    """Bug guarded: the NaN that CUDA computes, all bits set, rounded up to minus zero: a broken run that looks healthy."""
+    patterns = torch.tensor([0x7FFFFFFF, 0x7FC00000, 0x7F800001, -1, -0x400000], dtype=torch.int32)
+    weight, _ = split_master(patterns.view(torch.float32))
+    assert weight.isnan().all()
+
+
+def gradient(step: int, shape) -> torch.Tensor:
+    """Gradients between 1e-12 and 1e12 and beyond what its square can hold, zeros, and whole steps of nothing."""
+    generator = torch.Generator().manual_seed(step)
+    scale = 10.0 ** torch.randint(-12, 13, shape, generator=generator)
+    drawn = torch.randn(shape, generator=generator) * scale
+    drawn[torch.rand(shape, generator=generator) < 0.1] = 0.0
+    if step == 25:
+        drawn.view(-1)[5] = 1e25
+    return drawn * (step % 7 > 0)
+
+
+@pytest.mark.parametrize("slice_elements", [64, 2**23])
+def test_masters_are_those_of_adamw(monkeypatch, slice_elements):
+    """Bug guarded: anything but AdamW on float32 masters: bias correction, decay, epsilon, a master rebuilt from bfloat16."""
+    monkeypatch.setattr(rl.exact_bf16, "SLICE_ELEMENTS", slice_elements)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(40, 33), (7,), (1, 128)]
+    theirs = [torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.02) for shape in shapes]
+    ours = copy.deepcopy(theirs)
+    optimizer, wanted = ExactBF16AdamW(ours, **SETTINGS), torch.optim.AdamW(theirs, **SETTINGS, fused=True)
+    for step in range(40):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad, b.grad = gradient(step, a.shape), gradient(step, a.shape)
+        for chosen in (optimizer, wanted):
+            chosen.param_groups[0]["lr"] = 1e-3 / (step + 1)
+            chosen.step()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(bits(optimizer.master(a)), bits(b))
+        assert torch.equal(a, split_master(b.detach())[0])
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(optimizer.state[a][name], wanted.state[b][name]), name
+
+
+def test_steps_far_below_a_bfloat16_add_up():
+    """Bug guarded: bfloat16 AdamW at RL's learning rates, which leaves 98 % of the weights where they were."""
+    weight = torch.nn.Parameter(torch.full((1000,), 0.5))
+    optimizer = ExactBF16AdamW([weight], lr=1e-6)
+    for _ in range(100):
+        weight.grad = torch.ones(1000)
+        optimizer.step()
+    torch.testing.assert_close(optimizer.master(weight), torch.full((1000,), 0.5 - 1e-4), atol=5e-6, rtol=0)
+
+
+def test_small_gradients_are_not_lost_beside_large_ones():
+    """Bug guarded: gradients added up in bfloat16, where 1 + 2**-9 is 1, whatever the number of micro-batches."""
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = ExactBF16AdamW([weight], lr=1e-3)
+    optimizer.prepare_gradients()
+    for scale in [1.0] + [2.0**-9] * 512:
+        (weight * torch.full((4,), scale, dtype=torch.bfloat16)).sum().backward()
+    assert weight.grad.dtype == torch.float32
+    assert weight.grad.tolist() == [2.0] * 4
+
+
+def test_gradients_of_a_model_do_not_depend_on_micro_batches():
+    """Bug guarded: the same, through the real log-probs; sequences apart and together differ by float32 rounding only."""
+    model = make_model("qwen3", torch.float32)
+    model.compute_dtype = torch.float32
+    optimizer = ExactBF16AdamW(model.parameters(), lr=1e-3)
+    prompts = [torch.tensor([p]) for p in random_prompts([9] * 6)]
+    collected = []
+    for batches in ([torch.cat(prompts)], prompts):
+        for ids in batches:
+            token_logprobs(model, ids, temperature=1.0)[0].sum().backward()
+        collected.append([p.grad.clone() for p in model.parameters()])
+        optimizer.zero_grad()
+    scale = max(g.abs().max().item() for g in collected[0])
+    for whole, parts in zip(*collected, strict=True):
+        # each micro-batch's gradient of a bfloat16 weight is rounded once on its way out of the graph, never the sum
+        torch.testing.assert_close(whole, parts, atol=scale * 2**-8, rtol=0)
+
+
+def test_the_sampler_uses_the_trained_weights_themselves():
+    """Bug guarded: a second copy of the weights, which is what this mode is there to save."""
+    model = make_model("qwen2", torch.float32)
+    ExactBF16AdamW(model.parameters(), lr=1e-3)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert make_sampler_model(model) is model
+
+
+def test_state_is_loaded_in_its_own_dtypes():
+    """Bug guarded: torch casts a loaded state to its parameter's dtype: bfloat16 moments, and low bits that are gone."""
+    weights = [torch.nn.Parameter(torch.randn(50)) for _ in range(2)]
+    optimizer = ExactBF16AdamW([weights[0]], **SETTINGS)
+    for step in range(3):
+        weights[0].grad = gradient(step + 1, (50,))
+        optimizer.step()
+    other = ExactBF16AdamW([weights[1]], lr=1.0)
+    with torch.no_grad():
+        weights[1].copy_(weights[0])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for w, o in zip(weights, (optimizer, other), strict=True):
+        w.grad = gradient(4, (50,))
+        o.step()
+    assert torch.equal(bits(optimizer.master(weights[0])), bits(other.master(weights[1])))
+    for name, tensor in optimizer.state[weights[0]].items():
+        assert torch.equal(tensor, other.state[weights[1]][name])
+    broken = copy.deepcopy(optimizer.state_dict())
+    del broken["state"][0]["low_bits"]
+    with pytest.raises(ValueError, match="lacks low_bits"):
+        other.load_state_dict(broken)
+
+
+def test_other_dtypes_and_bfloat16_gradients_are_refused():
+    with pytest.raises(ValueError, match="float64"):
+        ExactBF16AdamW([torch.nn.Parameter(torch.ones(2, dtype=torch.float64))], lr=1.0)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = ExactBF16AdamW([weight], lr=1.0)
+    weight.grad_dtype = None
+    weight.grad = torch.ones(2, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="prepare_gradients"):
+        optimizer.step()
+    with pytest.raises(ValueError, match="closure"):
+        optimizer.step(lambda: 0.0)
+
+
+def test_a_killed_run_resumes_bit_for_bit(place, reward_for_length):
+    """Bug guarded: a checkpoint that keeps the bfloat16 weights and forgets what the masters had beyond them."""
+    runs, mode = place / "runs", ("--memory", "exact-bf16")
+    assert train.main(flags(place, "exact-whole", *mode)) == 0
+    half = flags(place, "exact-half", *mode)
+    half[half.index("--steps") + 1] = "4"
+    assert train.main(half) == 0
+    assert train.main(flags(place, "exact-half", *mode, "--resume", "auto", "--resume-with-changes")) == 0
+    assert_same_run(runs / "exact-half", runs / "exact-whole")
+    assert any(row.get("grad_norm") for row in lines_of(runs / "exact-whole" / "metrics.jsonl"))
+
+
+def sharded(model: Transformer) -> Transformer:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def train_sharded(rank: int, folder: str) -> None:
+    """Two processes: masters against sharded float32 AdamW with the same gradients; then a checkpoint, loaded afresh."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model, wanted = sharded(make_model("qwen3").bfloat16()), sharded(make_model("qwen3").bfloat16().float())
+    ours, theirs = (
+        ExactBF16AdamW(model.parameters(), **SETTINGS),
+        torch.optim.AdamW(wanted.parameters(), **SETTINGS, fused=True),
+    )
+    for step in range(4):
+        ours.prepare_gradients()
+        for batch in range(2):
+            ids = torch.tensor(random_prompts([6], seed=100 * step + 10 * batch + rank))
+            model(ids).float().square().mean().backward()
+        for a, b in zip(model.parameters(), wanted.parameters(), strict=True):
+            assert isinstance(a.grad, DTensor)
+            assert a.grad.dtype == torch.float32
+            b.grad = a.grad.clone()
+        ours.step()
+        theirs.step()
+        ours.zero_grad()
+    for a, b in zip(model.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(bits(ours.master(a)), bits(b.to_local()))
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, ours), strict=True))
+    dcp.save(state, checkpoint_id=f"{folder}/state")
+    again = sharded(make_model("qwen3", seed=9).bfloat16())
+    loaded = ExactBF16AdamW(again.parameters(), lr=1.0)
+    state = dict(zip(("model", "optimizer"), get_state_dict(again, loaded), strict=True))
+    dcp.load(state, checkpoint_id=f"{folder}/state")
+    set_state_dict(again, loaded, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(bits(ours.master(a)), bits(loaded.master(b)))
+        assert torch.equal(ours.state[a]["exp_avg_sq"].to_local(), loaded.state[b]["exp_avg_sq"].to_local())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """Bug guarded: state that is not sharded with its parameter, int16 in a collective, bfloat16 sums under FSDP2."""
+    mp.spawn(train_sharded, args=(str(tmp_path),), nprocs=2)
+    model = make_model("qwen3", seed=9).bfloat16()  # two processes wrote, one reads
+    optimizer = ExactBF16AdamW(model.parameters(), lr=1.0)
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.load(state, checkpoint_id=tmp_path / "state", no_dist=True)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    assert all(s["low_bits"].dtype == torch.int16 and s["low_bits"].any() for s in optimizer.state.values())
+    shutil.rmtree(tmp_path / "state")
