@@ -14,6 +14,7 @@ from model.static_cache import StaticCache
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
+from rl.slots import Slots
 from rl.static_generation import StaticGeneration, graph_sizes
 
 STOPS = [0, 1, 2, 3, 4, 5]
@@ -122,6 +123,17 @@ def test_a_step_writes_its_buffers_in_place():
     generation.step(8)
     generation._retire()
     assert addresses() == before
+
+
+def test_moved_rows_leave_dead_slots():
+    """Bug guarded: a row that two slots go on drawing, or state that stays behind."""
+    slots = Slots(4, requests(), torch.tensor(STOPS))
+    slots.fill(3, requests()[1], 2)
+    uniform = slots.uniform_SM[3].clone()
+    slots.move(torch.tensor([3]), torch.tensor([0]))
+    assert slots.live_S.tolist() == [True, False, False, False]
+    assert torch.equal(slots.uniform_SM[0], uniform)
+    assert (slots.limit_S[0], slots.position_S[0], slots.slot_S[0]) == (25, 10, 0)
 
 
 def test_graph_sizes():
