@@ -169,7 +169,7 @@ def bars(title: str, given: dict[str, dict], paper: dict[str, float] | None = No
     if paper:
         axes.bar([n + width / 2 for n in range(len(values))], [paper[k] for k in given], width, color=THEIRS, label="paper")
     axes.set_xticks(range(len(values)), [_two_lines((labels or {}).get(key, key)) for key in given])
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.05)
     axes.set_ylabel("share")
     axes.set_title(title)
     axes.legend(frameon=False)
