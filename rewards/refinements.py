@@ -4,12 +4,13 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from rewards.accuracy import NUMBER, last_number
+from rewards.accuracy import NUMBER
 from rewards.format import TAG, Response, changes_nothing, parse_response
 
 PAIR = re.compile(r"<refine>(.*?)</refine>", re.DOTALL)
 OPTION = re.compile(r"(?<![\w'])([A-J])(?![\w'])")  # an option letter that stands alone
 OPTION_ANSWER = re.compile(r"\W*([A-J])(?:\W*|\s*[).:].*)", re.DOTALL)  # "B", "(B)", "B) both": an answer that is an option
+FORMULA = re.compile(r"[\\/^_]")
 
 ANSWER_CHANGES = ("new", "written before", "kept")
 
@@ -60,8 +61,8 @@ def without_tags(text: str) -> str:
 def answer_change(text: str) -> str | None:
     """What became of the answer, judged by comparing the final answer with the candidates before the first refinement.
 
-    A candidate is whatever has the form of the final answer: every number where the answer body ends in one, every option
-    letter that stands alone where the body is an option. Compared are numbers as decimals.
+    A candidate is whatever has the form of the final answer: every number, compared as a decimal, where the answer body holds
+    one number and no formula; every option letter that stands alone, where the body is an option.
 
         "new"             no candidate before the first refinement equals the final answer: it came with the refinement or after
         "kept"            the last candidate before the first refinement is the final answer
@@ -71,7 +72,7 @@ def answer_change(text: str) -> str | None:
     candidate was meant as an answer the text does not tell.
 
     Returns:
-        None if nothing can be compared: no refinement, a malformed response, or an answer in words.
+        None if nothing can be compared: no refinement, a malformed response, or an answer of another form.
     """
     refinements = find_refinements(text)
     if not refinements:
@@ -79,8 +80,8 @@ def answer_change(text: str) -> str | None:
     answer, before = parse_response(text).answer, refinements[0].before
     if option := OPTION_ANSWER.fullmatch(answer):
         final, candidates = option[1], OPTION.findall(before)
-    elif (final := last_number(answer)) is not None:
-        candidates = numbers(before)
+    elif len(found := set(numbers(answer))) == 1 and not FORMULA.search(answer.replace("\\boxed", "")):
+        (final,), candidates = found, numbers(before)
     else:
         return None
     if final not in candidates:

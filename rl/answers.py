@@ -55,8 +55,10 @@ def read_records(folder: Path, method: str, score: str | None = None) -> list[An
         for place, row in read_lines(file):
             try:
                 given = row["scores"]
-                value = given[score] if score else next((given[n] for n in SCORES if given[n] is not None), None)
-                text = row["turns"][-1]["response"]
+                known = [given[name] for name in ([score] if score else SCORES) if given.get(name) is not None]
+                value = known[0] if known else None
+                turns = row["turns"]  # none of a question that could not be asked
+                text = turns[row.get("answer_turn", -1)]["response"] if turns else ""
                 answers.append(
                     Answer(row["benchmark"], str(row["id"]), row["sample"], row["question"], text, row["tokens"], value)
                 )

@@ -114,7 +114,7 @@ def _effect(analysis: dict) -> list[str]:
             "final answer, of answers that refine", [(ANSWER_LABELS[name], value) for name, value in given["answer"].items()]
         ),
         "",
-        f"Answers in words, which cannot be compared so: {given['not_comparable']}.",
+        f"Answers of another form, which cannot be compared so: {given['not_comparable']}.",
         "",
         *_table(
             "otherwise",

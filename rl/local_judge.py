@@ -173,7 +173,7 @@ def mean_grade(logits_NG: Tensor) -> Tensor:
 def likely_option(logits_NG: Tensor) -> Tensor:
     """The likeliest of G options of each row, as index / (G - 1); NaN where it has less than half of their probability."""
     p_N, index_N = logits_NG.double().softmax(-1).max(-1)
-    return torch.where(p_N >= MIN_CONFIDENCE, index_N / (logits_NG.shape[1] - 1), torch.nan)
+    return torch.where(p_N >= MIN_CONFIDENCE, index_N.double() / (logits_NG.shape[1] - 1), torch.nan)
 
 
 def find_grade_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, symbols: str = GRADES) -> list[int]:
