@@ -2,6 +2,7 @@
 
 python -m rl.analyse OUT                 the records of an evaluation: plain and refined answers to its questions
 python -m rl.analyse runs/NAME           the last rollouts of a training run
+python -m rl.analyse B --plain-from A    the same, the plain answers of another evaluation: the base model's, as in the paper
 python -m rl.analyse OUT --judge PATH    with coherence, alignment and kinds of refinements, by a local model or a server
 
 Writes behaviour.json, behaviour.md and one SVG for each figure into the folder's `behaviour/`, and prints the summary.
@@ -28,7 +29,7 @@ from rl.run_folder import write_whole
 from rl.setup import compute_dtype, one_line_errors
 
 JUDGE_FLAGS = ("judge", "judge_model", "judge_extra_body", "judge_concurrency", "judge_timeout", "device", "runs_dir")
-PLAIN, REFINED = ("vanilla",), ("pasr", "pasr-prompt")  # methods that are compared, in order of preference
+PLAIN, REFINED = ("vanilla",), ("pasr", "pasr-ift", "pasr-prompt")  # methods that are compared, in order of preference
 
 
 def analyse_folder(
@@ -36,6 +37,7 @@ def analyse_folder(
     *,
     plain: str | None = None,
     refined: str | None = None,
+    plain_from: Path | None = None,
     score: str | None = None,
     last_steps: int = 10,
     scorers: dict[str, Scorer] | None = None,
@@ -44,7 +46,8 @@ def analyse_folder(
     """Analyse the records of an evaluation (FOLDER/records) or the rollouts of a run (FOLDER/rollouts).
 
     Args:
-        plain, refined: methods to compare; default vanilla with pasr, or with pasr-prompt where there is no pasr.
+        plain, refined: methods to compare; default vanilla, with the first there is of pasr, pasr-ift and pasr-prompt.
+        plain_from: folder of the evaluation with the plain answers; default the same.
         score: "rule" or "judge": whose scores say right or wrong; default the judge's where there is one.
         last_steps: of a run; 0: all. Behaviour changes in training, so an average over a whole run describes no model.
         scorers: see `make_behaviour_scorers`; None: without the judge's parts.
@@ -54,9 +57,10 @@ def analyse_folder(
         ValueError: neither records nor rollouts, or not of the methods asked for.
     """
     if methods_of(folder):
-        plain, refined = plain or _choose(folder, PLAIN), refined or _choose(folder, REFINED)
-        answers = read_records(folder, plain, score), read_records(folder, refined, score)
-        source = {"folder": str(folder), "plain": plain, "refined": refined}
+        plain_from = plain_from or folder
+        plain, refined = plain or _choose(plain_from, PLAIN), refined or _choose(folder, REFINED)
+        answers = read_records(plain_from, plain, score), read_records(folder, refined, score)
+        source = {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}"}
     elif (folder / "rollouts").is_dir():
         answers = read_rollouts(folder, last_steps)
         steps = sorted({answer.id.partition("/")[0] for answer in answers[1]})
@@ -89,6 +93,24 @@ def write_analysis(analysis: dict, out: Path) -> list[Path]:
     return files
 
 
+def run_analysis(folder: Path, out: Path, config: Config | None = None, **options) -> dict:
+    """Analyse a folder, write the results to `out` and print the summary.
+
+    Args:
+        config: its judge flags are used; None: without the judge's parts.
+        options: of `analyse_folder`.
+    """
+    with ExitStack() as stack:
+        scorers = None if config is None else make_behaviour_scorers(config, frozen_loader(config))
+        for scorer in (scorers or {}).values():
+            stack.enter_context(closing(scorer))
+        analysis = analyse_folder(folder, scorers=scorers, **options)
+    files = write_analysis(analysis, out)
+    print(summary(analysis))
+    print(f"written: {files[0]}, {files[1].name} and {len(files) - 2} figures beside it")
+    return analysis
+
+
 def frozen_loader(config: Config) -> Callable[[Path], Transformer]:
     """Loads a judge's model on the configuration's device, in the dtype it computes in."""
 
@@ -103,7 +125,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m rl.analyse", description="Behaviour analyses.", allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="output folder of evaluate.py, or run folder of train.py")
     parser.add_argument("--plain", metavar="METHOD", help="plain method (default: vanilla)")
-    parser.add_argument("--refined", metavar="METHOD", help="refining method (default: pasr, else pasr-prompt)")
+    parser.add_argument("--refined", metavar="METHOD", help="refining method (default: pasr, pasr-ift or pasr-prompt)")
+    parser.add_argument("--plain-from", type=Path, metavar="DIR", help="evaluation with the plain answers (default: the same)")
     parser.add_argument("--score", choices=("rule", "judge"), help="whose scores (default: the judge's where there is one)")
     parser.add_argument("--last-steps", type=int, default=10, help="of a run's rollouts; 0: all (default: 10)")
     parser.add_argument("--judge-limit", type=int, default=300, help="items for each of the judge's parts (default: 300)")
@@ -122,18 +145,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     given = parse_arguments(argv)
-    with one_line_errors(), ExitStack() as stack:
-        scorers = None
-        if given.judge is not None:
-            config = Config(**{name: getattr(given, name) for name in JUDGE_FLAGS})
-            scorers = make_behaviour_scorers(config, frozen_loader(config))
-            for scorer in scorers.values():
-                stack.enter_context(closing(scorer))
-        options = {name: getattr(given, name) for name in ("plain", "refined", "score", "last_steps", "judge_limit")}
-        analysis = analyse_folder(given.folder, scorers=scorers, **options)
-        files = write_analysis(analysis, given.out or given.folder / "behaviour")
-    print(summary(analysis))
-    print(f"written: {files[0]}, {files[1].name} and {len(files) - 2} figures beside it")
+    with one_line_errors():
+        config = Config(**{name: getattr(given, name) for name in JUDGE_FLAGS}) if given.judge else None
+        options = ("plain", "refined", "plain_from", "score", "last_steps", "judge_limit")
+        out = given.out or given.folder / "behaviour"
+        run_analysis(given.folder, out, config, **{name: getattr(given, name) for name in options})
     return 0
 
 

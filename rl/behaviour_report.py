@@ -19,6 +19,7 @@ ANSWER_LABELS = {
     "written before": "written before, not as the last",
     "kept": "kept: the last candidate before",
 }
+NO_PAIRS = "Nothing to compare: no plain answers (a run with --plain-policy reference keeps none), or no scores."
 WIDTH, HEIGHT = 6.4, 3.2  # inches
 OURS, THEIRS = "#2a6f97", "#c9a227"
 
@@ -72,7 +73,7 @@ def _transitions(analysis: dict) -> list[str]:
         f"{given['pairs']} pairs, {given['questions']} questions; without a partner or a score: "
         f"{left['plain']} plain, {left['refined']} refined.",
         "",
-        *(_table("plain -> refined", rows, PAPER["transitions"]) if given["pairs"] else ["No answers to compare."]),
+        *(_table("plain -> refined", rows, PAPER["transitions"]) if given["pairs"] else [NO_PAIRS]),
     ]
 
 

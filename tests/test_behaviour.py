@@ -239,17 +239,22 @@ def evaluation(tmp_path):
     return tmp_path
 
 
-def test_from_records_to_report(evaluation, capsys):
+def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     """Bug guarded: a report that is no Markdown of 100 columns, a figure that is missing, a judge's score that is not used."""
     assert analyse.main([str(evaluation)]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.split("written:")[0].splitlines())) <= 100
     found = json.loads((evaluation / "behaviour" / "behaviour.json").read_text())
-    assert found["source"]["refined"] == "pasr"
+    assert found["source"]["refined"] == f"pasr of {evaluation}"
     counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
     assert counts == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's score"
     by_rule = analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"]
     assert by_rule["wrong->right"]["count"] == 1
+    base = tmp_path_factory.mktemp("base")
+    (base / "records").mkdir()
+    (base / "records" / "arc.vanilla.jsonl").write_text(json.dumps(record("arc", "1", "8", 0.0)) + "\n")
+    of_base = analyse.analyse_folder(evaluation, plain_from=base)["transitions"]
+    assert (of_base["pairs"], of_base["shares"]["wrong->right"]["count"]) == (1, 1)
     assert (evaluation / "behaviour" / "behaviour.md").read_text().startswith("# How the model refines")
     for name in ("transitions", "whether", "when", "how_long", "effect"):
         assert ElementTree.parse(evaluation / "behaviour" / f"{name}.svg").getroot().tag.endswith("svg")
