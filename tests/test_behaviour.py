@@ -126,7 +126,7 @@ def test_transitions_counted_by_hand():
     effect = found["effect"]
     assert {name: value["count"] for name, value in effect["answer"].items()} == {"new": 4, "written before": 0, "kept": 1}
     assert (effect["repeats"]["count"], effect["right"]["refining"]["of"]) == (1, 4)
-    assert sum(found["when"]["bins"]) == found["when"]["count"] == 5
+    assert (found["when"]["count"], found["when"]["bins"]) == (5, [0, 5, 0, 0, 0, 0, 0, 0, 0, 0])
     assert found["how_long"]["tokens"]["mean"] < 20
     assert "judge" not in found
 
@@ -228,10 +228,13 @@ def evaluation(tmp_path):
     """Records of two methods on two benchmarks, as evaluate.py leaves them."""
     (tmp_path / "records").mkdir()
     refined = response("8<refine>7</refine>")
+    second = record("arc", "1", "7", 1.0)
+    second["turns"] = [*second["turns"], {"response": "all is well"}]
     rows = {
         "gsm8k.vanilla": [record("gsm8k", "1", "8", 0.0, 1.0), record("gsm8k", "2", "7", 1.0)],
         "gsm8k.pasr": [record("gsm8k", "1", refined, 1.0, 0.0), record("gsm8k", "2", refined, 1.0)],
         "arc.vanilla": [record("arc", "1", "7", 1.0)],
+        "arc.self-refine": [second | {"answer_turn": 0}, second | {"id": "2"}],
         "arc.pasr": [record("arc", "1", refined, 1.0) | {"turns": []}],
     }
     for name, content in rows.items():
@@ -250,6 +253,7 @@ def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     assert counts == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's score"
     by_rule = analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"]
     assert by_rule["wrong->right"]["count"] == 1
+    assert [answer.text for answer in read_records(evaluation, "self-refine")] == ["7", "all is well"]
     base = tmp_path_factory.mktemp("base")
     (base / "records").mkdir()
     (base / "records" / "arc.vanilla.jsonl").write_text(json.dumps(record("arc", "1", "8", 0.0)) + "\n")
