@@ -19,7 +19,7 @@ from typing import Literal, get_args, get_origin
 
 from model import Transformer, load_model
 from rewards.judge import Scorer
-from rl.answers import methods_of, read_records, read_rollouts
+from rl.answers import SCORES, methods_of, read_records, read_rollouts
 from rl.behaviour import analyse
 from rl.behaviour_judge import make_behaviour_scorers
 from rl.behaviour_report import figures, summary
@@ -48,7 +48,7 @@ def analyse_folder(
     Args:
         plain, refined: methods to compare; default vanilla, with the first there is of pasr, pasr-ift and pasr-prompt.
         plain_from: folder of the evaluation with the plain answers; default the same.
-        score: "rule" or "judge": whose scores say right or wrong; default the judge's where there is one.
+        score: "rule" or "judge": whose scores say right or wrong; default the judge's if the refined answers have any.
         last_steps: of a run; 0: all. Behaviour changes in training, so an average over a whole run describes no model.
         scorers: see `make_behaviour_scorers`; None: without the judge's parts.
         judge_limit: items put to the judge for each part.
@@ -59,8 +59,9 @@ def analyse_folder(
     if methods_of(folder):
         plain_from = plain_from or folder
         plain, refined = plain or _choose(plain_from, PLAIN), refined or _choose(folder, REFINED)
+        score = score or next((s for s in SCORES if any(a.score is not None for a in read_records(folder, refined, s))), "rule")
         answers = read_records(plain_from, plain, score), read_records(folder, refined, score)
-        source = {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}"}
+        source = {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}", "scored by": score}
     elif (folder / "rollouts").is_dir():
         answers = read_rollouts(folder, last_steps)
         steps = sorted({answer.id.partition("/")[0] for answer in answers[1]})
@@ -127,7 +128,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plain", metavar="METHOD", help="plain method (default: vanilla)")
     parser.add_argument("--refined", metavar="METHOD", help="refining method (default: pasr, pasr-ift or pasr-prompt)")
     parser.add_argument("--plain-from", type=Path, metavar="DIR", help="evaluation with the plain answers (default: the same)")
-    parser.add_argument("--score", choices=("rule", "judge"), help="whose scores (default: the judge's where there is one)")
+    parser.add_argument("--score", choices=("rule", "judge"), help="whose scores (default: the judge's if there are any)")
     parser.add_argument("--last-steps", type=int, default=10, help="of a run's rollouts; 0: all (default: 10)")
     parser.add_argument("--judge-limit", type=int, default=300, help="items for each of the judge's parts (default: 300)")
     parser.add_argument("--out", type=Path, help="where results go (default: FOLDER/behaviour)")

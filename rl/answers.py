@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SCORES = ("judge", "rule")  # which of a record's scores is taken, the first that is there
+SCORES = ("judge", "rule")  # of a record, in order of preference
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ def methods_of(folder: Path) -> list[str]:
     return sorted({file.stem.rpartition(".")[2] for file in (folder / "records").glob("*.*.jsonl")})
 
 
-def read_records(folder: Path, method: str, score: str | None = None) -> list[Answer]:
+def read_records(folder: Path, method: str, score: str) -> list[Answer]:
     """Every answer of a method in an evaluation's folder.
 
     Args:
-        score: "rule" or "judge"; default the judge's where a record has one, else the rule's.
+        score: "rule" or "judge"; where a record lacks it the answer has no score, whatever the other one says.
 
     Raises:
         ValueError: no records of the method, or a line that is none; file, line and key are named.
@@ -54,9 +54,7 @@ def read_records(folder: Path, method: str, score: str | None = None) -> list[An
     for file in files:
         for place, row in read_lines(file):
             try:
-                given = row["scores"]
-                known = [given[name] for name in ([score] if score else SCORES) if given.get(name) is not None]
-                value = known[0] if known else None
+                value = row["scores"].get(score)
                 turns = row["turns"]  # none of a question that could not be asked
                 text = turns[row.get("answer_turn", -1)]["response"] if turns else ""
                 answers.append(

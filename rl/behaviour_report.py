@@ -1,6 +1,6 @@
 """The behaviour analyses for readers: a Markdown summary, and a figure for each analysis.
 
-The paper's figures are of Qwen2.5-7B: 384 answers (transitions; its plain answers are the base model's), 300 (coherence).
+The paper's figures beside ours are of 384 answers (transitions; its plain answers are the base model's) and 300 (coherence).
 """
 
 from matplotlib.figure import Figure

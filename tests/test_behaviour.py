@@ -250,14 +250,14 @@ def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     found = json.loads((evaluation / "behaviour" / "behaviour.json").read_text())
     assert found["source"]["refined"] == f"pasr of {evaluation}"
     counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
-    assert counts == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's score"
-    by_rule = analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"]
-    assert by_rule["wrong->right"]["count"] == 1
-    assert [answer.text for answer in read_records(evaluation, "self-refine")] == ["7", "all is well"]
+    assert counts == {"right->right": 0, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's, and no other"
+    by_rule = {n: v["count"] for n, v in analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()}
+    assert by_rule == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 1, "right->wrong": 0}
+    assert [answer.text for answer in read_records(evaluation, "self-refine", "rule")] == ["7", "all is well"]
     base = tmp_path_factory.mktemp("base")
     (base / "records").mkdir()
     (base / "records" / "arc.vanilla.jsonl").write_text(json.dumps(record("arc", "1", "8", 0.0)) + "\n")
-    of_base = analyse.analyse_folder(evaluation, plain_from=base)["transitions"]
+    of_base = analyse.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
     assert (of_base["pairs"], of_base["shares"]["wrong->right"]["count"]) == (1, 1)
     assert (evaluation / "behaviour" / "behaviour.md").read_text().startswith("# How the model refines")
     for name in ("transitions", "whether", "when", "how_long", "effect"):
@@ -283,7 +283,7 @@ def test_mistakes_are_named(evaluation, tmp_path):
     with pytest.raises(ValueError, match="neither records/"):
         analyse.analyse_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no records of 'pasr-prompt'"):
-        read_records(evaluation, "pasr-prompt")
+        read_records(evaluation, "pasr-prompt", "rule")
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text('{"benchmark": "arc"}\n')
     with pytest.raises(ValueError, match=r"arc\.pasr\.jsonl, line 1: not a record .*scores"):
