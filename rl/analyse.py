@@ -94,8 +94,8 @@ def write_analysis(analysis: dict, out: Path) -> list[Path]:
     return files
 
 
-def run_analysis(folder: Path, out: Path, config: Config | None = None, **options) -> dict:
-    """Analyse a folder, write the results to `out` and print the summary.
+def run_analysis(folder: Path, config: Config | None = None, **options) -> dict:
+    """`analyse_folder` with the judge of a configuration.
 
     Args:
         config: its judge flags are used; None: without the judge's parts.
@@ -105,11 +105,14 @@ def run_analysis(folder: Path, out: Path, config: Config | None = None, **option
         scorers = None if config is None else make_behaviour_scorers(config, frozen_loader(config))
         for scorer in (scorers or {}).values():
             stack.enter_context(closing(scorer))
-        analysis = analyse_folder(folder, scorers=scorers, **options)
-    files = write_analysis(analysis, out)
+        return analyse_folder(folder, scorers=scorers, **options)
+
+
+def publish(analysis: dict, out: Path) -> None:
+    """Print the summary, and write everything to `out`."""
     print(summary(analysis))
+    files = write_analysis(analysis, out)
     print(f"written: {files[0]}, {files[1].name} and {len(files) - 2} figures beside it")
-    return analysis
 
 
 def frozen_loader(config: Config) -> Callable[[Path], Transformer]:
@@ -149,8 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         config = Config(**{name: getattr(given, name) for name in JUDGE_FLAGS}) if given.judge else None
         options = ("plain", "refined", "plain_from", "score", "last_steps", "judge_limit")
-        out = given.out or given.folder / "behaviour"
-        run_analysis(given.folder, out, config, **{name: getattr(given, name) for name in options})
+        analysis = run_analysis(given.folder, config, **{name: getattr(given, name) for name in options})
+    publish(analysis, given.out or given.folder / "behaviour")
     return 0
 
 

@@ -19,7 +19,8 @@ def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
         return 0.0, 1.0
     p, z2 = count / of, z * z
     centre, spread = p + z2 / (2 * of), z * math.sqrt(p * (1 - p) / of + z2 / (4 * of * of))
-    return max(0.0, (centre - spread) / (1 + z2 / of)), min(1.0, (centre + spread) / (1 + z2 / of))
+    low, high = (centre - spread) / (1 + z2 / of), (centre + spread) / (1 + z2 / of)
+    return max(0.0, min(low, p)), min(1.0, max(high, p))  # rounding may leave p = 0 or 1 just outside
 
 
 def share(count: int, of: int) -> dict[str, float | None]:

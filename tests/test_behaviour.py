@@ -42,6 +42,14 @@ def test_wilson_interval(count, of, wanted):
     assert wilson(count, of) == pytest.approx(wanted, abs=2e-6)
 
 
+def test_an_interval_holds_its_share():
+    """Bug guarded: an end that rounding puts beyond the share: whiskers of negative length, which matplotlib refuses."""
+    for of in range(1, 600):
+        for count in (0, 1, of - 1, of):
+            low, high = wilson(count, of)
+            assert 0 <= low <= count / of <= high <= 1
+
+
 def test_a_share_of_nothing_is_not_zero():
     assert wilson(0, 0) == (0.0, 1.0)
     assert share(0, 0)["share"] is None
