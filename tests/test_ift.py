@@ -97,10 +97,18 @@ def test_sampled_ids_are_trained_on():
     renderer = PromptRenderer(tokenizer, Prompts(refine="think", plain="say"))
     a, b, ab, stop, turn = tokenizer.convert_tokens_to_ids(["a", "b", "ab", "~", "|"])
     stops = {stop: ["config.json", "tokenizer"], turn: ["chat template"]}
-    rows = [("ab", [a, b, stop]), ("ab", None), ("ab", [a, stop]), ("ab", [a, b]), ("ab", [10**6, stop]), ("é", None)]
+    rows = [
+        ("ab", [a, b, stop]),
+        ("ab", [a, b, a]),
+        ("ab", None),
+        ("ab", [a, stop]),
+        ("ab", [a, b]),
+        ("ab", [10**6, stop]),
+        ("é", None),
+    ]
     pairs, how = ift.to_pairs([{"question": "q", "response": text, "ids": ids} for text, ids in rows], renderer, stops)
-    assert [response for _, response in pairs] == [[a, b, stop]] + 4 * [[ab, turn]]
-    assert how == {"as sampled": 1, "tokenised again": 4, "not in this vocabulary": 1}
+    assert [response for _, response in pairs] == [[a, b, stop]] + 5 * [[ab, turn]]
+    assert how == {"as sampled": 1, "tokenised again": 5, "not in this vocabulary": 1}
     assert {tuple(prompt) for prompt, _ in pairs} == {tuple(renderer.ids("q", "refine"))}
     assert ift.turn_end({stop: ["config.json", "tokenizer"], turn: ["config.json"]}) == stop
     assert ift.turn_end({turn: ["config.json"], stop: ["generation_config.json"]}) == turn
