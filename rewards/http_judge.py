@@ -2,7 +2,7 @@
 
 What becomes of an answer:
 
-    a reply that is a number in [0, 1]      the score, cached
+    a reply that is a number in [0, 1]      the score, cached (or whatever else `parse` makes a score of)
     any other reply                         None, judge/parse_failed; at temperature 0 asking again would not help
     a call that may go better next time     asked again after a pause; None, judge/failed, when the retries are used up
     a prompt that the server refuses        None, judge/failed; but `JudgeRefusedError` if it has never answered any
@@ -13,6 +13,7 @@ Everything else (a full disk under the cache, a bug) is raised by finish() as it
 
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ class HttpJudge:
         base_url: address of the API, for example http://localhost:8000/v1.
         model: name of the judge model, as the server knows it.
         prompt_template: see `build_judge_prompt`.
+        parse: reads a reply: a score in [0, 1], or None for a reply that is none.
         concurrency: calls under way at once; others wait.
         timeout: seconds for one call, from connecting to the last byte of the reply.
         max_retries: further tries of a call that failed.
@@ -68,6 +70,7 @@ class HttpJudge:
         model: str,
         *,
         prompt_template: str,
+        parse: Callable[[str], float | None] = parse_score,
         concurrency: int = 64,
         timeout: float = 60.0,
         max_retries: int = 5,
@@ -82,7 +85,8 @@ class HttpJudge:
             raise ValueError("name the judge's model, as its server knows it")
         check_template(prompt_template)
         self.last_failure = ""
-        self._model, self._template, self._extra = model, prompt_template, _checked_extra(extra_body)
+        self._model, self._template, self._parse = model, prompt_template, parse
+        self._extra = _checked_extra(extra_body)
         self._max_retries, self._backoff = max_retries, backoff
         self._server = ChatServer(base_url, timeout=timeout, connections=concurrency, api_key=api_key)
         self._cache = ScoreCache(cache_file)
@@ -185,9 +189,9 @@ class HttpJudge:
         if reply is None:
             self._count(failed=1)
             return None
-        score = parse_score(reply)
+        score = self._parse(reply)
         if score is None:
-            self.last_failure = f"a reply that is no number in [0, 1]: {reply[:80]!r}"
+            self.last_failure = f"a reply that does not say what was asked: {reply[:80]!r}"
             self._count(parse_failed=1)
             return None
         self._cache.put(key, score)

@@ -9,7 +9,7 @@ from data.prompts import Prompts, load_tokenizer
 from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint
 from rewards.http_judge import HttpJudge
-from rewards.judge import RuleScorer, Scorer
+from rewards.judge import RuleScorer, Scorer, parse_score
 from rewards.judge_prompt import JUDGE_PROMPT
 from rl.config import Config
 from rl.local_judge import GRADE_PROMPT, LocalJudge
@@ -37,7 +37,7 @@ def make_scorer(
     if config.judge == "rules":
         return RuleScorer()
     if is_server(config.judge):
-        scorer: Scorer = _server_judge(config, prompts)
+        scorer: Scorer = server_judge(config, prompts.judge or JUDGE_PROMPT)
     elif config.judge == "self":
         scorer = LocalJudge(reference, tokenizer, prompt_template=prompts.grade or GRADE_PROMPT)
     else:
@@ -51,11 +51,13 @@ def make_scorer(
     return scorer
 
 
-def _server_judge(config: Config, prompts: Prompts) -> HttpJudge:
+def server_judge(config: Config, prompt: str, parse: Callable[[str], float | None] = parse_score) -> HttpJudge:
+    """The server of --judge, asked with a prompt of one's own."""
     return HttpJudge(
         config.judge,
         config.judge_model,
-        prompt_template=prompts.judge or JUDGE_PROMPT,
+        prompt_template=prompt,
+        parse=parse,
         concurrency=config.judge_concurrency,
         timeout=config.judge_timeout,
         extra_body=parse_extra_body(config.judge_extra_body),

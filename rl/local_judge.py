@@ -5,13 +5,15 @@ g = 0..9 as the next token, among the grades:
 
     r_acc = sum_g p(g) g / 9
 
-So a reply cannot fail to parse, a score is no coin flip, and it is finer than the ten grades. The text of a question, its
+So a reply cannot fail to parse, a score is no coin flip, and it is finer than the ten grades. Other symbols, and another way of
+reading their probabilities, make it choose among options (`likely_option`). The text of a question, its
 reference and what else its answers' prompts begin with is computed once for all of them (model/shared_prefix.py).
 
 Shapes: T tokens of a chunk, N distinct prompts of a chunk, E embedding, V vocabulary, G grades.
 """
 
 import re
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import torch
@@ -24,6 +26,7 @@ from rewards.judge import Judgement
 from rewards.judge_prompt import FENCE_CLOSE, FENCE_OPEN, build_judge_prompt
 
 GRADES = "0123456789"
+MIN_CONFIDENCE = 0.5  # of the likeliest option; less is no choice
 HEAD_ROWS = 64  # positions whose logits over the whole vocabulary are held at once
 
 GRADE_PROMPT = f"""\
@@ -58,7 +61,9 @@ class LocalJudge:
     Args:
         model: frozen; used without gradient.
         tokenizer: the judge's own, with its chat template; without one the prompt is plain text that ends with `Grade:`.
-        prompt_template: holds {question}, {reference} and {answer}, in this order for speed, and asks for one digit, 0 to 9.
+        prompt_template: holds {question}, {reference} and {answer}, in this order for speed, and asks for one of `symbols`.
+        symbols: what is read off the next token, one character each: by default the digits 0 to 9.
+        read: logits of the symbols, a row for each answer -> scores in [0, 1]; NaN becomes None.
         batch_tokens: tokens of one forward. Only a single prompt that is longer exceeds it.
 
     Raises:
@@ -68,7 +73,14 @@ class LocalJudge:
     last_failure = ""  # a local judge cannot be away
 
     def __init__(
-        self, model: Transformer, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str, batch_tokens: int = 16384
+        self,
+        model: Transformer,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt_template: str,
+        symbols: str = GRADES,
+        read: Callable[[Tensor], Tensor] | None = None,
+        batch_tokens: int = 16384,
     ) -> None:
         missing = [name for name in PLACEHOLDERS if f"{{{name}}}" not in prompt_template]
         if missing:
@@ -76,7 +88,8 @@ class LocalJudge:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.model, self.tokenizer, self.template, self.batch_tokens = model, tokenizer, prompt_template, batch_tokens
-        grade_ids = find_grade_ids(tokenizer, self.render(Judgement("0", "0", "0")))
+        self._read = read or mean_grade
+        grade_ids = find_grade_ids(tokenizer, self.render(Judgement("0", "0", "0")), symbols)
         self.grade_ids_G = torch.tensor(grade_ids, device=model.device)
         self._pending: list[tuple[Judgement, Future[float | None]]] = []
         self._calls = self._failed = 0
@@ -145,7 +158,7 @@ class LocalJudge:
         hidden_TE = self.model(ids_1T, attention.positions_1T, cache=attention)[0]
         parts = hidden_TE[attention.ends].split(HEAD_ROWS)
         logits_NG = torch.cat([self.model.logits(hidden_NE)[:, self.grade_ids_G] for hidden_NE in parts])
-        scores = mean_grade(logits_NG).tolist()
+        scores = self._read(logits_NG).tolist()
         prompts = [prompt for group in chunk for prompt in group]
         # a score that is not a number must not reach a mean
         return {prompt: score if score == score else None for prompt, score in zip(prompts, scores, strict=True)}
@@ -157,15 +170,21 @@ def mean_grade(logits_NG: Tensor) -> Tensor:
     return (logits_NG.double().softmax(-1) @ grades_G).clamp(0, 1)
 
 
-def find_grade_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def likely_option(logits_NG: Tensor) -> Tensor:
+    """The likeliest of G options of each row, as index / (G - 1); NaN where it has less than half of their probability."""
+    p_N, index_N = logits_NG.double().softmax(-1).max(-1)
+    return torch.where(p_N >= MIN_CONFIDENCE, index_N.double() / (logits_NG.shape[1] - 1), torch.nan)
+
+
+def find_grade_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, symbols: str = GRADES) -> list[int]:
     """The token that each grade becomes right behind a rendered prompt.
 
     Raises:
         ValueError: a grade is more or less than one token there, is unknown, or shares its token with another.
     """
-    before, *behind = tokenizer([prompt, *(prompt + grade for grade in GRADES)], add_special_tokens=False)["input_ids"]
+    before, *behind = tokenizer([prompt, *(prompt + grade for grade in symbols)], add_special_tokens=False)["input_ids"]
     found = []
-    for grade, ids in zip(GRADES, behind, strict=True):
+    for grade, ids in zip(symbols, behind, strict=True):
         if ids[:-1] != before or ids[-1] == tokenizer.unk_token_id:
             raise ValueError(
                 f"this tokenizer does not write the grade {grade!r} as one token of its own behind the judge's prompt; use "

@@ -1,0 +1,303 @@
+"""Behaviour analyses: counted by hand on small cases, strict with judges, and honest about what cannot be told."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from contextlib import closing
+from functools import partial
+
+import pytest
+import torch
+from conftest import make_model
+from fault_proxy import FakeJudge, running
+from test_local_judge import character_tokenizer
+
+from rewards.behaviour_prompt import INSTRUCTIONS, KINDS, option_of, option_score, parse_option
+from rewards.http_judge import HttpJudge
+from rewards.judge import Judgement
+from rewards.judge_prompt import check_template
+from rewards.refinements import answer_change, find_refinements
+from rl import analyse
+from rl.answers import Answer, read_records
+from rl.behaviour import analyse as analyse_answers
+from rl.behaviour_judge import behaviour_items, make_behaviour_scorers
+from rl.config import Config
+from rl.intervals import share, wilson
+from rl.local_judge import LocalJudge, likely_option
+
+
+def response(think: str, answer: str = "7") -> str:
+    return f"<think>{think}</think><answer>{answer}</answer>"
+
+
+def answer_of(id: str, text: str, score: float | None, sample: int = 0, benchmark: str = "gsm8k") -> Answer:
+    return Answer(benchmark, id, sample, f"question {id}", text, 20, score)
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "wanted"),
+    [(5, 10, (0.236593, 0.763407)), (0, 10, (0.0, 0.277533)), (10, 10, (0.722467, 1.0)), (235, 384, (0.562360, 0.659380))],
+)
+def test_wilson_interval(count, of, wanted):
+    """Bug guarded: the plain normal interval, which has no width at 0 of 10. Figures: scipy.stats.binomtest."""
+    assert wilson(count, of) == pytest.approx(wanted, abs=2e-6)
+
+
+def test_an_interval_holds_its_share():
+    """Bug guarded: an end that rounding puts beyond the share: whiskers of negative length, which matplotlib refuses."""
+    for of in range(1, 600):
+        for count in (0, 1, of - 1, of):
+            low, high = wilson(count, of)
+            assert 0 <= low <= count / of <= high <= 1
+
+
+def test_a_share_of_nothing_is_not_zero():
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert share(0, 0)["share"] is None
+
+
+def test_place_and_length_of_refinements():
+    """Bug guarded: places counted from the wrong end, tags of one refinement in the text around another, a lost space."""
+    text = response("ab<refine>cd</refine>ef<refine> ab cd </refine>gh")
+    first, second = find_refinements(f"\n {text} \n")
+    assert (first.before, first.body, first.after) == ("ab", "cd", "ef  ab cd  gh")
+    assert (second.before, second.body, second.after) == ("ab cd ef", "ab cd", "gh")
+    assert first.begin == pytest.approx(len("<think>ab") / len(text))
+    assert first.share == pytest.approx(len("<refine>cd</refine>") / len(text))
+    assert (first.characters, second.characters) == (2, 5)
+    assert (first.repeats, second.repeats) == (False, True)
+    assert find_refinements(text.removesuffix("</answer>")) == []
+
+
+@pytest.mark.parametrize(
+    ("think", "answer", "wanted"),
+    [
+        ("9:351><refine>8:312></refine>", "8", "new"),
+        ("9:351><refine>8:312></refine>", "9", "written before"),
+        ("It is 7. <refine>Check: 7.</refine>", "7.0", "kept"),
+        ("First 7, no, 8. <refine>7 after all</refine>", "7", "written before"),
+        ("<refine>it must be 7</refine>", "7", "new"),
+        ("17 and 70 <refine>r</refine>", "It is 7 apples.", "new"),
+        ("1,234 <refine>r</refine>", "$1234", "kept"),
+        ("It is 7 <refine>no, 8</refine> so 7 <refine>8</refine>", "8", "new"),
+        ("B looks right <refine>but C</refine>", "C", "new"),
+        ("B, or C <refine>yes</refine>", "(C) both", "kept"),
+        ("C, or B <refine>yes</refine>", "C", "written before"),
+        ("ABC <refine>yes</refine>", "B", "new"),
+        ("It is 7", "7", None),
+        ("It is Rome <refine>no</refine>", "Paris", None),
+        ("It is 1 <refine>no</refine>", r"\frac{1}{2}", None),
+        ("It is 1 <refine>no</refine>", "1/2", None),
+        ("It is 1 <refine>no</refine>", "between 1 and 2", None),
+        (r"It is 5 <refine>no</refine>", r"\boxed{5}", "kept"),
+    ],
+)
+def test_what_became_of_the_answer(think, answer, wanted):
+    """Bug guarded: 7 found in 17, an operand taken for the draft, 7.0 for another number than 7, prose compared."""
+    assert answer_change(response(think, answer)) == wanted
+
+
+def test_transitions_counted_by_hand():
+    """Bug guarded: swapped directions, other samples' or benchmarks' partners, failed scores taken for wrong answers."""
+    plain = [
+        answer_of("a", "x", 1.0),
+        answer_of("b", "x", 0.0),
+        answer_of("c", "x", 0.0),
+        answer_of("d", "x", 1.0),
+        answer_of("e", "x", None),
+        answer_of("f", "x", 1.0),
+        answer_of("a", "x", 0.0, sample=1),
+        answer_of("a", "x", 0.0, benchmark="arc"),
+    ]
+    fixed = response("1<refine>2</refine>", "2")
+    refined = [
+        answer_of("a", response("1", "1"), 0.9),  # right -> right
+        answer_of("b", "malformed <refine>", 0.2),  # wrong -> wrong
+        answer_of("c", fixed, 0.5),  # wrong -> right: from one half on
+        answer_of("d", response("1", "1"), 0.49),  # right -> wrong
+        answer_of("e", fixed, 1.0),  # its partner has no score
+        answer_of("f", fixed, None),
+        answer_of("g", fixed, 1.0),  # no partner
+        answer_of("a", response("1<refine>1</refine>", "1"), 1.0, sample=1),  # wrong -> right
+        answer_of("a", response("1", "1"), 0.0, benchmark="arc"),  # wrong -> wrong
+    ]
+    found = analyse_answers(plain, refined)
+    counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
+    assert counts == {"right->right": 1, "wrong->wrong": 2, "wrong->right": 2, "right->wrong": 1}
+    assert (found["transitions"]["pairs"], found["transitions"]["questions"]) == (6, 5)
+    assert found["transitions"]["left_out"] == {"plain": 2, "refined": 3}
+    assert found["transitions"]["by_benchmark"]["arc"]["wrong->wrong"]["share"] == 1.0
+    whether = found["whether"]
+    assert (whether["wellformed"]["count"], whether["refine"]["count"], whether["refine"]["of"]) == (8, 5, 9)
+    assert (whether["refine_where_plain_wrong"]["count"], whether["refine_where_plain_wrong"]["of"]) == (2, 4)
+    assert whether["refine_where_plain_right"]["count"] == 0
+    assert whether["refinements"]["1"]["count"] == 5
+    effect = found["effect"]
+    assert {name: value["count"] for name, value in effect["answer"].items()} == {"new": 4, "written before": 0, "kept": 1}
+    assert (effect["repeats"]["count"], effect["right"]["refining"]["of"]) == (1, 4)
+    assert (found["when"]["count"], found["when"]["bins"]) == (5, [0, 5, 0, 0, 0, 0, 0, 0, 0, 0])
+    assert found["how_long"]["tokens"]["mean"] < 20
+    assert "judge" not in found
+
+
+REPLIES = {"A": 0, "(b)": 1, "C.": 2, "D)": 3, " d\n": 3}
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "E", "AB", "A or B", "The kind is A", "A: error correction", "0", "a b", "error correction"]
+)
+def test_a_kind_that_cannot_be_read_is_no_kind(reply):
+    """Bug guarded: the first letter of an explanation, or a default."""
+    assert parse_option(reply, 4) is None
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_kind_is_one_letter(reply):
+    assert option_of(parse_option(reply, 4), KINDS) == KINDS[REPLIES[reply]]
+
+
+def test_prompts_can_be_used_by_both_kinds_of_judge():
+    """Bug guarded: a placeholder lost in editing, a letter without its kind."""
+    for instruction in INSTRUCTIONS.values():
+        check_template(instruction.for_server())
+        check_template(instruction.for_local())
+    for letter, kind in zip(INSTRUCTIONS["kind"].letters, KINDS, strict=True):
+        assert f"\n{letter}: {kind};" in INSTRUCTIONS["kind"].request
+
+
+def test_judges_see_the_right_parts():
+    items = behaviour_items("q", response("one<refine>two</refine>three<refine>four</refine>five", "six"))
+    assert items["coherence"] == [Judgement("q", "one", "two\nthree four five"), Judgement("q", "one two three", "four\nfive")]
+    assert items["alignment"] == [Judgement("q", "one two three four five", "six")]
+    assert items["kind"] == [Judgement("q", "one", "two"), Judgement("q", "one two three", "four")]
+    assert len(behaviour_items("q", response("<refine>r</refine>"))["coherence"]) == 0, "nothing stands before it"
+    assert not any(behaviour_items("q", "<think>").values())
+
+
+def test_judged_by_a_server(tmp_path):
+    """Bug guarded: unreadable replies counted as low, or as the first kind; another question's cached score; a wrong bin."""
+    texts = [response(f"{n}<refine>more {n}</refine>", str(n)) for n in range(8)]
+    coherence = ["1", "0.85", "0.84", "0.45", "0.44", "0", "good", "8/10"]
+    kinds = ["A", "D", "D", "B", "D", "C or D", "A: because", "d"]
+
+    def reply(prompt: str) -> str:
+        n = int(prompt.split("question ")[1][0])
+        if "hang" in prompt:
+            return coherence[n]
+        return kinds[n] if "\nD: " in prompt else "1"
+
+    refined = [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)]
+    with running(FakeJudge(reply)) as server:
+        config = Config(judge=server.url, judge_model="m", runs_dir=str(tmp_path))
+        for _ in range(2):  # the second time from the cache
+            scorers = make_behaviour_scorers(config, load=None)
+            found = analyse_answers([], refined, scorers=scorers)["judge"]
+            for scorer in scorers.values():
+                scorer.close()
+        with closing(make_behaviour_scorers(config, load=None)["kind"]) as one:
+            assert isinstance(one, HttpJudge)
+    counts = {name: {kind: value["count"] for kind, value in found[name]["shares"].items()} for name in found}
+    assert counts["coherence"] == {"high": 2, "middle": 2, "low": 2}
+    assert counts["kind"] == dict(zip(KINDS, (1, 1, 0, 4), strict=True))
+    assert counts["alignment"]["high"] == 8
+    assert (found["coherence"]["failed"], found["kind"]["failed"], found["kind"]["asked"]) == (2, 2, 8)
+    assert found["kind"]["shares"]["task alignment"]["of"] == 6
+    assert len(server.asked) == 24 + 4, "what could not be read is asked again, nothing else"
+
+
+def test_local_judge_reads_letters(family):
+    """Bug guarded: digits read instead of letters, an unsure judge given a kind."""
+    logits = torch.tensor([[0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0], [1.0, 1.0, 1.0, 1.0], [torch.nan] * 4])
+    known = likely_option(logits).tolist()
+    assert known[:2] == [option_score(1, 4), option_score(3, 4)]
+    assert all(value != value for value in known[2:])
+    tokenizer = character_tokenizer()
+    model = make_model(family, torch.float64, vocab_size=len(tokenizer), num_hidden_layers=2)
+    judge = LocalJudge(model, tokenizer, prompt_template="{question}{reference}{answer}", symbols="ABCD", read=likely_option)
+    items = [Judgement(f"q{n}", "r", "a") for n in range(12)]
+    futures = [judge.submit(item) for item in items]
+    judge.finish()
+    for item, future in zip(items, futures, strict=True):
+        ids = torch.tensor([tokenizer.encode(judge.render(item), add_special_tokens=False)])
+        letters = model.logits(model(ids))[0, -1, tokenizer.convert_tokens_to_ids(list("ABCD"))].softmax(-1)
+        sure = letters.max() >= 0.5
+        assert future.result() == (option_score(int(letters.argmax()), 4) if sure else None)
+    assert len({future.result() for future in futures}) > 1, "equal choices prove nothing"
+
+
+def record(benchmark: str, id: str, text: str, rule: float | None, judge: float | None = None) -> dict:
+    turns = [{"prompt": "p", "response": text, "tokens": 9, "finish_reason": "stop"}]
+    scores = {"rule": rule, "judge": judge}
+    head = {"benchmark": benchmark, "method": "m", "id": id, "sample": 0, "question": "q", "reference": "7"}
+    return head | {"turns": turns, "answer": "7", "tokens": 9, "scores": scores}
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """Records of two methods on two benchmarks, as evaluate.py leaves them."""
+    (tmp_path / "records").mkdir()
+    refined = response("8<refine>7</refine>")
+    second = record("arc", "1", "7", 1.0)
+    second["turns"] = [*second["turns"], {"response": "all is well"}]
+    rows = {
+        "gsm8k.vanilla": [record("gsm8k", "1", "8", 0.0, 1.0), record("gsm8k", "2", "7", 1.0)],
+        "gsm8k.pasr": [record("gsm8k", "1", refined, 1.0, 0.0), record("gsm8k", "2", refined, 1.0)],
+        "arc.vanilla": [record("arc", "1", "7", 1.0)],
+        "arc.self-refine": [second | {"answer_turn": 0}, second | {"id": "2"}],
+        "arc.pasr": [record("arc", "1", refined, 1.0) | {"turns": []}],
+    }
+    for name, content in rows.items():
+        (tmp_path / "records" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return tmp_path
+
+
+def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
+    """Bug guarded: a report that is no Markdown of 100 columns, a figure that is missing, a judge's score that is not used."""
+    assert analyse.main([str(evaluation)]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.split("written:")[0].splitlines())) <= 100
+    found = json.loads((evaluation / "behaviour" / "behaviour.json").read_text())
+    assert found["source"]["refined"] == f"pasr of {evaluation}"
+    counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
+    assert counts == {"right->right": 0, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's, and no other"
+    by_rule = {n: v["count"] for n, v in analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()}
+    assert by_rule == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 1, "right->wrong": 0}
+    assert [answer.text for answer in read_records(evaluation, "self-refine", "rule")] == ["7", "all is well"]
+    base = tmp_path_factory.mktemp("base")
+    (base / "records").mkdir()
+    (base / "records" / "arc.vanilla.jsonl").write_text(json.dumps(record("arc", "1", "8", 0.0)) + "\n")
+    of_base = analyse.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
+    assert (of_base["pairs"], of_base["shares"]["wrong->right"]["count"]) == (1, 1)
+    assert (evaluation / "behaviour" / "behaviour.md").read_text().startswith("# How the model refines")
+    for name in ("transitions", "whether", "when", "how_long", "effect"):
+        assert ElementTree.parse(evaluation / "behaviour" / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_report_of_an_analysis_with_judge_and_without_refinements():
+    """Bug guarded: a division by no refinements, a figure of kinds without a kind."""
+    shares = partial(dict.fromkeys)
+    found = analyse_answers([], [answer_of("a", response("1"), 1.0)])
+    nothing = {"there_are": 0, "asked": 0, "failed": 0}
+    found["judge"] = {
+        "coherence": nothing | {"mean": None, "shares": shares(("high", "middle", "low"), share(0, 0))},
+        "kind": nothing | {"shares": shares(KINDS, share(0, 0))},
+    }
+    text = analyse.summary(found)
+    assert "0 refinements." in text
+    assert "none to count" in text
+    assert set(analyse.figures(found)) == {"transitions", "whether", "when", "how_long", "effect", "coherence", "kind"}
+
+
+def test_mistakes_are_named(evaluation, tmp_path):
+    with pytest.raises(ValueError, match="neither records/"):
+        analyse.analyse_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no records of 'pasr-prompt'"):
+        read_records(evaluation, "pasr-prompt", "rule")
+    file = evaluation / "records" / "arc.pasr.jsonl"
+    file.write_text('{"benchmark": "arc"}\n')
+    with pytest.raises(ValueError, match=r"arc\.pasr\.jsonl, line 1: not a record .*scores"):
+        analyse.analyse_folder(evaluation)
+    file.write_text("{\n")
+    with pytest.raises(ValueError, match="line 1: not valid JSON"):
+        analyse.analyse_folder(evaluation)
+    with pytest.raises(ValueError, match="cannot judge behaviour"):
+        make_behaviour_scorers(Config(judge="rules"), load=None)
