@@ -181,12 +181,8 @@ def load_benchmark(
 
 def _local_rows(benchmark: Benchmark, file: Path) -> list[tuple[str, object]]:
     if not file.is_file():
-        raise ValueError(
-            f"no file of {benchmark.name} at {file}. A --data-dir is laid out like the paper's release, with {benchmark.file} in "
-            "it; without --data-dir the data set is fetched from the hub"
-            if benchmark.hub
-            else f"no data file at {file}"
-        )
+        layout = f"a folder like the paper's release holds {benchmark.file}; without one the data set is fetched from the hub"
+        raise ValueError(f"no file of {benchmark.name} at {file}" + (f": {layout}" if benchmark.hub else ""))
     try:
         return read_rows(file)
     except UnicodeDecodeError as error:

@@ -37,7 +37,7 @@ def make_scorer(
     if config.judge == "rules":
         return RuleScorer()
     if is_server(config.judge):
-        scorer: Scorer = _server_judge(config, prompts)
+        scorer: Scorer = server_judge(config, prompts.judge or JUDGE_PROMPT)
     elif config.judge == "self":
         scorer = LocalJudge(reference, tokenizer, prompt_template=prompts.grade or GRADE_PROMPT)
     else:
@@ -51,11 +51,12 @@ def make_scorer(
     return scorer
 
 
-def _server_judge(config: Config, prompts: Prompts) -> HttpJudge:
+def server_judge(config: Config, prompt: str) -> HttpJudge:
+    """The server of --judge, asked with a prompt of one's own."""
     return HttpJudge(
         config.judge,
         config.judge_model,
-        prompt_template=prompts.judge or JUDGE_PROMPT,
+        prompt_template=prompt,
         concurrency=config.judge_concurrency,
         timeout=config.judge_timeout,
         extra_body=parse_extra_body(config.judge_extra_body),
