@@ -56,8 +56,8 @@ class Benchmark:
 
     @property
     def instruction(self) -> str:
-        """Stands behind each question and says what form the answer has."""
-        return INSTRUCTIONS[self.kind]
+        """Stands behind each question (before an article), and gives the form of the answer; none for files of your own."""
+        return INSTRUCTIONS[self.kind] if self.hub else ""
 
 
 BENCHMARKS = {
@@ -132,7 +132,8 @@ def _known(name: str) -> Benchmark:
 
 
 def own_benchmark(text: str) -> Benchmark:
-    """`name=FILE:KIND`: a JSON or JSONL file with (question, answer); options of a choice stand in the question.
+    """`name=FILE:KIND`: a JSON or JSONL file with (question, answer), asked as they stand: what form the answer is to have, the
+    question must say. Options of a choice stand in the question, one a line.
 
     Raises:
         ValueError: the three parts are not there, the name is taken or unfit for a file name, or the kind is unknown.
@@ -151,7 +152,7 @@ def own_benchmark(text: str) -> Benchmark:
 def load_benchmark(
     benchmark: Benchmark, data_dir: str | Path | None, *, limit: int | None = None, seed: int = 0
 ) -> list[BenchmarkItem]:
-    """Its questions, with the instruction behind each (for summaries: before).
+    """Its questions, with their instruction.
 
     Args:
         data_dir: a folder in the layout of the release; None: the hub. A file of your own is read in either case.
@@ -170,7 +171,7 @@ def load_benchmark(
     for index, (place, fields) in enumerate(_local_rows(benchmark, file) if raw is None else raw):
         item = read(Row(fields, f"{file}, {place}"))
         asked = (benchmark.instruction, item.question)[:: 1 if benchmark.kind == "summary" else -1]
-        items.append(replace(item, id=f"{benchmark.name}-{index}", question="\n\n".join(asked)))
+        items.append(replace(item, id=f"{benchmark.name}-{index}", question="\n\n".join(filter(None, asked))))
     if not items:
         raise ValueError(f"{file} holds no questions of {benchmark.name}")
     if limit is None:

@@ -1,4 +1,4 @@
-"""The judge of an evaluation: one scorer for each of the three instructions, and the pass that scores what has been answered."""
+"""The judge of an evaluation: a scorer for each of the three instructions, and the pass that scores what has been answered."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

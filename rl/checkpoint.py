@@ -60,8 +60,10 @@ def damaged_checkpoints(run: Path) -> list[str]:
     return [f"ignoring {folder}: {problem}" for folder in folders if (problem := damage(folder))]
 
 
-def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRenderer, source: Path, keep: int) -> Path:
-    """Save after `step` steps, then delete all but the newest `keep` checkpoints.
+def save_checkpoint(
+    run: Path, step: int, updater: Updater, renderer: PromptRenderer, source: Path, keep: int, best: int | None = None
+) -> Path:
+    """Save after `step` steps, then delete all but the newest `keep` checkpoints and that of step `best`.
 
     Args:
         source: the folder the policy was loaded from: its configuration and tokenizer travel along, and the weights are
@@ -92,7 +94,8 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
     part.rename(target)
     _flush(target.parent)
     for old in complete_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        if best is None or old != checkpoint_folder(run, best):
+            shutil.rmtree(old)
     return target
 
 
