@@ -4,8 +4,11 @@ Answers are appended to their record file as they end, so an evaluation that is 
 pure functions of the seed and the question, so it ends up with the same answers.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+
+from tqdm import tqdm
 
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import Benchmark
@@ -15,6 +18,7 @@ from rl.answer_records import AnswerRecord, OutputFolder, RecordFile
 from rl.benchmark_judges import judge_records
 from rl.methods import METHODS, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
 
+BAR_FORMAT = "{desc:30} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
 RIGHT = 0.5  # rule score from which the oracle takes an answer for right, where scores are a matter of degree
 
 
@@ -41,7 +45,10 @@ def run_benchmark(
         tell(f"{benchmark.name}, {method.name}: {len(file.records)} answers are there already, {len(missing)} to go")
     answerer.shortened = 0
     if missing:
-        _answer_missing(answerer, benchmark, items, method, file, missing, _shared_first_turns(out, benchmark, method))
+        title = f"{benchmark.name}, {method.name}"
+        with tqdm(total=len(missing), desc=title, bar_format=BAR_FORMAT) as bar:
+            keep = _keeper(file, bar)
+            _answer_missing(answerer, benchmark, items, method, keep, missing, _shared_first_turns(out, benchmark, method))
         file.rewrite([item.id for item in items])
     if judges and any(record.scores.get("judge") is None for record in file.records.values()):
         failed = judge_records(judges[benchmark.judge_kind], benchmark.judge_kind, file.records.values())
@@ -54,20 +61,33 @@ def run_benchmark(
     return list(file.records.values())
 
 
+def _keeper(file: RecordFile, bar: tqdm) -> Callable[[AnswerRecord], None]:
+    """Appends records and shows how it goes."""
+    total = Counter()
+
+    def keep(record: AnswerRecord) -> None:
+        file.append(record)
+        total.update(answers=1, score=record.scores["rule"], tokens=record.tokens)
+        bar.set_postfix_str(f"score {total['score'] / total['answers']:.3f}, {total['tokens']} tokens", refresh=False)
+        bar.update()
+
+    return keep
+
+
 def _answer_missing(
     answerer: Answerer,
     benchmark: Benchmark,
     items: list[BenchmarkItem],
     method: Method,
-    file: RecordFile,
+    keep_record: Callable[[AnswerRecord], None],
     missing: set[tuple[str, int]],
     shared: dict[tuple[str, int], Turn],
 ) -> None:
-    """Draw and append the missing answers."""
+    """Draw the missing answers, and hand each to `keep_record` as it ends."""
 
     def keep(item: BenchmarkItem, sample: int, turns: list[Turn]) -> None:
         if (item.id, sample) in missing:
-            file.append(score_answer(benchmark, method, item, sample, turns))
+            keep_record(score_answer(benchmark, method, item, sample, turns))
 
     wanted: dict[str, list[int]] = {}
     for id, sample in sorted(missing):
@@ -80,7 +100,7 @@ def _answer_missing(
             answerer.check(item, method.mode)
         except UnreadableError as error:
             for sample in wanted[item.id]:
-                file.append(unreadable_record(benchmark, method, item, sample, str(error)))
+                keep_record(unreadable_record(benchmark, method, item, sample, str(error)))
         else:
             readable.append(item)
     if method.review is None:
