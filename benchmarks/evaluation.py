@@ -4,8 +4,8 @@
     python benchmarks/evaluation.py --model Qwen/Qwen2.5-7B-Instruct --benchmark gsm8k --limit 64 --max-new-tokens 512
 
 `generate` gets left-padded batches of --max-slots prompts in the order of the file, as most scripts do; ours refills its
-its slots as answers end. Both are timed with tokenizing and decoding, and take turns. Answers that differ are counted: in float32
-none should; in bfloat16 near-ties may fall either way.
+its slots as answers end. Both are timed with tokenizing and decoding, and take turns. Answers that differ are counted: in
+float32 none should; in bfloat16 near-ties may fall either way.
 """
 
 import argparse

@@ -27,7 +27,7 @@ SCORES = {"accuracy": "scored by rule", "judge": "scored by the judge"}
 
 @dataclass(frozen=True)
 class Line:
-    """One row of numbers under a heading; values, average and tokens may be absent."""
+    """One row of numbers under a heading; average and tokens may be absent. Without values it heads the rows below it."""
 
     label: str
     values: list[float | None]
@@ -114,7 +114,8 @@ def sections(table: dict) -> list[tuple[str, list[Line]]]:
         if lines and table["paper"]:
             extra = {label: row for label, row in table["paper"].items() if label not in shown}
             titles = {name: method.title for name, method in METHODS.items()}
-            lines += [_paper_line(f"paper: {titles.get(label, label)}", row, names) for label, row in extra.items()]
+            lines.append(Line(f"{table['compare']} in the paper, not run here:", []))
+            lines += [_paper_line(titles.get(label, label), row, names) for label, row in extra.items()]
         if lines:
             found.append((f"accuracy in %, {heading}", lines))
     return found + _several_sample_sections(table, names)
@@ -162,7 +163,7 @@ def terminal(table: dict) -> str:
             for line in lines:
                 numbers = "".join(f"{_shown(value):>7}" for value in line.values[part])
                 numbers += f"{_shown(line.average):>6}{_shown(line.tokens, 0):>7}" if last else ""
-                text.append(f"{line.label[:17]:17}{numbers}".rstrip())
+                text.append(f"{line.label[:17]:17}{numbers}".rstrip() if line.values else line.label[:WIDTH])
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes(table)]
     return "\n".join([*text, "", *wrapped]).strip("\n")
 
@@ -173,7 +174,10 @@ def markdown(table: dict) -> str:
     for heading, lines in sections(table):
         text += [f"### {heading}", "", f"| | {' | '.join(titles)} | avg | tokens |", "|---|" + "---|" * (len(titles) + 2)]
         for line in lines:
-            numbers = [_shown(value) for value in line.values] + [_shown(line.average), _shown(line.tokens, 0)]
+            numbers = [_shown(value) for value in line.values or [None] * len(titles)] + [
+                _shown(line.average),
+                _shown(line.tokens, 0),
+            ]
             text.append(f"| {line.label.strip()} | {' | '.join(numbers)} |")
         text.append("")
     return "\n".join([*text, *(f"- {note}" for note in notes(table))]) + "\n"
@@ -212,7 +216,13 @@ def notes(table: dict) -> list[str]:
     for row in table["rows"]:
         cells = {title_of(name): cell for name, cell in row["cells"].items()}
         reasons = sorted({cell["unreadable_reason"] for cell in cells.values() if cell["unreadable"]})
-        found += _note(row, "questions that could not be asked, and score 0", cells, "unreadable", "{:.0f} of {questions}")
+        found += _note(
+            row,
+            "questions that could not be asked (score 0; all of them: no number)",
+            cells,
+            "unreadable",
+            "{:.0f} of {questions}",
+        )
         found += [f"{row['label']}: why they could not: {'; '.join(reasons)}"] if reasons else []
         found += _note(row, "answers cut off at --max-new-tokens", cells, "truncated")
         found += _note(row, "answers in which the rule finds none", cells, "no_answer")

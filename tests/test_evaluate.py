@@ -209,7 +209,7 @@ def test_questions_that_cannot_be_read_are_counted(tmp_path, capsys):
     flags = ["--benchmarks", f"mixed={mixed}:number,words={words}:number", "--methods", "vanilla"]
     assert evaluate.main(arguments(tmp_path, *flags)) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "could not be asked, and score 0: mixed 1 of 2, words 1 of 1" in shown
+    assert "could not be asked (score 0; all of them: no number): mixed 1 of 2, words 1 of 1" in shown
     assert "tokenizer has no token for" in shown
     cells = json.loads((tmp_path / "out" / "table.json").read_text())["rows"][0]["cells"]
     assert cells["words"]["accuracy"] is None
