@@ -13,7 +13,7 @@ import numpy as np
 from rewards.accuracy import RULES
 from rewards.format import parse_response
 from rl.answer_records import AnswerRecord
-from rl.methods import METHODS
+from rl.methods import METHODS, RIGHT
 
 RESAMPLES = 10_000  # of a bootstrap
 LEVEL = 0.95
@@ -51,7 +51,7 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     pass_at, majority: with several samples, of what is right by rule; None for summaries, which are a matter of degree.
     tokens: generated per answer in all turns, of the questions that could be asked. truncated: share of answers with a turn
     that hit the limit. no_answer: share in which the rule finds no answer. wellformed, refined: of refine-prompt responses.
-    reviewed: share of answers with a second turn.
+    reviewed: share of answers with a second turn; review_missing: share without one that should have had it.
     """
     by_question: dict[str, list[AnswerRecord]] = {}
     for record in sorted(records, key=lambda record: record.sample):
@@ -72,6 +72,7 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     cell["truncated"] = _share(any(turn["finish_reason"] == "length" for turn in r.turns) for r in asked)
     cell["no_answer"] = _share(record.answer is None for record in asked)
     cell["reviewed"] = _share(len(record.turns) > 1 for record in asked)
+    cell["review_missing"] = _share(map(_lacks_review, asked))
     if records and METHODS[records[0].method].mode == "refine":
         parsed = [parse_response(record.turns[-1]["response"]) for record in asked]
         cell["wellformed"] = _share(response is not None for response in parsed)
@@ -79,6 +80,13 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     if cell["samples"] > 1 and asked:
         cell |= _several_samples(list(by_question.values()), kind)
     return cell
+
+
+def _lacks_review(record: AnswerRecord) -> bool:
+    """Whether a second turn was due and could not be asked: too long, or characters without a token."""
+    method = METHODS[record.method]
+    is_due = method.review is not None and (not method.only_wrong or record.scores["rule"] < RIGHT)
+    return is_due and len(record.turns) == 1
 
 
 def _several_samples(groups: list[list[AnswerRecord]], kind: str) -> dict:

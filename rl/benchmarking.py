@@ -16,10 +16,9 @@ from rewards.accuracy import RULES, score_benchmark
 from rewards.judge import Scorer
 from rl.answer_records import AnswerRecord, OutputFolder, RecordFile
 from rl.benchmark_judges import judge_records
-from rl.methods import METHODS, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
+from rl.methods import METHODS, RIGHT, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
 
 BAR_FORMAT = "{desc:30} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
-RIGHT = 0.5  # rule score from which the oracle takes an answer for right, where scores are a matter of degree
 
 
 def run_benchmark(

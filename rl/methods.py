@@ -13,6 +13,7 @@ from rewards.format import answer_body, plain_answer
 from rl.records import Completion, Request
 from rl.sampler import Sampler
 
+RIGHT = 0.5  # rule score from which the oracle takes an answer for right, where scores are a matter of degree
 HOLDS = "The solution is right."
 REVIEW = (
     "Go through your solution step by step and check each step. If you find a mistake, correct it and write the whole solution "
@@ -188,8 +189,13 @@ class Answerer:
 
 
 def answer_text(turn: Turn, mode: str) -> str:
-    """What is scored of a response: the answer body under the refine prompt; what follows native thinking under the plain."""
-    return answer_body(turn.response) if mode == "refine" else plain_answer(_with_opening(turn))
+    """What is scored of a response: the body of its answer pair under the refine prompt; under the plain one what follows
+    native thinking, or the answer pair in that: trained models sometimes write one there, too.
+    """
+    if mode == "refine":
+        return answer_body(turn.response)
+    text = plain_answer(_with_opening(turn))
+    return answer_body(text) or text
 
 
 def without_thinking(turn: Turn) -> str:

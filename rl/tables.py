@@ -226,6 +226,7 @@ def notes(table: dict) -> list[str]:
         found += [f"{row['label']}: why they could not: {'; '.join(reasons)}"] if reasons else []
         found += _note(row, "answers cut off at --max-new-tokens", cells, "truncated")
         found += _note(row, "answers in which the rule finds none", cells, "no_answer")
+        found += _note(row, "answers whose review could not be asked (too long, or unreadable)", cells, "review_missing")
         judged = {title: cell for title, cell in cells.items() if cell["judge"] is not None}
         found += _note(row, "answers without a judge's score, left out of its mean", judged, "judge_failed", "{:.0f}")
         found += _note(row, "scored by F1; exact match", cells, "exact", "{:.1%}", least=-1)

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from data.benchmarks import load_benchmark, own_benchmark
 from data.prompts import PromptRenderer, Prompts
 from rl.answer_records import OutputFolder
+from rl.benchmark_scores import summarise
 from rl.benchmarking import run_benchmark
 from rl.methods import HOLDS, METHODS, REVIEW, REVIEW_WRONG, Turn, answer_text, parse_methods, says_it_holds, without_thinking
 
@@ -70,6 +71,7 @@ def test_the_oracle_sends_back_only_what_is_wrong(run, monkeypatch):
     records = run("self-refine-oracle")
     assert [len(call) for call in calls] == [3, 2]
     assert [len(record.turns) for record in records] == [1, 2, 2]
+    assert summarise(records, "number")["review_missing"] == 0.0
     assert REVIEW_WRONG in records[1].turns[1]["prompt"]
     assert [record.scores["rule"] for record in records] == [1.0, 1.0, 0.0]
 
@@ -112,6 +114,7 @@ def test_a_review_that_does_not_fit_leaves_the_answer(run, monkeypatch):
     records = run("self-refine", max_new_tokens=40, context=150)
     assert [len(call) for call in calls] == [3]
     assert [len(record.turns) for record in records] == [1, 1, 1]
+    assert summarise(records, "number")["review_missing"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,14 @@ def test_thinking_that_the_template_opened_is_no_answer():
     assert answer_text(Turn("... <think>\n", "it is 72", 5, "length"), "plain") == ""
     assert answer_text(Turn("... <think>\n", "hm</think>72", 5, "stop"), "plain") == "72"
     assert without_thinking(Turn("p", "<think>endless", 5, "length")) == "<think>endless"
+
+
+def test_answer_pairs_in_plain_answers():
+    """Bug guarded: a trained model that writes <answer> in plain mode as well scored 0 for its tags; hedging by two pairs."""
+    assert answer_text(Turn("p", "<think>hm</think><answer>72</answer>", 5, "stop"), "plain") == "72"
+    two = "<answer>72</answer><answer>73</answer>"
+    assert answer_text(Turn("p", two, 5, "stop"), "plain") == two
+    assert answer_text(Turn("p", two, 5, "stop"), "refine") == ""
 
 
 def test_dialogue_without_a_chat_template():
