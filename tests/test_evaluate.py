@@ -5,6 +5,8 @@ from concurrent.futures import Future
 
 import pytest
 from conftest import lines_of, write_task_folder
+from fault_proxy import FakeJudge as FakeServer
+from fault_proxy import running
 from reader import make_answerer, scripted, write_reader_folder, write_rows
 
 import evaluate
@@ -261,3 +263,23 @@ def test_record_file_keeps_the_order_of_questions(tmp_path):
         file.append(AnswerRecord("b", "vanilla", id, 0, "q", "r", [], None, 0, 0))
     file.rewrite(["b-1", "b-2", "b-10"])
     assert [row["id"] for row in lines_of(file.path)] == ["b-1", "b-2", "b-10"]
+
+
+def test_a_server_judges_each_kind_with_its_instruction(tmp_path, capsys):
+    """Bug guarded: one prompt for all kinds; a judge behind a server that is asked as an in-process one."""
+    write_reader_folder(tmp_path / "m")
+    files = [
+        write_rows(tmp_path / f"{kind}.jsonl", [{"question": f"{kind}?\nA: x\nB: y", "answer": "B"}])
+        for kind in ("exact", "choice", "summary")
+    ]
+    names = ",".join(f"my-{file.stem}={file}:{file.stem}" for file in files)
+    judge = FakeServer(lambda prompt: "0.3" if "summary" in prompt and "Article" in prompt else "1")
+    with running(judge):
+        flags = ["--benchmarks", names, "--methods", "vanilla", "--judge", judge.url, "--judge-model", "some"]
+        assert evaluate.main(arguments(tmp_path, *flags)) == 0
+    cells = json.loads((tmp_path / "out" / "table.json").read_text())["rows"][0]["cells"]
+    assert {name: cell["judge"] for name, cell in cells.items()} == {"my-exact": 1.0, "my-choice": 1.0, "my-summary": 0.3}
+    prompts = [prompt for prompt in judge.asked if "A: x" in prompt]
+    assert sum("picks the right option" in prompt for prompt in prompts) == 1
+    assert all("digit" not in prompt for prompt in prompts)
+    assert (tmp_path / "out" / "judge_cache.jsonl").exists()
