@@ -47,21 +47,21 @@ class RecordFile:
 
     Args:
         folder: of the evaluation.
+        mend: take a last line that was cut off out of the file. Only for who holds the folder: another process may be writing.
 
     Raises:
-        ValueError: a line that is no record (the last one may be cut off: it is left out and written anew).
+        ValueError: a line that is no record (the last one may be cut off: it is left out).
     """
 
-    def __init__(self, folder: Path, benchmark: str, method: str) -> None:
+    def __init__(self, folder: Path, benchmark: str, method: str, *, mend: bool = True) -> None:
         self.path = folder / "records" / f"{benchmark}.{method}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.records: dict[tuple[str, int], AnswerRecord] = {}
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         *lines, cut_off = text.split("\n")
         for number, line in enumerate(lines, start=1):
             record = self._parse(line, number)
             self.records[record.id, record.sample] = record
-        if cut_off:  # a kill while it was written
+        if cut_off and mend:  # a kill while it was written
             print(f"{self.path}: the last line was cut off; that question is asked again")
             write_whole(self.path, "".join(line + "\n" for line in lines))
 

@@ -46,7 +46,7 @@ def read_folder(folder: Path) -> dict[tuple[str, str], list[AnswerRecord]]:
     for benchmark in known:
         for method in METHODS:
             if (folder / "records" / f"{benchmark}.{method}.jsonl").is_file():
-                found[benchmark, method] = list(RecordFile(folder, benchmark, method).records.values())
+                found[benchmark, method] = list(RecordFile(folder, benchmark, method, mend=False).records.values())
     if not found:
         raise ValueError(f"{folder} holds no records")
     return found

@@ -258,6 +258,7 @@ def test_help_lists_the_modes(capsys):
 def test_record_file_keeps_the_order_of_questions(tmp_path):
     from rl.answer_records import AnswerRecord
 
+    (tmp_path / "records").mkdir()
     file = RecordFile(tmp_path, "b", "vanilla")
     for id in ("b-10", "b-2", "b-1"):
         file.append(AnswerRecord("b", "vanilla", id, 0, "q", "r", [], None, 0, 0))

@@ -105,8 +105,9 @@ def test_every_draw_has_a_key_of_its_own(run, monkeypatch):
     """Bug guarded: two samples or two turns that share their uniforms; a draw that depends on what else is drawn."""
     calls = scripted(monkeypatch, answer_sums)
     run("self-refine", temperature=1.0, samples=2)
+    run("pasr", temperature=1.0, samples=2)
     keys = [(r.seed_key, i) for call in calls for r in call for i in range(r.num_samples)]
-    assert len(keys) == len(set(keys)) == 3 * 2 + 3 * 2
+    assert len(keys) == len(set(keys)) == 3 * 2 + 3 * 2 + 3 * 2
 
 
 def test_a_review_that_does_not_fit_leaves_the_answer(run, monkeypatch):

@@ -168,6 +168,16 @@ def test_figures_of_the_paper():
             paper_model(name, model)
 
 
+def test_reading_leaves_a_running_evaluation_alone(full):
+    """Bug guarded: --table that cuts off the line which another process is writing."""
+    file = full / "records" / "gsm8k.vanilla.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"benchmark": "gs')
+    before = file.read_bytes()
+    assert tables.build([full])["rows"][0]["cells"]["gsm8k"]["questions"] == 4
+    assert file.read_bytes() == before
+
+
 def test_more_than_ten_benchmarks_and_holes(tmp_path):
     rows = [record(f"b{b}-0", 1.0, benchmark=f"b{b}") for b in range(12)] + [record("b0-0", 1.0, benchmark="b0", method="pasr")]
     table = tables.build([write_evaluation(tmp_path / "e", rows)])
