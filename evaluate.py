@@ -1,59 +1,111 @@
-"""Ask a model, with the refine prompt and with the plain one.
+"""Ask a model, or run benchmarks on it: ten benchmarks, the paper's methods, one table.
 
-python evaluate.py --model runs/NAME --ask "274/39"     one question, to a run's newest checkpoint
-python evaluate.py --model runs/NAME                    questions at a prompt, until an empty line
-python evaluate.py --model Qwen/Qwen2.5-7B --ask "..."  any folder or hub id
+python evaluate.py --model runs/NAME --ask "274/39"       one question, to a run's newest checkpoint
+python evaluate.py --model runs/NAME                      questions at a prompt, until an empty line
+python evaluate.py --model Qwen/Qwen2.5-7B-Instruct --benchmarks all --methods vanilla,self-refine,pasr-prompt --out evals/base
+python evaluate.py --model runs/NAME --benchmarks all --methods vanilla,pasr --out evals/pasr --compare Qwen2.5-7B
+python evaluate.py --diff evals/base:vanilla evals/pasr:pasr     paired differences with bootstrap intervals
+python evaluate.py --table evals/base evals/pasr                 several evaluations in one table
+
+An evaluation that was interrupted goes on where it stopped, by the same command.
 """
 
 import argparse
+import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
-from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
-from model import load_model
-from model.checkpoint import resolve_checkpoint
+from data.benchmarks import digest, load_benchmark, parse_benchmarks
+from model.checkpoint import fingerprint
 from rewards.format import format_reward
-from rl.checkpoint import newest_model
+from rl import differences, tables
+from rl.answer_records import OutputFolder
+from rl.benchmark_judges import judge_identity, make_judges
+from rl.benchmarking import run_benchmark
+from rl.config import Config
 from rl.distributed import pick_device
-from rl.memory import compute_dtype
+from rl.judges import is_server
+from rl.loading import LoadedModel, load_for_asking
+from rl.memory import load_frozen
+from rl.methods import Answerer, Decoding, parse_methods
+from rl.paper_figures import paper_model
 from rl.records import Completion, Request
+from rl.run_folder import write_whole
 from rl.sampler import Sampler
-from rl.setup import check_vocabulary, one_line_errors
+from rl.setup import one_line_errors
 
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description="Ask a model with both prompts.", allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="run folder, checkpoint folder or hub id")
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description="Ask a model with both prompts, or run benchmarks on it.", allow_abbrev=False
+    )
+    parser.add_argument("--model", help="run folder, checkpoint folder or hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--ask", metavar="QUESTION", help="a question; none: read questions from the terminal")
     parser.add_argument("--prompts", help="JSON file that replaces the system prompts; default: those saved with the model")
+    parser.add_argument("--plain-thinking", choices=("on", "off"), default="on", help="off: no native thinking (Qwen3)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: off)")
-    parser.add_argument("--max-new-tokens", type=int, default=1500, help="longest answer (default: 1500)")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling, where the temperature is above 0")
+    parser.add_argument("--max-new-tokens", type=int, default=1500, help="longest answer (default: 1500, as in the paper)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling, and of the draw of --limit")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    group = parser.add_argument_group("benchmarks")
+    group.add_argument("--benchmarks", help="all, or names and name=FILE:KIND with commas between (see data/benchmarks.py)")
+    group.add_argument("--methods", help="vanilla, self-refine, self-refine-oracle, pasr-prompt, pasr-ift, pasr, with commas "
+                       "between; default: vanilla and pasr, or pasr-prompt for a model that was not trained here")  # fmt: skip
+    group.add_argument("--data-dir", metavar="FOLDER", help="files in the layout of the paper's release; none: from the hub")
+    group.add_argument("--limit", type=int, help="at most so many questions of each benchmark, drawn by --seed")
+    group.add_argument("--samples", type=int, default=1, help="answers to each question: mean@k, pass@k, maj@k (default: 1)")
+    group.add_argument("--paper-decoding", action="store_true", help="second turns at T = 0.9, of the oracle at 0.6")
+    group.add_argument("--judge", default="rules", help="scores beside the rules: self, a model folder, http(s)://host/v1")
+    group.add_argument("--judge-model", help="name of the model on the judge's server")
+    group.add_argument("--judge-extra-body", help="JSON merged into each request to the judge's server")
+    group.add_argument("--max-slots", type=int, default=64, help="sequences decoded at once (default: 64)")
+    group.add_argument("--out", metavar="DIR", help="records and tables go here; default: runs/evaluations/NAME of the model")
+    group.add_argument(
+        "--compare", metavar="paper|MODEL", help="the paper's figures below ours: of this model, or of the named"
+    )
+    group.add_argument("--table", nargs="+", metavar="DIR", help="one table of these evaluations; runs nothing")
+    group.add_argument("--diff", nargs=2, metavar=("A", "B"), help="B - A, each DIR or DIR:METHOD; runs nothing")
     return parser.parse_args(argv)
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        ValueError: the first problem found.
+    """
+    if not (given.model or given.diff or given.table):
+        raise ValueError("--model is missing: which model is to be asked?")
+    for name in ("samples", "max_new_tokens", "max_slots"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if given.limit is not None and given.limit < 1:
+        raise ValueError("--limit must be at least 1")
+    if given.samples > 1 and given.temperature == 0:
+        raise ValueError("--samples above 1 needs --temperature above 0: greedy answers are all the same")
+    if given.paper_decoding and given.temperature:
+        raise ValueError("--paper-decoding sets the temperatures itself; leave --temperature at 0")
+    if is_server(given.judge) and not given.judge_model:
+        raise ValueError("--judge with a server needs --judge-model NAME: which of its models is to judge?")
 
 
 class Asker:
     """One loaded model that answers questions with either prompt."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        folder = resolve_checkpoint(newest_model(Path(arguments.model)), arguments.revision)
-        tokenizer = load_tokenizer(folder)
-        self.renderer = PromptRenderer(tokenizer, load_prompts(arguments.prompts, folder))
-        self.stop_ids = list(stop_ids(folder, tokenizer))
-        device = pick_device(arguments.device)
-        self.model = load_model(folder, dtype=compute_dtype(device), device=device)
-        check_vocabulary(tokenizer, self.model)
+    def __init__(self, arguments: argparse.Namespace, loaded: LoadedModel) -> None:
+        self.arguments, self.renderer, self.loaded = arguments, loaded.renderer, loaded
 
     def answer(self, question: str, mode: str) -> Completion:
         given = self.arguments
         ids = self.renderer.ids(question, mode)
-        sampler = Sampler(self.model, stop_ids=self.stop_ids, max_slots=1, max_len=len(ids) + given.max_new_tokens)
+        longest = len(ids) + given.max_new_tokens
+        sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=longest)
         key = (given.seed, "ask", question, mode)
         return sampler.generate([Request(ids, 1, given.max_new_tokens, given.temperature, key, given.top_p)])[0][0]
 
@@ -77,25 +129,114 @@ def mark_refinements(text: str, colours: bool) -> str:
     return text.replace("<refine>", f"{COLOUR}<refine>").replace("</refine>", f"</refine>{PLAIN}") + PLAIN
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    with one_line_errors():
-        asker = Asker(arguments)
-        if arguments.ask is not None:
-            asker.show(arguments.ask)
-            return 0
+def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
+    """Answer, score, and write records and tables.
+
+    Returns:
+        The output folder.
+    """
+    benchmarks = parse_benchmarks(given.benchmarks)
+    methods = parse_methods(given.methods or f"vanilla,{'pasr' if loaded.is_trained_here else 'pasr-prompt'}")
+    trained = {"pasr", "pasr-ift"} & {method.name for method in methods}
+    if trained and not loaded.is_trained_here:
+        print(f"note: {given.model} holds no prompts of a training run; is it trained? Its row is called {', '.join(trained)}")
+    compare = paper_model(given.compare, given.model) if given.compare else None
+    items = {b.name: load_benchmark(b, given.data_dir, limit=given.limit, seed=given.seed) for b in benchmarks}
+    path = Path(given.out) if given.out else Path("runs") / "evaluations" / Path(given.model).name
+    judge = Config(
+        judge=given.judge, judge_model=given.judge_model, judge_extra_body=given.judge_extra_body, runs_dir=str(path)
+    )
+    decoding = Decoding(
+        given.temperature, given.top_p, given.samples, given.max_new_tokens, given.seed, given.max_slots, given.paper_decoding
+    )
+    settings = {
+        "model": given.model,
+        "fingerprint": fingerprint(loaded.folder),
+        "prompts": {mode: loaded.renderer.text("", mode) for mode in ("refine", "plain")},
+        "temperature": given.temperature,
+        "top_p": given.top_p,
+        "samples": given.samples,
+        "max_new_tokens": given.max_new_tokens,
+        "seed": given.seed,
+        "limit": given.limit,
+        "paper_decoding": given.paper_decoding,
+        "judge": judge_identity(judge, loaded.folder),
+        "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
+        "data": {name: digest(rows) for name, rows in items.items()},
+    }
+    with closing(OutputFolder(path, settings)) as out:
+        load = lambda folder: load_frozen(folder, pick_device(given.device))  # noqa: E731
+        judges = make_judges(judge, loaded.model, loaded.tokenizer, load)
+        context = loaded.model.config.max_position_embeddings
+        answerer = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, context, decoding)
+        for benchmark in benchmarks:
+            for method in methods:
+                run_benchmark(answerer, benchmark, items[benchmark.name], method, out, judges)
+        for scorer in (judges or {}).values():
+            scorer.close()
+        table = tables.build([path], compare)
+        tables.save(table, path)
+    print(f"{tables.terminal(table)}\n\nwritten to {path}: records/, table.md, table.csv, table.json")
+    return path
+
+
+def show_differences(given: argparse.Namespace) -> None:
+    found = differences.differences(*given.diff)
+    print(differences.render(found, *given.diff))
+    if given.out:
+        Path(given.out).mkdir(parents=True, exist_ok=True)
+        write_whole(Path(given.out) / "diff.json", json.dumps(found, indent=2) + "\n")
+
+
+def show_tables(given: argparse.Namespace) -> None:
+    folders = [Path(folder) for folder in given.table]
+    compare = paper_model(given.compare, given.model or "") if given.compare else None
+    table = tables.build(folders, compare)
+    print(tables.terminal(table))
+    if given.out:
+        Path(given.out).mkdir(parents=True, exist_ok=True)
+        tables.save(table, Path(given.out))
+
+
+def read_questions(asker: Asker) -> None:
+    """Answer what is typed, until an empty line."""
     print("a question, or an empty line to leave")
     while True:
         try:
             question = input("> ").strip()
         except EOFError:
-            return 0
+            return
         if not question:
-            return 0
+            return
         try:
             asker.show(question)
         except ValueError as error:  # a question this model cannot read; the next one may be fine
             print(f"error: {error}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = parse_arguments(argv)
+    with one_line_errors():
+        check(given)
+        if given.diff:
+            show_differences(given)
+            return 0
+        if given.table:
+            show_tables(given)
+            return 0
+        loaded = load_for_asking(
+            given.model, revision=given.revision, prompts=given.prompts, device=given.device,
+            plain_thinking=given.plain_thinking == "on",
+        )  # fmt: skip
+        if given.benchmarks:
+            run_benchmarks(given, loaded)
+            return 0
+        asker = Asker(given, loaded)
+        if given.ask is not None:
+            asker.show(given.ask)
+            return 0
+    read_questions(asker)
+    return 0
 
 
 if __name__ == "__main__":

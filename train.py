@@ -9,7 +9,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -58,9 +58,9 @@ def train(session: Session) -> bool:
             metrics = rollout_metrics(groups, config) | rollout.judge_stats | update
             num_tokens += metrics["num_tokens"]
             metrics |= {"num_tokens": num_tokens, "time/judge_wait": rollout.judge_wait}
-            if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+            if is_evaluated(session, done):
                 with clock("eval"):
-                    bar.write(f"step {done}: {demo.one_line(evaluate_task(session, done).metrics)}")
+                    metrics |= evaluate_step(session, done, bar.write)
             metrics |= clock.metrics(metrics["completions/num_tokens"], update.get("trained_tokens", 0))
             run.log(done, metrics)
             run.log_rollouts(done, groups)
@@ -69,10 +69,11 @@ def train(session: Session) -> bool:
                 bar.write(f"step {done}: nothing to train on ({dropped_reasons(groups)}); no optimizer step, going on")
             if warning := watch.warning(metrics):
                 bar.write(f"step {done}: {warning}")
+            is_best = session.best.update(done, metrics)
             is_due = config.save_every and done % config.save_every == 0
             stopped_by = next(filter(None, gather(stop.received)), None)
-            if is_due or stopped_by or done == config.steps:
-                save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
+            if is_due or is_best or stopped_by or done == config.steps:
+                save(session, done)
                 clock.restart()  # saving belongs to no step
             if stopped_by and done < config.steps:
                 bar.close()
@@ -87,9 +88,15 @@ def stop_without_judge(session: Session, step: int) -> Iterator[None]:
     try:
         yield
     except (JudgeUnavailable, JudgeRefusedError) as error:
-        save_checkpoint(session.run.path, step, session.updater, session.renderer, session.source, session.config.keep)
+        save(session, step)
         print(f"\nstopped after step {step}: {error}; go on with the same flags and {how_to_resume(session.run.path)}")
         raise SystemExit(1) from error
+
+
+def save(session: Session, step: int) -> None:
+    best = session.best
+    save_checkpoint(session.run.path, step, session.updater, session.renderer, session.source, session.config.keep, best.step)
+    best.save(session.run.path)
 
 
 def how_to_resume(run: Path) -> str:
@@ -107,6 +114,25 @@ def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
 def dropped_reasons(groups: list[Group]) -> str:
     counts = Counter(group.dropped or "responses left out of the loss" for group in groups)
     return ", ".join(f"{count} x {reason}" for reason, count in counts.items())
+
+
+def is_evaluated(session: Session, done: int) -> bool:
+    """Whether step `done` ends with an evaluation. The last step of a demo is evaluated when training is over."""
+    config, is_last = session.config, done == session.config.steps
+    if is_last:
+        return session.evaluation is not None
+    return config.eval_every > 0 and done % config.eval_every == 0
+
+
+def evaluate_step(session: Session, step: int, say: Callable[[str], None] = print) -> dict[str, float]:
+    """Evaluate after `step` steps, say how it went, and return what is to be logged with the step."""
+    if session.evaluation is None:
+        say(f"step {step}: {demo.one_line(evaluate_task(session, step).metrics)}")
+        return {}
+    with session.rollout.weights:
+        metrics = session.evaluation.run(session.rollout.sampler, session.run.path / "eval" / f"step_{step:06d}.jsonl")
+    say(f"step {step}: {session.evaluation.one_line(metrics)}")
+    return metrics
 
 
 def evaluate_task(session: Session, step: int) -> Evaluation:
@@ -136,8 +162,16 @@ def run_demo(session: Session) -> dict | None:
 
 
 def run_real(session: Session) -> dict | None:
-    """Train on the user's questions. None if stopped by a signal."""
-    return {"last": session.run.read_metrics()[-1]} if train(session) else None
+    """Train on the user's questions, evaluated before, after and in between if so told. None if stopped by a signal."""
+    run, best = session.run, session.best
+    if session.evaluation is not None and session.first_step == 0:
+        before = evaluate_step(session, 0)
+        best.update(0, before)
+        run.log(0, {"num_tokens": 0} | before)
+    if not train(session):
+        return None
+    chosen = {"best": {"metric": best.metric, "step": best.step, "value": best.value}} if best.metric else {}
+    return {"last": run.read_metrics()[-1]} | chosen
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,13 +33,13 @@ def load_examples(path: str | Path) -> list[Example]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no data file at {path}")
-    rows = _read_rows(path)
+    rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path} holds no examples")
     return [_to_example(row, f"{path}, {place}", f"{path.stem}-{index}") for index, (place, row) in enumerate(rows)]
 
 
-def _read_rows(path: Path) -> list[tuple[str, object]]:
+def read_rows(path: Path) -> list[tuple[str, object]]:
     """Every row with the words that say where it stands. A file that starts with `[` is one JSON list."""
     text = path.read_text(encoding="utf-8")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -97,13 +98,21 @@ class PromptRenderer:
         self.tokenizer, self.prompts, self.plain_thinking = tokenizer, prompts, plain_thinking
         self._ids: dict[tuple[str, str], list[int]] = {}  # templates are slow; questions come back every epoch
 
-    def text(self, question: str, mode: str) -> str:
-        """The rendered prompt, up to where the model goes on."""
+    def text(self, question: str, mode: str, turns: Sequence[tuple[str, str]] = ()) -> str:
+        """The rendered prompt, up to where the model goes on.
+
+        Args:
+            turns: what came after the question: pairs of a response and the user's reply to it. Responses should come without
+                their native thinking: some templates (Qwen3's) leave earlier thinking out, others show whatever they are given.
+        """
         assert mode in MODES, mode
         system = self.prompts.refine if mode == "refine" else self.prompts.plain
         if not self.tokenizer.chat_template:
-            return f"{system}\n\nUser: {question}\n\nAssistant:"
+            replies = "".join(f" {response}\n\nUser: {reply}\n\nAssistant:" for response, reply in turns)
+            return f"{system}\n\nUser: {question}\n\nAssistant:{replies}"
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        for response, reply in turns:
+            messages += [{"role": "assistant", "content": response}, {"role": "user", "content": reply}]
         switch = {"enable_thinking": False} if mode == "plain" and not self.plain_thinking else {}
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
         return re.sub(r"<think>\s*(</think>\s*)?\Z", "", text) if mode == "refine" else text
@@ -115,11 +124,15 @@ class PromptRenderer:
             ValueError: the question holds characters that the tokenizer has no token for.
         """
         if (question, mode) not in self._ids:
-            ids = self.tokenizer.encode(self.text(question, mode), add_special_tokens=False)
-            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
-                raise ValueError(f"the tokenizer of this model cannot represent the question {question[:80]!r}")
-            self._ids[question, mode] = ids
+            self._ids[question, mode] = self.encode(self.text(question, mode), question)
         return self._ids[question, mode]
+
+    def encode(self, prompt: str, question: str) -> list[int]:
+        """Token ids of a prompt that `text` rendered for a question; errors as in `ids`."""
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+            raise ValueError(f"the tokenizer of this model cannot represent the question {question[:80]!r}")
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated ids, tags and special tokens included."""

@@ -1,11 +1,17 @@
 """Eq. 5 by rule: scorers that compare an answer with its reference and need no judge.
 
-A scorer is a pure function (answer, reference) -> score in [0, 1]. `score_by_rule` picks one from the reference.
+A scorer is a pure function (answer, reference) -> score in [0, 1]. Training calls `score_by_rule`, which picks one from the
+reference. A benchmark says of what kind its answers are: `RULES[kind]` takes the answer out of a text, and scores it.
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
+
+from rewards.choices import Options, extract_choice, score_choice
+from rewards.mathematics import extract_math, math_key, score_math, score_number
+from rewards.reading import drop_exact, extract_reading, extract_summary, reading_key, score_drop, score_summary
 
 # an optional sign that is not a minus between two operands, then digits with or without thousands commas and decimals
 NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
@@ -48,3 +54,50 @@ def rule_for(reference: str) -> Rule:
 def score_by_rule(answer: str, reference: str) -> float:
     """Eq. 5 by rule; an empty answer scores 0."""
     return rule_for(reference)(answer, reference) if answer.strip() else 0.0
+
+
+def score_exact(answer: str, references: tuple[str, ...]) -> float:
+    """1.0 if the answer equals one of the references after folding case and white space."""
+    return max(exact_match(answer, reference) for reference in references)
+
+
+@dataclass(frozen=True)
+class BenchmarkRule:
+    """How answers of one kind are scored.
+
+    Attributes:
+        extract: (text, options) -> the answer in it, or None if it gives none.
+        score: (answer, references) -> [0, 1], against the best of the references.
+        key: answers with the same key count as the same in a vote; None: there is no voting between such answers.
+        exact: (answer, references) -> 0 or 1, where `score` is a degree and right or wrong is another question.
+    """
+
+    extract: Callable[[str, Options], str | None]
+    score: Callable[[str, tuple[str, ...]], float]
+    key: Callable[[str], str] | None = None
+    exact: Callable[[str, tuple[str, ...]], float] | None = None
+
+
+RULES = {
+    "number": BenchmarkRule(lambda text, _: extract_math(text), score_number, math_key),
+    "math": BenchmarkRule(lambda text, _: extract_math(text), score_math, math_key),
+    "choice": BenchmarkRule(extract_choice, score_choice, str),
+    "drop": BenchmarkRule(lambda text, _: extract_reading(text), score_drop, reading_key, drop_exact),
+    "summary": BenchmarkRule(lambda text, _: extract_summary(text), score_summary),
+    "exact": BenchmarkRule(lambda text, _: extract_reading(text), score_exact, _normal),
+}
+
+
+def score_benchmark(kind: str, text: str, references: tuple[str, ...], options: Options = ()) -> tuple[str | None, float]:
+    """The answer in a text and its score; an answer that is not given scores 0.
+
+    Args:
+        text: what is left of a response when its thinking is taken off.
+
+    Raises:
+        ValueError: no rule of this kind.
+    """
+    if kind not in RULES:
+        raise ValueError(f"no rule scores answers of kind {kind!r}; there are {', '.join(RULES)}")
+    answer = RULES[kind].extract(text, options)
+    return answer, 0.0 if answer is None else RULES[kind].score(answer, references)

@@ -11,13 +11,11 @@ Writes behaviour.json, behaviour.md and one SVG for each figure into the folder'
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from model import Transformer, load_model
 from rewards.judge import Scorer
 from rl.answers import SCORES, methods_of, read_records, read_rollouts
 from rl.behaviour import analyse
@@ -25,8 +23,9 @@ from rl.behaviour_judge import make_behaviour_scorers
 from rl.behaviour_report import figures, summary
 from rl.config import Config, to_flag
 from rl.distributed import pick_device
+from rl.memory import load_frozen
 from rl.run_folder import write_whole
-from rl.setup import compute_dtype, one_line_errors
+from rl.setup import one_line_errors
 
 JUDGE_FLAGS = ("judge", "judge_model", "judge_extra_body", "judge_concurrency", "judge_timeout", "device", "runs_dir")
 PLAIN, REFINED = ("vanilla",), ("pasr", "pasr-ift", "pasr-prompt")  # methods that are compared, in order of preference
@@ -102,7 +101,8 @@ def run_analysis(folder: Path, config: Config | None = None, **options) -> dict:
         options: of `analyse_folder`.
     """
     with ExitStack() as stack:
-        scorers = None if config is None else make_behaviour_scorers(config, frozen_loader(config))
+        load = lambda folder: load_frozen(folder, pick_device(config.device))  # noqa: E731
+        scorers = None if config is None else make_behaviour_scorers(config, load)
         for scorer in (scorers or {}).values():
             stack.enter_context(closing(scorer))
         return analyse_folder(folder, scorers=scorers, **options)
@@ -113,16 +113,6 @@ def publish(analysis: dict, out: Path) -> None:
     print(summary(analysis))
     files = write_analysis(analysis, out)
     print(f"written: {files[0]}, {files[1].name} and {len(files) - 2} figures beside it")
-
-
-def frozen_loader(config: Config) -> Callable[[Path], Transformer]:
-    """Loads a judge's model on the configuration's device, in the dtype it computes in."""
-
-    def load(folder: Path) -> Transformer:
-        device = pick_device(config.device)
-        return load_model(folder, dtype=compute_dtype(device), device=device).requires_grad_(False)
-
-    return load
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -65,8 +65,10 @@ def damaged_checkpoints(run: Path) -> list[str]:
     return [f"ignoring {folder}: {problem}" for folder in folders if (problem := damage(folder))]
 
 
-def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRenderer, source: Path, keep: int) -> Path:
-    """Save after `step` steps, then delete all but the newest `keep` checkpoints.
+def save_checkpoint(
+    run: Path, step: int, updater: Updater, renderer: PromptRenderer, source: Path, keep: int, best: int | None = None
+) -> Path:
+    """Save after `step` steps, then delete all but the newest `keep` checkpoints and that of step `best`.
 
     Args:
         source: the folder the policy was loaded from: its configuration and tokenizer travel along, and the weights are
@@ -92,8 +94,14 @@ def save_checkpoint(run: Path, step: int, updater: Updater, renderer: PromptRend
             f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. "
             "Earlier checkpoints are untouched; make room and go on with --resume auto"
         ) from error
-    from_main(lambda: [shutil.rmtree(old) for old in complete_checkpoints(run)[:-keep]])
+    from_main(lambda: _prune(run, keep, best))
     return target
+
+
+def _prune(run: Path, keep: int, best: int | None) -> None:
+    for old in complete_checkpoints(run)[:-keep]:
+        if best is None or old != checkpoint_folder(run, best):
+            shutil.rmtree(old)
 
 
 @main_only

@@ -40,8 +40,13 @@ class Config:
     steps: int = option(500, "rollout batches to train on")
     save_every: int = option(50, "steps between checkpoints; the last step is always saved; 0: only the last")
     keep: int = option(2, "checkpoints kept")
-    eval_every: int = option(0, "steps between evaluations of the embedded task; 0: before and after only")
+    eval_every: int = option(0, "steps between evaluations (embedded task, or --eval-benchmarks); 0: before and after only")
     eval_questions: int = option(2000, "held-out questions of an evaluation of the embedded task")
+    eval_benchmarks: str | None = option(None, "asked while a real model trains: names, or name=FILE:KIND; held out of --data")
+    eval_data_dir: str | None = option(None, "folder of the benchmarks' files in the released layout; none: from the hub")
+    eval_limit: int = option(64, "questions of each benchmark; always the same ones")
+    eval_temperature: float = option(0.0, "of these answers; 0 is greedy")
+    keep_best: str | None = option(None, "metric (eval/NAME/pasr/accuracy, say) whose best checkpoint is kept beside --keep")
     wandb: Literal["online", "offline", "off"] = option("online", "mirror of metrics.jsonl; offline when no key is set")
 
     questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together")
@@ -214,9 +219,9 @@ def check(config: Config) -> None:
     at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "keep")
     if config.max_slots != "auto":
         at_least(1, "max_slots")
-    at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions")
+    at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions", "eval_limit")
     at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
-    at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience")
+    at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "eval_temperature")
     at_least(1, "judge_concurrency")
     if config.dist_timeout * 60 <= config.judge_patience:
         raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")
@@ -231,8 +236,12 @@ def check(config: Config) -> None:
         raise ValueError("--max-grad-norm must be above 0; to switch clipping off, say none")
     if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):
         raise ValueError("--adam-beta1 and --adam-beta2 must be at least 0 and below 1")
-    if config.eval_every and config.model:
-        raise ValueError("--eval-every evaluates the embedded task; leave it at 0 with --model")
+    if config.eval_every and config.model and not config.eval_benchmarks:
+        raise ValueError("--eval-every with --model needs --eval-benchmarks: which questions are to be asked?")
+    if config.eval_benchmarks and not config.model:
+        raise ValueError("--eval-benchmarks needs --model: the demo evaluates its own task")
+    if config.keep_best and not config.eval_benchmarks:
+        raise ValueError("--keep-best needs --eval-benchmarks, whose metrics it chooses by")
     if config.kl_estimator == "k1-reward" and (config.beta == 0 or config.mask_truncated):
         raise ValueError("--kl-estimator k1-reward needs --beta above 0, and goes without --mask-truncated")
     if config.temperature <= 0:

@@ -161,7 +161,7 @@ class RunFolder:
             lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]  # what has no newline was cut off
             kept = [line + "\n" for number, line in enumerate(lines, start=1) if self._step_of(line, number) <= step]
             write_whole(self.metrics_file, "".join(kept))
-        for file in [*self.path.glob("rollouts/step_*.jsonl"), *self.path.glob("eval/step_*.json")]:
+        for file in [*self.path.glob("rollouts/step_*.jsonl"), *self.path.glob("eval/step_*.json*")]:
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
 

@@ -13,6 +13,7 @@ from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
 from rewards.judge import Judgement, Scorer
 from rl.baselines import BaselineCache
+from rl.best import BestStep
 from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
 from rl.config import Config
 from rl.demo import warm_started_model
@@ -25,6 +26,7 @@ from rl.resume import find_checkpoint
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
 from rl.sampler import Sampler
+from rl.training_evaluation import TrainingEvaluation
 from rl.update import Updater
 from rl.weight_sync import PlainWeights
 
@@ -50,6 +52,8 @@ class Session:
     Attributes:
         source: folder the policy was loaded from.
         first_step: steps already done, by the checkpoint that is continued.
+        evaluation: of --eval-benchmarks; None without.
+        best: by --keep-best.
     """
 
     config: Config
@@ -61,6 +65,8 @@ class Session:
     updater: Updater
     rollout: Rollout
     first_step: int
+    evaluation: TrainingEvaluation | None
+    best: BestStep
 
 
 def open_session(config: Config) -> Session | None:
@@ -91,6 +97,8 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     tokenizer = load_tokenizer(source)
     prompts = load_prompts(config.prompts, source)
     renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
+    evaluation = TrainingEvaluation(config, renderer) if config.eval_benchmarks else None
+    examples = evaluation.hold_out(examples) if evaluation else examples
     examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
     stops = stop_ids(source, tokenizer)
 
@@ -106,7 +114,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     check_vocabulary(tokenizer, policy.model)
     existing = len(complete_checkpoints(run.path))
     parameters, export_bytes = sum(p.numel() for p in policy.model.parameters()), stored_dtype(source).itemsize
-    print(check_disk(run.path, parameters, export_bytes, keep=config.keep, existing=existing))
+    print(check_disk(run.path, parameters, export_bytes, keep=config.keep + bool(config.keep_best), existing=existing))
     updater = Updater(policy.model, reference if config.beta > 0 else None, decided, policy.optimizer)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
     policy.weights.refresh()
@@ -118,9 +126,10 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     rollout = _make_rollout(config, renderer, scorer, policy, reference_weights, list(stops), source)
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
+    best = BestStep(config.keep_best, run.read_metrics())
     run.accept(config)
     run.keep_prompts(described)
-    return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step)
+    return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step, evaluation, best)
 
 
 def find_source(config: Config) -> Path:

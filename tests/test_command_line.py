@@ -250,7 +250,7 @@ def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
         ("not finite", "--zeta is nan"),
         ("clipped to nothing", "--max-grad-norm must be above 0"),
         ("penalty without weight", "needs --beta above 0"),
-        ("another task's evaluation", "leave it at 0 with --model"),
+        ("another task's evaluation", "needs --eval-benchmarks"),
         ("judge without a name", "needs --judge-model"),
     ],
 )

@@ -1,0 +1,102 @@
+"""Eq. 5 by rule for multiple choice: which option an answer settles on, by its label or by its text."""
+
+import re
+
+from rewards.statements import boxed, conclusion, tidy, without_denied
+
+Options = tuple[tuple[str, str], ...]  # (label, text)
+HEDGE = r"(?:,|/|&|\bor\b|\band\b|\beither\b)"
+
+
+def extract_choice(text: str, options: Options) -> str | None:
+    r"""The label of the one option that a text settles on; None if it settles on none or hedges between several.
+
+    Looked for in this order: the last \boxed{...}; what follows the last "answer is" or "Answer:"; the last line; the whole
+    text. What a text denies ("not B", "B is wrong") does not count. Labels come before option texts.
+    """
+    text = tidy(text).strip()
+    labels = _pattern(label for label, _ in options)
+    texts = _pattern(sorted((body for _, body in options if body), key=len, reverse=True))
+    if (content := boxed(text)) is not None:
+        return _settled(_plain_latex(content), options)
+    text = without_denied(text, rf"(?:{labels})(?!\w)" + (f"|{texts}" if texts else ""))
+    stated = conclusion(text)
+    if stated is not None:
+        return _settled(stated, options)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and len(lines) > 1 and not _is_listing(lines[-1], options) and (found := _settled(lines[-1], options)):
+        listed = [_leading(line, options) for line in lines]
+        if listed.count(None) >= len(listed) - 1:  # the last line of a list of the options is no choice
+            return found
+    return _settled(text, options)
+
+
+def score_choice(answer: str, references: tuple[str, ...]) -> float:
+    """1.0 if the label is one of the references."""
+    return float(answer in references)
+
+
+def _settled(text: str, options: Options) -> str | None:
+    if found := _leading(text, options):
+        return found
+    found = _labels_in(text, options) or _texts_in(text, options)
+    return found.pop() if len(found) == 1 else None
+
+
+def _leading(text: str, options: Options) -> str | None:
+    """The label that a text begins with, as an answer: alone, or before a full stop, bracket, colon or explanation."""
+    labels = _pattern(label for label, _ in options)
+    lead = re.match(
+        rf"[\s\"'(\[]*(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|letter)?\s*[(\[\"']*({labels})"
+        rf"(?P<close>[)\]\"']*)(?=$|[\s.:;,)\]\"'/&\-])", text, re.IGNORECASE,
+    )  # fmt: skip
+    if not lead or _is_listing(text, options):
+        return None
+    rest = text[lead.end() :]
+    if re.match(rf"\s*{HEDGE}\s*(?:maybe |perhaps |possibly |also )?(?:[Oo]ption\s*)?[(\"']*(?:{labels})(?![\w'])", rest):
+        return None
+    label = _written(lead.group(1), options)
+    is_word = lead.group(1).islower() or (label in "AI" and re.match(r"\s+[a-z]", rest) and not lead.group("close"))
+    explained = re.match(r"\s*(?:$|[.:;,)\]\"'\-]|because|since|as\b|is\b|\()", rest)
+    return None if is_word and not (explained and (label not in "AI" or not lead.group(1).islower())) else label
+
+
+def _is_listing(text: str, options: Options) -> bool:
+    """Whether a text lists several options with their labels."""
+    labels = _pattern(label for label, _ in options)
+    return len({m.upper() for m in re.findall(rf"(?<![\w.])\(?({labels})\s*[:.)](?=\s)", text)}) > 1
+
+
+def _labels_in(text: str, options: Options) -> set[str]:
+    """Labels that stand in a text as labels: upper-case letters, and A and I only where they cannot be words."""
+    labels = _pattern(label for label, _ in options)
+    found = set()
+    for match in re.finditer(rf"(?<![\w'.-])([(\[]?)(?:[Oo]ption\s*)?({labels})([)\]]?)(?![\w'])(?!\.\d)", text):
+        label, rest = match.group(2), text[match.end() :]
+        is_word = label in ("A", "I") and re.match(r"[ \t]+(?!or\b|and\b|is\b|because\b|since\b)\w", rest)
+        if not is_word or match.group(1) or "ption" in match.group():
+            found.add(label)
+    return found
+
+
+def _texts_in(text: str, options: Options) -> set[str]:
+    """Labels of the options whose whole text stands in a text. Longer texts first: "music" is not named by "music room"."""
+    rest, found = " ".join(text.casefold().split()), set()
+    for label, body in sorted(options, key=lambda option: -len(option[1])):
+        wanted = re.escape(" ".join(body.casefold().rstrip(".").split()))
+        if wanted and re.search(rf"(?<!\w){wanted}(?!\w)", rest):
+            found.add(label)
+            rest = re.sub(rf"(?<!\w){wanted}(?!\w)", " ", rest)
+    return found
+
+
+def _pattern(words) -> str:
+    return "|".join(re.escape(word) for word in words)
+
+
+def _written(label: str, options: Options) -> str:
+    return next(name for name, _ in options if name.casefold() == label.casefold())
+
+
+def _plain_latex(text: str) -> str:
+    return re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r"\1", text).strip("$ ")

@@ -1,0 +1,168 @@
+"""Runs benchmarks: every question by every method, scored by rule as answers end, then by the judge.
+
+Answers are appended to their record file as they end, so an evaluation that is interrupted goes on where it stopped; draws are
+pure functions of the seed and the question, so it ends up with the same answers.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+
+from tqdm import tqdm
+
+from data.benchmark_rows import BenchmarkItem
+from data.benchmarks import Benchmark
+from rewards.accuracy import RULES, score_benchmark
+from rewards.judge import Scorer
+from rl.answer_records import AnswerRecord, OutputFolder, RecordFile
+from rl.benchmark_judges import judge_records
+from rl.methods import METHODS, RIGHT, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
+
+BAR_FORMAT = "{desc:30} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
+
+
+def run_benchmark(
+    answerer: Answerer,
+    benchmark: Benchmark,
+    items: list[BenchmarkItem],
+    method: Method,
+    out: OutputFolder,
+    judges: dict[str, Scorer] | None,
+    tell: Callable[[str], None] = print,
+) -> list[AnswerRecord]:
+    """All answers of one method to one benchmark, taken from the record file or drawn now.
+
+    Args:
+        items: its questions.
+        judges: by kind; None: rules alone.
+        tell: prints a line.
+    """
+    file = RecordFile(out.path, benchmark.name, method.name)
+    samples = answerer.decoding.samples
+    missing = {(item.id, i) for item in items for i in range(samples)} - file.records.keys()
+    if missing and file.records:
+        tell(f"{benchmark.name}, {method.name}: {len(file.records)} answers are there already, {len(missing)} to go")
+    answerer.shortened = 0
+    if missing:
+        title = f"{benchmark.name}, {method.name}"
+        with tqdm(total=len(missing), desc=title, bar_format=BAR_FORMAT) as bar:
+            keep = _keeper(file, bar)
+            _answer_missing(answerer, benchmark, items, method, keep, missing, _shared_first_turns(out, benchmark, method))
+        file.rewrite([item.id for item in items])
+    if judges and any(record.scores.get("judge") is None for record in file.records.values()):
+        failed = judge_records(judges[benchmark.judge_kind], benchmark.judge_kind, file.records.values())
+        file.rewrite([item.id for item in items])
+        if failed:
+            why = judges[benchmark.judge_kind].last_failure
+            tell(f"{benchmark.name}, {method.name}: no judge's score for {failed} answers ({why}); the next run asks again")
+    if answerer.shortened:
+        tell(f"{benchmark.name}, {method.name}: {answerer.shortened} answers had less room than --max-new-tokens")
+    return list(file.records.values())
+
+
+def _keeper(file: RecordFile, bar: tqdm) -> Callable[[AnswerRecord], None]:
+    """Appends records and shows how it goes."""
+    total = Counter()
+
+    def keep(record: AnswerRecord) -> None:
+        file.append(record)
+        total.update(answers=1, score=record.scores["rule"], tokens=record.tokens)
+        bar.set_postfix_str(f"score {total['score'] / total['answers']:.3f}, {total['tokens']} tokens", refresh=False)
+        bar.update()
+
+    return keep
+
+
+def _answer_missing(
+    answerer: Answerer,
+    benchmark: Benchmark,
+    items: list[BenchmarkItem],
+    method: Method,
+    keep_record: Callable[[AnswerRecord], None],
+    missing: set[tuple[str, int]],
+    shared: dict[tuple[str, int], Turn],
+) -> None:
+    """Draw the missing answers, and hand each to `keep_record` as it ends."""
+
+    def keep(item: BenchmarkItem, sample: int, turns: list[Turn]) -> None:
+        if (item.id, sample) in missing:
+            keep_record(score_answer(benchmark, method, item, sample, turns))
+
+    wanted: dict[str, list[int]] = {}
+    for id, sample in sorted(missing):
+        wanted.setdefault(id, []).append(sample)
+    readable = []
+    for item in items:
+        if item.id not in wanted:
+            continue
+        try:
+            answerer.check(item, method.mode)
+        except UnreadableError as error:
+            for sample in wanted[item.id]:
+                keep_record(unreadable_record(benchmark, method, item, sample, str(error)))
+        else:
+            readable.append(item)
+    if method.review is None:
+        answerer.first_turns(readable, method.mode, keep)
+        return
+
+    first = {(item.id, i): turn for item in readable for i in _samples(answerer) if (turn := shared.get((item.id, i)))}
+    unknown = [item for item in readable if any((item.id, i) not in first for i in _samples(answerer))]
+    answerer.first_turns(unknown, method.mode, lambda item, i, turns: first.update({(item.id, i): turns[0]}))
+    to_review = []
+    for item in readable:
+        for i in _samples(answerer):
+            turn = first[item.id, i]
+            score = score_benchmark(benchmark.kind, answer_text(turn, method.mode), item.references, item.options)[1]
+            if method.only_wrong and score >= RIGHT:
+                keep(item, i, [turn])
+            elif (item.id, i) in missing:
+                to_review.append((item, i, turn))
+    answerer.second_turns(to_review, method, keep)
+
+
+def _samples(answerer: Answerer) -> range:
+    return range(answerer.decoding.samples)
+
+
+def _shared_first_turns(out: OutputFolder, benchmark: Benchmark, method: Method) -> dict[tuple[str, int], Turn]:
+    """Vanilla's answers, which are the first turns of the methods that review: same prompt, same draws."""
+    if method.review is None:
+        return {}
+    assert method.mode == METHODS["vanilla"].mode
+    known = RecordFile(out.path, benchmark.name, "vanilla").records
+    return {place: Turn(**record.turns[0]) for place, record in known.items() if record.turns}
+
+
+def score_answer(benchmark: Benchmark, method: Method, item: BenchmarkItem, sample: int, turns: list[Turn]) -> AnswerRecord:
+    """The record of an answer, scored by rule. Where a review leaves the solution as it is, the answer before it stands."""
+    place = len(turns) - 1
+    if place and says_it_holds(turns[place]):
+        place -= 1
+    answer, score = score_benchmark(benchmark.kind, answer_text(turns[place], method.mode), item.references, item.options)
+    scores: dict[str, float | None] = {"rule": score, "judge": None}
+    if (exact := RULES[benchmark.kind].exact) is not None:
+        scores["exact"] = 0.0 if answer is None else exact(answer, item.references)
+    return AnswerRecord(
+        benchmark=benchmark.name,
+        method=method.name,
+        id=item.id,
+        sample=sample,
+        question=item.question,
+        reference=item.reference,
+        turns=[asdict(turn) for turn in turns],
+        answer=answer,
+        answer_turn=place,
+        tokens=sum(turn.tokens for turn in turns),
+        scores=scores,
+    )
+
+
+def unreadable_record(benchmark: Benchmark, method: Method, item: BenchmarkItem, sample: int, why: str) -> AnswerRecord:
+    """The record of a question that the model could not be given: a score of 0, and the reason."""
+    scores: dict[str, float | None] = {"rule": 0.0, "judge": None}
+    if RULES[benchmark.kind].exact is not None:
+        scores["exact"] = 0.0
+    return AnswerRecord(
+        benchmark.name, method.name, item.id, sample, item.question, item.reference, [], None, 0, 0, scores, why
+    )

@@ -1,0 +1,131 @@
+"""--eval-benchmarks and --keep-best: a fixed evaluation while training, held-out questions, the best checkpoint kept."""
+
+import json
+
+import pytest
+from conftest import STEPS, flags, lines_of, place, reward_for_length  # noqa: F401 - fixtures
+from reader import write_rows
+
+import rl.training_evaluation
+import train
+from data.division import load_split
+from data.examples import Example, load_examples
+from data.prompts import PromptRenderer, load_prompts, load_tokenizer
+from rl.best import BestStep
+from rl.checkpoint import complete_checkpoints
+from rl.config import PRESETS, Config, parse_config
+from rl.training_evaluation import TrainingEvaluation
+
+
+def own(place, count: int = 5) -> str:  # noqa: F811
+    rows = [{"question": e.question, "answer": e.reference} for e in load_split(held_out=True)[3 : 3 + count]]
+    return f"own={write_rows(place / 'own.jsonl', rows)}:number"
+
+
+def evaluated(place, run: str, *more: str) -> list[str]:  # noqa: F811
+    return flags(place, run, "--eval-benchmarks", own(place), "--eval-every", "3", *more)
+
+
+def make(place, **changes) -> TrainingEvaluation:  # noqa: F811
+    folder = place / "model"
+    config = Config(**{**PRESETS["default"], "eval_benchmarks": own(place), "model": str(folder), **changes})
+    return TrainingEvaluation(config, PromptRenderer(load_tokenizer(folder), load_prompts(None, folder)))
+
+
+def pretend(patch, values: dict[int, float]) -> None:
+    """Replace the accuracy of the refine prompt by what `values` says of each evaluation in turn."""
+    evaluate = rl.training_evaluation.TrainingEvaluation.run
+
+    def run(self, sampler, file):
+        metrics = evaluate(self, sampler, file)
+        return metrics | {"eval/own/pasr/accuracy": values[int(file.stem.removeprefix("step_"))]}
+
+    patch.setattr(rl.training_evaluation.TrainingEvaluation, "run", run)
+
+
+@pytest.mark.usefixtures("reward_for_length")
+def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):  # noqa: F811
+    """Bug guarded: no figure of the untrained model, an evaluation that changes the training, questions trained on."""
+    assert train.main(evaluated(place, "with")) == 0
+    shown = capsys.readouterr().out
+    assert "held out: 4 of 7 training questions" in shown
+    assert "step 0: accuracy with plain / refine prompt: own" in shown
+    rows = lines_of(place / "runs" / "with" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert [row["step"] for row in rows if "eval/own/pasr/accuracy" in row] == [0, 3, 6, 8]
+    wanted = {f"eval/{b}/{m}/{n}" for b in ("own", "average") for m in ("vanilla", "pasr") for n in ("accuracy", "tokens")}
+    assert wanted | {"eval/own/pasr/wellformed"} <= set(rows[3])
+    answers = lines_of(place / "runs" / "with" / "eval" / "step_000006.jsonl")
+    assert len(answers) == 5 * 2
+    assert {answer["method"] for answer in answers} == {"vanilla", "pasr"}
+
+    held = {answer["question"] for answer in answers}
+    rest = [e for e in load_examples(place / "data.jsonl") if e.question not in held]
+    write_rows(place / "rest.jsonl", [{"question": e.question, "answer": e.reference, "id": e.id} for e in rest])
+    assert train.main(flags(place, "without", "--data", str(place / "rest.jsonl"))) == 0
+    one, two = (place / "runs" / run / "checkpoints" / "step_000008" / "model.safetensors" for run in ("with", "without"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.usefixtures("reward_for_length")
+def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch):  # noqa: F811
+    """Bug guarded: the best checkpoint pruned, forgotten when resumed, or never saved because no save was due."""
+    pretend(monkeypatch, {0: 0.1, 3: 0.9, 6: 0.4, 8: 0.5, 9: 0.6, 10: 0.7})
+    best = ("--keep", "1", "--save-every", "4", "--keep-best", "eval/own/pasr/accuracy")
+    assert train.main(evaluated(place, "best", *best)) == 0
+    run = place / "runs" / "best"
+    assert [folder.name for folder in complete_checkpoints(run)] == ["step_000003", "step_000008"]
+    assert json.loads((run / "best.json").read_text()) == {"metric": "eval/own/pasr/accuracy", "step": 3, "value": 0.9}
+    assert json.loads((run / "summary.json").read_text())["best"]["step"] == 3
+    more = evaluated(place, "best", *best, "--resume", "auto", "--resume-with-changes", "--steps", "10")
+    assert train.main(more) == 0
+    assert [folder.name for folder in complete_checkpoints(run)] == ["step_000003", "step_000010"]
+    assert json.loads((run / "best.json").read_text())["step"] == 3
+
+
+@pytest.mark.usefixtures("reward_for_length")
+def test_a_new_best_replaces_the_old(place, monkeypatch):  # noqa: F811
+    pretend(monkeypatch, {0: 0.1, 3: 0.2, 6: 0.3, 8: 0.1})
+    assert (
+        train.main(evaluated(place, "better", "--keep", "1", "--save-every", "0", "--keep-best", "eval/own/pasr/accuracy")) == 0
+    )
+    assert [folder.name for folder in complete_checkpoints(place / "runs" / "better")] == ["step_000006", "step_000008"]
+
+
+def test_best_step():
+    """Bug guarded: the last of equals (a better step thrown away), a null taken for a number, metrics of steps cut back."""
+    best = BestStep("m", [{"step": 0, "m": 0.5}, {"step": 1}, {"step": 2, "m": None}, {"step": 3, "m": 0.5}])
+    assert (best.step, best.value) == (0, 0.5)
+    assert best.update(4, {"m": 0.6})
+    assert not best.update(5, {"m": 0.6})
+    assert best.step == 4
+    assert not BestStep(None).update(1, {"m": 1.0})
+
+
+def test_held_out_by_question(place):  # noqa: F811
+    evaluation = make(place)
+    asked = evaluation.items[0][1].question
+    kept = evaluation.hold_out([Example("a", f"  {asked} ", "1"), Example("b", "999/99", "10")])
+    assert [example.id for example in kept] == ["b"]
+    with pytest.raises(ValueError, match="every training question"):
+        evaluation.hold_out([Example("a", asked, "1")])
+
+
+def test_what_cannot_be_asked_is_said(place, capsys):  # noqa: F811
+    mixed = write_rows(place / "mixed.jsonl", [{"question": "12/5", "answer": 2}, {"question": "twelve?", "answer": 2}])
+    assert len(make(place, eval_benchmarks=f"mixed={mixed}:number").items) == 1
+    assert "1 of 2 questions of mixed" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no question of own can be asked"):
+        make(place, max_prompt_tokens=2)
+    with pytest.raises(ValueError, match=r"--keep-best loss is no metric.*eval/own/pasr/accuracy"):
+        make(place, keep_best="loss")
+
+
+def test_flags_that_do_not_go_together():
+    for given, problem in [
+        (["--model", "m", "--eval-every", "5"], "needs --eval-benchmarks"), (["--eval-benchmarks", "gsm8k"], "needs --model"),
+        (["--model", "m", "--keep-best", "x"], "--keep-best needs --eval-benchmarks"),
+        (["--model", "m", "--eval-benchmarks", "gsm8k", "--eval-limit", "0"], "--eval-limit"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=problem):
+            parse_config(given)
