@@ -43,6 +43,8 @@ class Config:
     eval_every: int = option(0, "steps between evaluations of the embedded task; 0: before and after only")
     eval_questions: int = option(2000, "held-out questions of an evaluation of the embedded task")
     wandb: Literal["online", "offline", "off"] = option("online", "mirror of metrics.jsonl; offline when no key is set")
+    wandb_group: str | None = option(None, "group of runs in wandb; default: the flags that differ from the preset but seeds")
+    table_every: int = option(50, "steps between tables of samples in wandb; 0: none")
 
     questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together")
     group_size: int = option(8, "G, refine-prompt responses per question (paper: 8)")
@@ -204,7 +206,7 @@ def check(config: Config) -> None:
     at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "max_slots", "keep")
     at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions")
     at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
-    at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience")
+    at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "table_every")
     at_least(1, "judge_concurrency")
     for spec in fields(Config):
         value = getattr(config, spec.name)

@@ -9,7 +9,7 @@ from rl.config import Config, to_flag
 
 # flags that may differ when a run is continued: they do not change what is computed
 FREE_ON_RESUME = {"resume", "resume_with_changes", "run", "runs_dir", "wandb", "save_every", "keep", "eval_every", "device"}
-FREE_ON_RESUME |= {"judge_concurrency", "judge_timeout", "judge_patience"}
+FREE_ON_RESUME |= {"judge_concurrency", "judge_timeout", "judge_patience", "wandb_group", "table_every"}
 
 
 def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
