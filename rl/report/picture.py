@@ -103,7 +103,15 @@ def _draw_panel(axes: Axes, run: RunRecord, title: str, both: list[Series]) -> N
 def _label(axes: Axes, step: int, value: float, colour: str, shift: tuple[int, int], align: str) -> None:
     look = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
     axes.annotate(
-        f"{value:.2f}", (step, value), shift, textcoords="offset points", ha=align, color=colour, weight="bold", bbox=look, zorder=6
+        f"{value:.2f}",
+        (step, value),
+        shift,
+        textcoords="offset points",
+        ha=align,
+        color=colour,
+        weight="bold",
+        bbox=look,
+        zorder=6,
     )
 
 
