@@ -28,6 +28,7 @@ from rl.evaluation import Evaluation, evaluate_division
 from rl.judging import JudgeUnavailable
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
+from rl.report import write_report
 from rl.setup import Session, one_line_errors, open_session
 from rl.signals import StopSignals
 from rl.weight_sync import sync_weights
@@ -58,7 +59,8 @@ def train(session: Session) -> bool:
             metrics = rollout_metrics(groups, config) | rollout.judge_stats | update
             num_tokens += metrics["num_tokens"]
             metrics |= {"num_tokens": num_tokens, "time/judge_wait": rollout.judge_wait}
-            if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+            is_evaluated = bool(config.eval_every) and done % config.eval_every == 0 and done < config.steps
+            if is_evaluated:
                 with clock("eval"):
                     bar.write(f"step {done}: {demo.one_line(evaluate_task(session, done).metrics)}")
             metrics |= clock.metrics(metrics["completions/num_tokens"], update.get("trained_tokens", 0))
@@ -73,6 +75,9 @@ def train(session: Session) -> bool:
             if is_due or stop.received or done == config.steps:
                 save_checkpoint(run.path, done, updater, session.renderer, session.source, config.keep)
                 clock.restart()  # saving belongs to no step
+            if (is_evaluated or is_due or stop.received) and done < config.steps:
+                write_report([run.path])
+                clock.restart()
             if stop.received and done < config.steps:
                 bar.close()
                 print(f"stopped by {stop.received} after step {done}; go on with the same flags and {how_to_resume(run.path)}")
@@ -154,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         if result is not None:
             times = {"wall_s": time.perf_counter() - begin, "cpu_s": time.process_time() - begin_cpu}
             run.finish({"steps": config.steps} | {name: round(value, 1) for name, value in times.items()} | result)
+            print(f"report: {write_report([run.path])}")
             print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {run.path}")
     return 0
 

@@ -53,10 +53,10 @@ class Change:
         return format_number(self.begin), format_number(self.end)
 
 
-def change_of(run: RunRecord, quantity: Quantity) -> Change | None:
-    """From evaluations if there are two, else the means of the first and of the last steps. None if it is not known."""
-    steps, values = run.evaluated(quantity.evaluation)
-    if len(steps) > 1:
+def change_of(run: RunRecord, quantity: Quantity, *, held_out: bool) -> Change | None:
+    """From the first and the last evaluation, or the means of the first and of the last steps. None if it is not known."""
+    if held_out:
+        values = run.evaluated(quantity.evaluation)[1]
         return Change(values[0], values[-1], "held-out")
     known = [value for value in run.column(quantity.metric) if value == value]
     if not known:
@@ -66,9 +66,14 @@ def change_of(run: RunRecord, quantity: Quantity) -> Change | None:
 
 
 def headline_rows(runs: list[RunRecord]) -> list[dict]:
-    """Rows of the headline table, one change for each run, without the rows that no run knows."""
-    rows = [{"quantity": quantity, "changes": [change_of(run, quantity) for run in runs]} for quantity in QUANTITIES]
-    return [row for row in rows if any(row["changes"])]
+    """Rows of the headline table, one change for each run and all from one source, without the rows that no run knows."""
+    rows = []
+    for quantity in QUANTITIES:
+        held_out = all(len(run.evaluated(quantity.evaluation)[0]) > 1 for run in runs)
+        changes = [change_of(run, quantity, held_out=held_out) for run in runs]
+        if known := [change for change in changes if change]:
+            rows.append({"quantity": quantity, "changes": changes, "source": known[0].source})
+    return rows
 
 
 def differing_flags(runs: list[RunRecord]) -> list[dict]:

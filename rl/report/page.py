@@ -1,7 +1,7 @@
 """Puts the page together: one HTML file with its style, script, curves and samples inside, which needs no network.
 
-Everything that a model or a user wrote is escaped by the template engine; only this package's own style sheet, script and curves
-go in as they are.
+Everything that a model or a user wrote is escaped by the template engine; only this package's own style sheet, script and
+curves go in as they are.
 """
 
 import base64

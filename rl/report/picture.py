@@ -54,7 +54,7 @@ def draw_picture(folder: Path | str, file: Path | str) -> Path:
             axes.legend(loc=corner, frameon=False, labelcolor=INK, handlelength=1.4)
         trace = figure.add_axes((0, 0, 1, 0.28))
         trace.axis("off")
-        _write(trace, 0.8, [Segment("label", f"{old['question']}   the same held-out question, greedy")])
+        _write(trace, 0.8, [Segment("label", f"{old['question']}   a held-out question, answered greedily")])
         _write(trace, 0.5, [Segment("label", "before  "), *segments(old["text"])])
         _write(trace, 0.2, [Segment("label", "after   "), *segments(new["text"])])
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=200)
@@ -79,7 +79,7 @@ def _draw_panel(axes: Axes, run: RunRecord, title: str, both: list[Series]) -> N
     ends = []
     for series, colour in zip(both, (BLUE, ORANGE), strict=True):
         raw = run.column(series.metric)
-        axes.plot(run.steps, raw, color=colour, alpha=0.18, linewidth=0.8)
+        axes.plot(run.steps, raw, color=colour, alpha=0.13, linewidth=0.8)
         axes.plot(run.steps, running_mean(raw, window_of(len(raw))), color=colour, linewidth=2, label=series.label)
         steps, values = run.evaluated(series.evaluation)
         axes.plot(steps, values, color=colour, marker="o", markersize=6, linestyle="", clip_on=False, zorder=5)
