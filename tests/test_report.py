@@ -207,7 +207,7 @@ def test_what_a_refinement_was_good_for(config, changes, outcome):
 
 def test_rare_outcomes_are_among_the_chosen():
     """Bug guarded: the one response that got worse, lost among a hundred that did not change."""
-    outcomes = ["useless"] * 50 + ["harmed"] + ["not refined"] * 50
+    outcomes = ["fixed"] * 50 + ["harmed"] + ["not refined"] * 50
     chosen = choose(outcomes, 9)
     assert 50 in chosen
     assert len(chosen) == 9

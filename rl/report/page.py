@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl.report.charts import SECTIONS, Chart, Series, benchmark_section, one_curve_each
-from rl.report.figures import Drawing, Line, draw, format_number, window_of
+from rl.report.figures import Drawing, Line, draw, window_of
 from rl.report.headline import differing_flags, headline_rows, state_of
 from rl.report.runs import RunRecord, load_run
 from rl.report.samples import MAX_RESPONSES, MAX_STEPS, OUTCOMES, sampled_steps, segments
@@ -46,8 +46,10 @@ def render(runs: list[RunRecord]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["number"] = format_number
-    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2f}".replace("-", "−")
+    environment.filters["fixed"] = lambda value: "–" if value is None else f"{value:.2f}"
+    environment.filters["signed"] = lambda value: (
+        "–" if value is None else f"{value:+.2f}".replace("+0.00", "0.00").replace("-", "−")
+    )
     sections = drawn_sections(runs)
     samples = [{"run": run, "steps": sampled_steps(run, max(2, MAX_STEPS // len(runs)))} for run in runs]
     return environment.get_template("template.html").render(
