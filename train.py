@@ -24,7 +24,7 @@ from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import parse_config
-from rl.evaluation import Evaluation, evaluate_division
+from rl.evaluation import Evaluation, evaluate_division, trial_metrics
 from rl.judging import JudgeUnavailable
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
@@ -57,6 +57,8 @@ def train(session: Session) -> bool:
 
             done = step + 1
             metrics = rollout_metrics(groups, config) | rollout.judge_stats | update
+            if config.model is None:
+                metrics |= trial_metrics(groups)
             num_tokens += metrics["num_tokens"]
             metrics |= {"num_tokens": num_tokens, "time/judge_wait": rollout.judge_wait}
             is_evaluated = bool(config.eval_every) and done % config.eval_every == 0 and done < config.steps

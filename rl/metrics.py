@@ -3,7 +3,6 @@
 import math
 import statistics
 
-from data.division import read_trials
 from rewards.format import (
     changes_nothing,
     has_both_pairs,
@@ -36,8 +35,6 @@ def rollout_metrics(groups: list[Group], config: Config) -> dict[str, float]:
     samples = [sample for group in groups for sample in group.refine_samples]
     plain = [sample for group in groups for sample in group.plain_samples]
     metrics = _reward_metrics(groups, samples) | _length_metrics(samples) | _pasr_metrics(groups, samples, config)
-    if config.model is None:
-        metrics |= trial_metrics(groups)
     if plain:
         metrics["pasr/plain_wellformed"] = mean(is_plain_wellformed(s.text) for s in plain)
         metrics["pasr/plain_leak"] = mean("<refine>" in s.text or "</refine>" in s.text for s in plain)
@@ -104,15 +101,6 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
         for name, value in (("win", 1.0), ("tie", -0.5), ("loss", -1.0)):
             metrics[f"pasr/{name}"] = mean(sample.refine == value for sample in refined)
     return metrics
-
-
-def trial_metrics(groups: list[Group]) -> dict[str, float]:
-    """P(a refinement follows | the trial just written is wrong / right), over all trials of the embedded task in a rollout."""
-    trials = [t for group in groups for sample in group.refine_samples for t in read_trials(group.question, sample.text)]
-    return {
-        "pasr/p_refine_wrong": mean(trial.refined for trial in trials if not trial.is_right),
-        "pasr/p_refine_right": mean(trial.refined for trial in trials if trial.is_right),
-    }
 
 
 class SandbaggingWatch:

@@ -9,6 +9,7 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 import rl.wandb_mirror
+from rewards.format import mark_refinements
 from rl.config import parse_config
 from rl.records import Completion, Group, Sample
 from rl.run_folder import RunFolder
@@ -130,6 +131,10 @@ def test_an_unreachable_server_does_not_hold_up_the_run(tmp_path, monkeypatch, c
 )
 def test_runs_that_differ_in_their_seeds_share_a_group(flags, name):
     assert group_name(parse_config(flags)) == name
+
+
+def test_refinements_are_marked():
+    assert mark_refinements("a<refine>b</refine>c<refine>d") == "a▶<refine>b</refine>◀c▶<refine>d◀"
 
 
 def test_the_table_is_bounded():

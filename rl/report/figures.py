@@ -5,6 +5,7 @@ import re
 import statistics
 from dataclasses import dataclass
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -80,9 +81,7 @@ def thin(steps: list[int], *columns: list[float]) -> tuple[list, ...]:
 
 def draw(chart: Chart, lines: list[Line | None]) -> Drawing:
     """A chart. The place of a line decides its colour; None keeps a place free."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
         axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, (RIGHT - LEFT) / WIDTH, (TOP - BOTTOM) / HEIGHT))
         entries, columns, shown, base = [], [], [], []
