@@ -113,7 +113,7 @@ def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> 
 
 
 def trial_metrics(groups: list[Group]) -> dict[str, float]:
-    """The same of a rollout batch, at every step and for nothing: P(a refinement follows | the trial is wrong / right)."""
+    """p_refine_wrong and p_refine_right of a rollout batch of the embedded task: known at every step, for nothing."""
     trials = [t for group in groups for sample in group.refine_samples for t in read_trials(group.question, sample.text)]
     return {
         "pasr/p_refine_wrong": mean_or_nan(trial.refined for trial in trials if not trial.is_right),
