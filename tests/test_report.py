@@ -161,6 +161,7 @@ def test_two_runs_side_by_side(tmp_path):
     assert "--refine-rewardcomparepresence" in table
     assert "--steps" not in table
     legends = re.findall(r'<p class="legend">(.*?)</p>', page.source)
+    assert main([str(first)] * 7) == 2  # two runs of one colour
     named = [re.findall(r"curve-(\d)\"></i>(\w+)", text) for text in legends]
     assert len(legends) == len(page.all("svg")) == 5
     both, one = [("0", "first"), ("1", "second")], [("0", "first")]

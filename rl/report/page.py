@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl.report.charts import SECTIONS, Chart, Series, benchmark_section, one_curve_each
-from rl.report.figures import Drawing, Line, draw, window_of
+from rl.report.figures import COLOURS, Drawing, Line, draw, window_of
 from rl.report.headline import differing_flags, headline_rows, state_of
 from rl.report.runs import RunRecord, load_run
 from rl.report.samples import MAX_RESPONSES, MAX_STEPS, OUTCOMES, sampled_steps, segments
@@ -31,8 +31,10 @@ def write_report(folders: list[Path | str], file: Path | str | None = None) -> P
         The file.
 
     Raises:
-        ValueError: a folder is no run folder.
+        ValueError: a folder is no run folder, or there are more runs than colours.
     """
+    if len(folders) > len(COLOURS):
+        raise ValueError(f"{len(folders)} runs cannot be told apart; compare at most {len(COLOURS)} at a time")
     runs = [load_run(folder) for folder in folders]
     file = Path(file) if file else (runs[0].path / "report.html" if len(runs) == 1 else Path("report.html"))
     part = file.with_name(f"{file.name}.part")
