@@ -9,26 +9,26 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.division import load_split
-from data.examples import shuffled
 from rewards.chat_server import JudgeRefusedError
 from rl import demo
 from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
-from rl.distributed import from_main, gather, is_main, leave, one_voice, pick_device, process_group
-from rl.evaluation import Evaluation, evaluate_division
+from rl.distributed import gather, leave, one_voice, pick_device, process_group
+from rl.evaluating import evaluate_step, evaluate_task, is_evaluated
+from rl.evaluation import trial_metrics
 from rl.judging import JudgeUnavailable
 from rl.memory_table import plan_text
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
+from rl.report import write_report
 from rl.setup import Session, one_line_errors, open_session
 from rl.signals import StopSignals
 
@@ -56,9 +56,12 @@ def train(session: Session) -> bool:
 
             done = step + 1
             metrics = rollout_metrics(groups, config) | rollout.judge_stats | update
+            if config.model is None:
+                metrics |= trial_metrics(groups)
             num_tokens += metrics["num_tokens"]
             metrics |= {"num_tokens": num_tokens, "time/judge_wait": rollout.judge_wait}
-            if is_evaluated(session, done):
+            evaluated = is_evaluated(session, done)
+            if evaluated:
                 with clock("eval"):
                     metrics |= evaluate_step(session, done, bar.write)
             metrics |= clock.metrics(metrics["completions/num_tokens"], update.get("trained_tokens", 0))
@@ -75,6 +78,9 @@ def train(session: Session) -> bool:
             if is_due or is_best or stopped_by or done == config.steps:
                 save(session, done)
                 clock.restart()  # saving belongs to no step
+            if is_main() and (evaluated or is_due or stopped_by):
+                write_report([run.path])
+                clock.restart()
             if stopped_by and done < config.steps:
                 bar.close()
                 print(f"stopped by {stopped_by} after step {done}; go on with the same flags and {how_to_resume(run.path)}")
@@ -114,37 +120,6 @@ def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
 def dropped_reasons(groups: list[Group]) -> str:
     counts = Counter(group.dropped or "responses left out of the loss" for group in groups)
     return ", ".join(f"{count} x {reason}" for reason, count in counts.items())
-
-
-def is_evaluated(session: Session, done: int) -> bool:
-    """Whether step `done` ends with an evaluation. The last step of a demo is evaluated when training is over."""
-    config, is_last = session.config, done == session.config.steps
-    if is_last:
-        return session.evaluation is not None
-    return config.eval_every > 0 and done % config.eval_every == 0
-
-
-def evaluate_step(session: Session, step: int, say: Callable[[str], None] = print) -> dict[str, float]:
-    """Evaluate after `step` steps, say how it went, and return what is to be logged with the step."""
-    if session.evaluation is None:
-        say(f"step {step}: {demo.one_line(evaluate_task(session, step).metrics)}")
-        return {}
-    with session.rollout.weights:
-        metrics = session.evaluation.run(session.rollout.sampler, session.run.path / "eval" / f"step_{step:06d}.jsonl")
-    say(f"step {step}: {session.evaluation.one_line(metrics)}")
-    return metrics
-
-
-def evaluate_task(session: Session, step: int) -> Evaluation:
-    """Held-out questions of the embedded task after `step` steps; kept in eval/, so that a resumed run finds it."""
-    config, file = session.config, session.run.path / "eval" / f"step_{step:06d}.json"
-    if found := from_main(lambda: Evaluation.load(file) if file.exists() and step <= session.first_step else None):
-        return found
-    questions = shuffled(load_split(held_out=True), seed=0, epoch=0)[: config.eval_questions]
-    with session.rollout.weights:
-        result = evaluate_division(session.rollout.sampler, session.renderer, questions, config.max_new_tokens)
-    from_main(lambda: result.save(file))
-    return result
 
 
 def run_demo(session: Session) -> dict | None:
@@ -200,6 +175,8 @@ def run_training(config: Config, begin: tuple[float, float]) -> int:
         if result is not None:
             times = {"wall_s": time.perf_counter() - begin[0], "cpu_s": time.process_time() - begin[1]}
             run.finish({"steps": config.steps} | {name: round(value, 1) for name, value in times.items()} | result)
+            if is_main():
+                print(f"report: {write_report([run.path])}")
             print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {run.path}")
     return 0
 

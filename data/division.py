@@ -145,12 +145,14 @@ class Trial:
     """One trial read back from a response.
 
     Attributes:
-        is_right: the trial quotient is the answer.
+        quotient: the trial quotient.
+        is_right: it is the answer.
         too_big: the product exceeds N (by arithmetic, whatever the response claims).
         check_is_right: the response's own comparison sign agrees with the arithmetic.
         refined: a refinement follows.
     """
 
+    quotient: int
     is_right: bool
     too_big: bool
     check_is_right: bool
@@ -162,6 +164,7 @@ def read_trials(question: str, text: str) -> list[Trial]:
     dividend, divisor = parse_question(question)
     return [
         Trial(
+            quotient=int(trial),
             is_right=int(trial) == dividend // divisor,
             too_big=int(trial) * divisor > dividend,
             check_is_right=(sign == ">") == (int(trial) * divisor > dividend),

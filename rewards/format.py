@@ -83,6 +83,11 @@ def changes_nothing(response: Response) -> bool:
     return len(response.refinements) > 0
 
 
+def mark_refinements(text: str) -> str:
+    """The text with ▶ before and ◀ after each refinement, for places that show no colour. An unclosed one runs to the end."""
+    return re.sub(r"<refine>.*?(?:</refine>|\Z)", lambda match: f"▶{match.group()}◀", text, flags=re.DOTALL)
+
+
 def answer_body(text: str) -> str:
     """What is judged of a refine-prompt response: the body of its one answer pair; empty if it has none or several.
 

@@ -48,6 +48,8 @@ class Config:
     eval_temperature: float = option(0.0, "of these answers; 0 is greedy")
     keep_best: str | None = option(None, "metric (eval/NAME/pasr/accuracy, say) whose best checkpoint is kept beside --keep")
     wandb: Literal["online", "offline", "off"] = option("online", "mirror of metrics.jsonl; offline when no key is set")
+    wandb_group: str | None = option(None, "group of runs in wandb; default: the flags that differ from the preset but seeds")
+    table_every: int = option(50, "steps between tables of samples in wandb; 0: none")
 
     questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together")
     group_size: int = option(8, "G, refine-prompt responses per question (paper: 8)")
@@ -221,7 +223,10 @@ def check(config: Config) -> None:
         at_least(1, "max_slots")
     at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions", "eval_limit")
     at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
-    at_least(0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "eval_temperature")
+    at_least(
+        0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "eval_temperature", "table_every"
+    )
+    at_least(0, "table_every")
     at_least(1, "judge_concurrency")
     if config.dist_timeout * 60 <= config.judge_patience:
         raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")

@@ -10,7 +10,8 @@ from data.prompts import PromptRenderer
 from rewards.accuracy import score_by_rule
 from rewards.format import is_plain_wellformed, parse_response
 from rl.distributed import deal, gather_dealt
-from rl.records import Request, Sample
+from rl.metrics import mean as mean_or_nan
+from rl.records import Group, Request, Sample
 from rl.rollout import judged_text
 from rl.sampler import Sampler
 
@@ -109,4 +110,13 @@ def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> 
         f"{decoding}/harm_share": harm,
         f"{decoding}/useless_share": 1.0 - fix - harm if refined else 0.0,
         f"{decoding}/check_accuracy": mean(trial.check_is_right for trial in trials),
+    }
+
+
+def trial_metrics(groups: list[Group]) -> dict[str, float]:
+    """p_refine_wrong and p_refine_right of a rollout batch of the embedded task: known at every step, for nothing."""
+    trials = [t for group in groups for sample in group.refine_samples for t in read_trials(group.question, sample.text)]
+    return {
+        "pasr/p_refine_wrong": mean_or_nan(trial.refined for trial in trials if not trial.is_right),
+        "pasr/p_refine_right": mean_or_nan(trial.refined for trial in trials if trial.is_right),
     }

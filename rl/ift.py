@@ -10,6 +10,7 @@ settings and losses (ift.json) in it.
 import argparse
 import json
 import math
+import os
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +23,7 @@ from model.checkpoint import read_json, resolve_checkpoint, stored_dtype
 from rl.checkpoint import newest_model
 from rl.config import Config, option, to_flag
 from rl.demo import warm_started_model
-from rl.distributed import pick_device, refuse_many_processes
+from rl.distributed import pick_device
 from rl.memory import compute_dtype
 from rl.optim import adamw
 from rl.refinement_paths import Selection, collect_paths, describe_reasons, write_paths
@@ -189,7 +190,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     given = parse_arguments(argv)
     with one_line_errors():
-        refuse_many_processes()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("fine-tuning runs on one process: start it without torchrun")
         run = given.from_rollouts
         zeta = config_of(run).zeta if given.zeta is None else given.zeta
         selection = Selection(**{s.name: zeta if s.name == "zeta" else getattr(given, s.name) for s in fields(Selection)})

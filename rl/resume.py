@@ -9,8 +9,16 @@ from rl.config import Config, to_flag
 
 # flags that may differ when a run is continued: they do not change what is computed
 FREE_ON_RESUME = {"resume", "resume_with_changes", "run", "runs_dir", "wandb", "save_every", "keep", "keep_best", "eval_every"}
-FREE_ON_RESUME |= {"device", "judge_concurrency", "judge_timeout", "judge_patience", "dist_timeout"}
-FREE_ON_RESUME |= {"memory", "reference_memory", "plan", "gpus", "gpu_gib", "host_gib"}
+FREE_ON_RESUME |= {
+    "device",
+    "judge_concurrency",
+    "judge_timeout",
+    "judge_patience",
+    "dist_timeout",
+    "wandb_group",
+    "table_every",
+}
+FREE_ON_RESUME |= {"memory", "reference_memory", "plan", "gpus", "gpu_gib", "host_gib", "wandb_group", "table_every"}
 
 
 def find_checkpoint(config: Config) -> tuple[Config, Path | None]:

@@ -6,12 +6,10 @@ Everything is on disk whether or not wandb is; wandb gets the same numbers under
 import fcntl
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
 import time
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import transformers
 from rl.config import Config
 from rl.distributed import from_main, main_only
 from rl.records import Group, Sample
+from rl.wandb_mirror import WandbMirror
 
 
 def default_run_name(config: Config) -> str:
@@ -94,38 +93,16 @@ class RunFolder:
     def close(self) -> None:
         """Close the mirror and let other processes write to the folder."""
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
         if self._lock is not None:
             self._lock.close()
 
     @main_only
     def start_wandb(self, config: Config) -> None:
-        """Open the mirror. Never asks for anything: without a key it records offline and says so."""
+        """Open the mirror, unless it is switched off."""
         if config.wandb == "off":
             return
-        import wandb  # late: it takes seconds, and `--wandb off` should not need it
-
-        mode = config.wandb
-        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            print("wandb: no API key is set, so this run is recorded offline; upload it later with `wandb sync`")
-            mode = "offline"
-        self._wandb = wandb.init(
-            project="pasr",
-            name=self.path.name,
-            id=self._wandb_id(),
-            resume="allow",
-            dir=self.path,
-            mode=mode,
-            config=asdict(config),
-            settings=wandb.Settings(silent=True),
-        )
-
-    def _wandb_id(self) -> str:
-        """The id of this run, kept in its folder, so that a resumed run goes on in the same place."""
-        file = self.path / "wandb_id"
-        if not file.exists():
-            write_whole(file, uuid.uuid4().hex)
-        return file.read_text(encoding="utf-8")
+        self._wandb = WandbMirror(config, self.path, {"git": git_hash(), "versions": versions()})
 
     @main_only
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -134,15 +111,17 @@ class RunFolder:
         with jsonlines.open(self.metrics_file, mode="a") as file:
             file.write(record)
         if self._wandb is not None:
-            self._wandb.log(metrics, step=step)
+            self._wandb.log(step, metrics)
 
     @main_only
     def log_rollouts(self, step: int, groups: list[Group]) -> None:
-        """Every sample of a step, with its rewards, as rollouts/step_NNNNNN.jsonl."""
+        """Every sample of a step, with its rewards, as rollouts/step_NNNNNN.jsonl; some of them to the mirror."""
         with jsonlines.open(self.path / "rollouts" / f"step_{step:06d}.jsonl", mode="w") as file:
             for group in groups:
                 for sample in group.refine_samples + group.plain_samples:
                     file.write(rollout_record(group, sample))
+        if self._wandb is not None:
+            self._wandb.log_samples(step, groups)
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The metrics of every step so far."""

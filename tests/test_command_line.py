@@ -56,7 +56,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
         "completions/mean_length", "completions/clipped_ratio", "kl", "entropy", "clip_ratio/region_mean",
         "sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean", "num_tokens", "step_time",
         "grad_norm", "learning_rate", "loss", "pasr/refine_frac", "pasr/win", "pasr/plain_accuracy", "pasr/refined_accuracy",
-        "pasr/allfail_group_frac", "baseline/sampled", "judge/calls", "time/rollout",
+        "pasr/allfail_group_frac", "baseline/sampled", "judge/calls", "time/rollout", "pasr/p_refine_right",
         "perf/rollout_tokens_per_s",
     }  # fmt: skip
     assert wanted <= set(metrics[0])
@@ -71,6 +71,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
     summary = json.loads((demo_run / "summary.json").read_text())
     assert summary["steps"] == 4
     assert {"wall_s", "cpu_s"} <= set(summary)
+    assert "P(refine | wrong)" in (demo_run / "report.html").read_text()
     for part in ("before", "after"):
         assert {"greedy/plain_accuracy", "greedy/refined_accuracy"} <= set(summary[part])
         assert {"sampled/p_refine_wrong", "sampled/p_refine_right", "sampled/fix_share"} <= set(summary[part])

@@ -15,7 +15,7 @@ from rewards.judge import RuleScorer
 from rl.baselines import BaselineCache
 from rl.batch import select_samples
 from rl.config import PRESETS, Config
-from rl.evaluation import behaviour
+from rl.evaluation import behaviour, trial_metrics
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Completion, Group, Request, Sample
 from rl.rollout import Rollout, assign_rewards, judged_text, make_sample
@@ -234,6 +234,15 @@ def test_metrics_by_hand():
         "pasr/plain_leak": 0.5, "pasr/plain_wellformed": 0.5, "pasr/format_c1": 0.5, "pasr/format_c2": 1.0,
     }  # fmt: skip
     assert {name: metrics[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_refinements_are_counted_by_what_stands_before_them():
+    """Bug guarded: the answer, or the refinement itself, taken for the trial that was or was not in need of one."""
+    texts = ["<think>6:402><refine>5:335<</refine></think><answer>5</answer>", "<think>5:335<</think><answer>6</answer>"]
+    group = Group("a", "397/67", "5", refine_samples=[sample(text) for text in texts])
+    assert trial_metrics([group]) == {"pasr/p_refine_wrong": 1.0, "pasr/p_refine_right": 0.0}
+    group.refine_samples.pop(0)
+    assert math.isnan(trial_metrics([group])["pasr/p_refine_wrong"])
 
 
 def test_a_step_without_any_score_is_not_a_step_of_zeros():

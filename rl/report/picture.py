@@ -1,0 +1,134 @@
+"""One picture of a run's result, for a README or a talk: accuracy, when refinements happen, and one answer before and after."""
+
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+
+from rl.report.charts import Series
+from rl.report.figures import round_coordinates, running_mean, window_of
+from rl.report.runs import RunRecord, load_run
+from rl.report.samples import Segment, segments
+
+STYLE = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "picture",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "mathtext.default": "regular",
+}
+INK, SOFT, BLUE, ORANGE, TAG, MARK = "#1c1d1f", "#5d6168", "#2456c8", "#d2691e", "#9297a0", "#fff0bf"
+PANELS = (
+    (
+        "Accuracy",
+        "lower right",
+        Series("refine prompt", "pasr/refined_accuracy", "greedy/refined_accuracy"),
+        Series("plain prompt", "pasr/plain_accuracy", "greedy/plain_accuracy"),
+    ),
+    (
+        "Probability of a refinement",
+        "center right",
+        Series("after a wrong step", "pasr/p_refine_wrong", "sampled/p_refine_wrong"),
+        Series("after a right step", "pasr/p_refine_right", "sampled/p_refine_right"),
+    ),
+)
+
+
+def draw_picture(folder: Path | str, file: Path | str) -> Path:
+    """Draw the result of a demo run; the suffix of `file` decides the format.
+
+    Raises:
+        ValueError: no run folder, or the run has no evaluation before and after training.
+    """
+    run, file = load_run(folder), Path(file)
+    if not run.is_demo or len(run.evaluations) < 2:
+        raise ValueError(f"{folder}: the picture needs a demo run that was evaluated before and after training")
+    old, new = mended_example(run)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 4.7), facecolor="white")
+        for left, (title, corner, *both) in zip((0.055, 0.555), PANELS, strict=True):
+            axes = figure.add_axes((left, 0.4, 0.42, 0.52))
+            _draw_panel(axes, run, title, both)
+            axes.legend(loc=corner, frameon=False, labelcolor=INK, handlelength=1.4)
+        trace = figure.add_axes((0, 0, 1, 0.28))
+        trace.axis("off")
+        _write(trace, 0.8, [Segment("label", f"{old['question']}   a held-out question, answered greedily")])
+        _write(trace, 0.5, [Segment("label", "before  "), *segments(old["text"])])
+        _write(trace, 0.2, [Segment("label", "after   "), *segments(new["text"])])
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=200)
+    if file.suffix == ".svg":
+        file.write_text(round_coordinates(file.read_text(encoding="utf-8")), encoding="utf-8")
+    return file
+
+
+def mended_example(run: RunRecord) -> tuple[dict, dict]:
+    """The first held-out question that was answered wrong before training, and right by a refinement after it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for old, new in zip(run.first_answers["greedy/refine"], run.last_answers["greedy/refine"], strict=True):
+        if old["accuracy"] == 0.0 and new["accuracy"] == 1.0 and "<refine>" in new["text"]:
+            return old, new
+    raise ValueError(f"{run.path}: no held-out answer was mended by a refinement; there is nothing to show")
+
+
+def _draw_panel(axes: Axes, run: RunRecord, title: str, both: list[Series]) -> None:
+    ends = []
+    for series, colour in zip(both, (BLUE, ORANGE), strict=True):
+        raw = run.column(series.metric)
+        axes.plot(run.steps, raw, color=colour, alpha=0.13, linewidth=0.8)
+        axes.plot(run.steps, running_mean(raw, window_of(len(raw))), color=colour, linewidth=2, label=series.label)
+        steps, values = run.evaluated(series.evaluation)
+        axes.plot(steps, values, color=colour, marker="o", markersize=6, linestyle="", clip_on=False, zorder=5)
+        ends.append((steps[0], values[0], steps[-1], values[-1], colour))
+    (_, high, *_), (_, low, *_) = ends
+    for place, (first, begin, last, end, colour) in enumerate(ends):
+        if place == 0 or abs(high - low) > 0.05:  # one number where both begin alike
+            _label(axes, first, begin, colour if abs(high - low) > 0.05 else INK, (6, 9), "left")
+        _label(axes, last, end, colour, (-6, 9 if end < 0.85 else -16), "right")
+    axes.set_title(title, loc="left", weight="bold", color=INK, fontsize=11.5)
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+    axes.set_xlabel("steps of reinforcement learning", color=SOFT, fontsize=9)
+    axes.grid(axis="y", alpha=0.25, linewidth=0.7)
+    axes.tick_params(colors=SOFT, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(SOFT)
+
+
+def _label(axes: Axes, step: int, value: float, colour: str, shift: tuple[int, int], align: str) -> None:
+    look = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+    axes.annotate(
+        f"{value:.2f}",
+        (step, value),
+        shift,
+        textcoords="offset points",
+        ha=align,
+        color=colour,
+        weight="bold",
+        bbox=look,
+        zorder=6,
+    )
+
+
+def _write(axes: Axes, height: float, pieces: list[Segment]) -> None:
+    """One line of text whose pieces have colours of their own."""
+    looks = {
+        "label": {"color": SOFT},
+        "tag": {"color": TAG},
+        "text": {"color": INK},
+        "refine": {"color": INK, "weight": "bold", "bbox": {"facecolor": MARK, "edgecolor": "none", "pad": 1.5}},
+        "answer": {"color": INK, "weight": "bold"},
+    }
+    areas = [
+        TextArea(piece.text, textprops={"family": "DejaVu Sans Mono", "size": 11, **looks[piece.kind]}) for piece in pieces
+    ]
+    line = HPacker(children=areas, align="baseline", pad=0, sep=0)
+    box = AnchoredOffsetbox(
+        "center left", child=line, frameon=False, pad=0, bbox_to_anchor=(0.055, height), bbox_transform=axes.transAxes
+    )
+    axes.add_artist(box)

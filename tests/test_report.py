@@ -1,0 +1,264 @@
+"""report.html: what is on the page, what must never get onto it, and what a half-written run does to it."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import pytest
+from conftest import flags, lines_of
+
+import train
+from rl.report.__main__ import main
+from rl.report.charts import SECTIONS
+from rl.report.figures import Line, draw, running_mean, thin
+from rl.report.page import write_report
+from rl.report.samples import OUTCOMES, choose, outcome_of, segments, shorten, spread
+
+FIXED = "<think>6:402><refine>5:335<</refine></think><answer>5</answer>"
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would see: elements with their attributes, and the text of cards."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.elements, self.text, self._inside = [], "", []
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._inside.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._inside and self._inside.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self._inside):
+            self.text += data
+
+    def all(self, tag: str, css_class: str = "") -> list[dict]:
+        found = [a for name, a in self.elements if name == tag]
+        return [a for a in found if css_class in (a.get("class") or "").split()] if css_class else found
+
+
+def response(text: str = FIXED, **changes) -> dict:
+    """A line of rollouts/."""
+    record = {
+        "id": "397/67", "question": "397/67", "reference": "5", "mode": "refine", "text": text, "tokens": 20,
+        "finish_reason": "stop", "format": 1.0, "accuracy": 1.0, "refine": 1.0, "reward": 3.0, "baseline": 0.25,
+        "advantage": 1.25, "refinements": 1, "trained": True, "dropped": "", "policy_version": 0,
+    }  # fmt: skip
+    return record | changes
+
+
+def write_run(path, *, steps=3, responses=None, config=None, evaluated=()):
+    """A run folder as train.py would leave it."""
+    (path / "rollouts").mkdir(parents=True)
+    (path / "eval").mkdir()
+    settings = {"preset": "demo", "model": None, "steps": steps, "zeta": 0.3} | (config or {})
+    (path / "config.json").write_text(json.dumps({"config": settings, "git": "abc", "versions": {"torch": "2.13"}}))
+    with (path / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            row = {"step": step, "reward": step / 4, "pasr/refined_accuracy": step / steps, "pasr/plain_accuracy": None}
+            file.write(json.dumps(row) + "\n")
+            rollout = path / "rollouts" / f"step_{step:06d}.jsonl"
+            rollout.write_text("".join(json.dumps(r) + "\n" for r in responses or [response()]))
+    for step, accuracy in evaluated:
+        answers = [{"question": "397/67", "text": FIXED, "accuracy": accuracy, "tokens": 20}]
+        names = ("greedy/refined_accuracy", "greedy/plain_accuracy", "sampled/p_refine_wrong", "sampled/p_refine_right")
+        content = {"metrics": dict.fromkeys(names, accuracy), "answers": {"greedy/refine": answers}}
+        (path / "eval" / f"step_{step:06d}.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("more", [(), ("--refine-reward", "none")])
+def test_a_run_writes_its_report(place, reward_for_length, more):
+    """Bug guarded: a page that forgets a curve the run has recorded, or needs the network; runs without plain answers."""
+    name = "reported" + "".join(more)
+    assert train.main(flags(place, name, *more)) == 0
+    run = place / "runs" / name
+    page, recorded = Page(run / "report.html"), set(lines_of(run / "metrics.jsonl")[0])
+    charts = [c for s in SECTIONS for c in s.charts if recorded & {series.metric for series in c.series}]
+    assert len(page.all("svg")) == len(page.all("figure", "chart")) >= len(charts) - 1  # every value of one may be null
+    cards = page.all("article", "card")
+    assert {a["data-step"] for a in cards} == {str(step) for step in range(1, 9)}
+    assert {a["data-outcome"] for a in cards} == {"malformed"}  # a random model
+    assert len(json.loads(re.search(r'id="hover">(.*?)</script>', page.source).group(1))) == len(page.all("svg"))
+    outside = [
+        a[key] for _, a in page.elements for key in ("src", "href") if key in a and not a[key].startswith(("#", "data:"))
+    ]
+    assert not outside
+    assert "url(" not in page.source.replace("url(#", "")
+    assert "8 of 8 steps" in page.text
+    assert "finished in" in page.text
+
+
+def test_what_a_model_writes_is_shown_and_not_run(tmp_path):
+    """Bug guarded: a response that closes the page's markup and runs its own script."""
+    hostile = "<think>a<script>alert(1)</script></div><img src=x onerror=alert(2)></think>&lt;{{ 7*7 }}"
+    rows = [response(hostile, question=f'"{hostile}', reference=f"'{hostile}", format=-1.0)]
+    page = Page(write_report([write_run(tmp_path / "<b>run", responses=rows, config={"model": "m"})]))
+    assert len(page.all("script")) == 2
+    assert not page.all("img")
+    assert not page.all("b", "run")
+    assert page.text.count(hostile) == 3 * 3  # three steps, each with question, response and reference
+    assert not [a for _, a in page.elements for name in a if name.startswith("on")]
+
+
+def test_a_run_that_is_still_writing(tmp_path):
+    """Bug guarded: a report that fails on half a line, on a missing folder, or before the first step."""
+    run = write_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    with (run / "rollouts/step_000003.jsonl").open("a") as file:
+        file.write('{"id": "x", "text": "<th')
+    (run / "eval/step_000000.json").write_text('{"metrics": {"greedy')
+    page = Page(write_report([run]))
+    assert "1 line of metrics.jsonl could not be read" in page.text
+    assert "3 of 3 steps · not finished" in page.text
+    shutil.rmtree(run / "rollouts")
+    (run / "config.json").unlink()
+    assert not Page(write_report([run])).all("article")
+    (run / "metrics.jsonl").write_text("")
+    assert "No step has been made yet" in Page(write_report([run])).text
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="is no run folder"):
+        write_report([run])
+
+
+def test_any_text_can_be_written(tmp_path):
+    """Bug guarded: a lone surrogate in a response, which JSON can carry and UTF-8 cannot, ends the run at its report."""
+    page = Page(write_report([write_run(tmp_path / "run", responses=[response("\ud83d 文 🙂\u2028\x00")])]))
+    assert "文 🙂" in page.text
+
+
+def test_a_long_run_stays_a_small_page(tmp_path):
+    """Bug guarded: a page of hundreds of megabytes; one that differs from call to call."""
+    rows = [response(f"<think>{'word ' * 3000}{i}</think><answer>5</answer>", refinements=0) for i in range(60)]
+    run = write_run(tmp_path / "run", steps=700, responses=rows[:1])
+    for step in (1, 700):
+        (run / f"rollouts/step_{step:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report([run]))
+    cards = page.all("article", "card")
+    assert len(cards) == 24 + 8 + 24
+    assert {cards[0]["data-step"], cards[-1]["data-step"]} == {"1", "700"}
+    assert "characters left out" in page.text
+    assert len(page.source) < 1_000_000
+    assert Page(write_report([run])).source == page.source
+
+
+def test_two_runs_side_by_side(tmp_path):
+    """Bug guarded: curves of one run under the name or the colour of another."""
+    first = write_run(tmp_path / "first", evaluated=((0, 0.5), (3, 1.0)))
+    second = write_run(tmp_path / "second", config={"refine_reward": "presence"})
+    assert main([str(first), str(second), "--out", str(tmp_path / "both.html")]) == 0
+    page = Page(tmp_path / "both.html")
+    table = "".join(page.text.split())
+    assert "Accuracy,refineprompttraining0.333→1.0000.333→1.000" in table  # held-out figures of one run alone compare nothing
+    assert "--refine-rewardcomparepresence" in table
+    assert "--steps" not in table
+    legends = re.findall(r'<p class="legend">(.*?)</p>', page.source)
+    assert main([str(first)] * 7) == 2  # two runs of one colour
+    named = [re.findall(r"curve-(\d)\"></i>(\w+)", text) for text in legends]
+    assert len(legends) == len(page.all("svg")) == 5
+    both, one = [("0", "first"), ("1", "second")], [("0", "first")]
+    assert named.count(both) == 2  # reward and accuracy
+    assert named.count(one) == 3  # what is known from evaluations alone
+    assert {a["data-run"] for a in page.all("article", "card")} == {"0", "1"}
+
+
+def test_before_and_after_shows_mended_answers(tmp_path):
+    page = Page(write_report([write_run(tmp_path / "run", evaluated=((0, 0.0), (3, 1.0)))]))
+    assert "Answered wrong before, right now" in page.text
+    page = Page(write_report([write_run(tmp_path / "other", evaluated=((0, 1.0), (3, 1.0)))]))
+    assert "Answered wrong before" not in page.text
+
+
+DEMO, REAL = {"model": None, "zeta": 0.05}, {"model": "m", "zeta": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "outcome"),
+    [
+        (DEMO, {}, "fixed"),
+        (
+            DEMO,
+            {"text": FIXED.replace("6:402>", "5:335<").replace("<refine>5:335<", "<refine>6:402>"), "accuracy": 0.0},
+            "harmed",
+        ),
+        (DEMO, {"text": FIXED.replace("6:402>", "5:335<")}, "useless"),
+        (DEMO, {"accuracy": 0.0}, "useless"),
+        (DEMO, {"format": -1.0, "refinements": 0}, "malformed"),
+        (DEMO, {"refinements": 0}, "not refined"),
+        (REAL, {"accuracy": 0.7, "baseline": 0.5}, "fixed"),
+        (REAL, {"accuracy": 0.55, "baseline": 0.5}, "useless"),  # exactly zeta
+        (REAL, {"accuracy": 0.2, "baseline": 0.5, "refine": 1.0}, "harmed"),  # --refine-reward presence pays it all the same
+        (REAL, {"accuracy": None}, "not scored"),
+        (REAL, {"baseline": None}, "not scored"),
+        (REAL, {"format": -1.0, "accuracy": None}, "malformed"),
+    ],
+)
+def test_what_a_refinement_was_good_for(config, changes, outcome):
+    assert outcome_of(response(**changes), config) == outcome
+    assert outcome in OUTCOMES
+
+
+def test_rare_outcomes_are_among_the_chosen():
+    """Bug guarded: the one response that got worse, lost among a hundred that did not change."""
+    outcomes = ["fixed"] * 50 + ["harmed"] + ["not refined"] * 50
+    chosen = choose(outcomes, 9)
+    assert 50 in chosen
+    assert len(chosen) == 9
+    assert chosen == sorted(chosen)
+    assert spread(list(range(100)), 4) == [0, 33, 66, 99]
+
+
+def test_segments_of_any_text():
+    pieces = segments(FIXED)
+    assert [(p.kind, p.text) for p in pieces if p.kind in ("refine", "answer")] == [("refine", "5:335<"), ("answer", "5")]
+    for text in (FIXED, "", "<refine>never closed", "</refine><answer></think>x", "<<refine>>" * 3):
+        assert "".join(piece.text for piece in segments(text)) == text
+    assert [p.kind for p in segments("a<refine>b<answer>c")] == ["text", "tag", "refine", "tag", "answer"]
+    long = segments(f"{'x' * 9000}{FIXED}")
+    assert sum(len(p.text) for p in shorten(long, 500)) < 600
+    assert shorten(long, 500)[1:] == long[1:]
+    assert len(shorten(segments("<refine>a" * 900), 500)) == 101
+
+
+def test_curves_show_the_values(tmp_path):
+    """Bug guarded: a mean that is spoilt by one missing value, a last point that is thinned away, another's colour."""
+    nan = float("nan")
+    assert running_mean([1.0, nan, 3.0, 5.0], 2) == [1.0, 1.0, 3.0, 4.0]
+    assert thin(list(range(1000)), list(range(1000)))[1][-1] == 999
+    chart = SECTIONS[0].charts[0]
+    drawing = draw(chart, [None, Line("b", [1, 2], [0.0, 1.0], [], [])])
+    assert drawing.entries == [("b", 1, "1.000")]
+    assert "var(--curve-1)" in drawing.svg
+    assert "var(--curve-0)" not in drawing.svg
+    assert "#0" not in drawing.svg
+    assert drawing.hover["y"] == [[0.0, 1.0]]
+
+
+def test_extra_figures_are_embedded(tmp_path):
+    """Bug guarded: analyses left out, or their markup trusted."""
+    run = write_run(tmp_path / "run")
+    (run / "analysis").mkdir()
+    (run / "analysis/where_it_refines.svg").write_text(
+        "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    )
+    page = Page(write_report([run]))
+    assert page.all("img")[0]["src"].startswith("data:image/svg+xml;base64,")
+    assert "run: where it refines" in page.text
+    assert len(page.all("script")) == 2
+
+
+def test_picture_of_the_result(tmp_path, capsys):
+    evaluations = ((0, 0.0), (3, 1.0))
+    run = write_run(tmp_path / "run", evaluated=evaluations)
+    assert main([str(run), "--figure", str(tmp_path / "p.svg")]) == 0
+    assert (tmp_path / "p.svg").read_text().count("<svg") == 1
+    assert main([str(write_run(tmp_path / "no")), "--figure", str(tmp_path / "p.svg")]) == 2
+    assert "needs a demo run" in capsys.readouterr().err
