@@ -21,7 +21,7 @@ from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
-from rl.distributed import gather, leave, one_voice, pick_device, process_group
+from rl.distributed import gather, is_main, leave, one_voice, pick_device, process_group
 from rl.evaluating import evaluate_step, evaluate_task, is_evaluated
 from rl.evaluation import trial_metrics
 from rl.judging import JudgeUnavailable
