@@ -6,12 +6,17 @@ Shapes: B live rows, V vocabulary, E embedding.
 import random
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from model import ModelConfig, Transformer
-from model.transformer import Linear
+from model.packed import packable, packed_weights
+from model.transformer import MLP, Attention, Linear
 from rl.records import Request
 
 SAMPLES = 8  # completions of each question
@@ -115,23 +120,33 @@ def calibrate() -> tuple[float, float]:
 def linears_seconds(model: Transformer, schedule: list[int]) -> float:
     """Seconds that the linear layers and the head alone take over a row schedule: what an engine doing nothing else would.
 
-    Timed at a dozen row counts and interpolated between them.
+    Timed at a dozen row counts and interpolated between them; with packed weights where the sampler packs them.
     """
+    packed = packable(model)
     linears = [module for module in model.modules() if isinstance(module, Linear)]
+    joined = {linear for m in model.modules() if isinstance(m, Attention | MLP) for linear in m.joinable}
+
+    def products() -> list[tuple[int, Callable[[torch.Tensor], object]]]:
+        if not packed:
+            return [(linear.in_features, partial(F.linear, weight=linear.weight, bias=linear.bias)) for linear in linears]
+        single = [(linear.in_features, linear.product) for linear in linears if linear not in joined]
+        return single + [(linear.in_features, linear.joint_product) for linear in joined if linear.joint_product]
 
     def seconds(rows: int) -> float:
         inputs = {width: torch.randn(rows, width) for width in {linear.in_features for linear in linears}}
+        multiplied = products()
 
         def forward() -> None:
-            for linear in linears:
-                linear(inputs[linear.in_features])
+            for width, multiply in multiplied:
+                multiply(inputs[width])
 
         forward()
         return statistics.median(cpu_time(forward) for _ in range(5))
 
     longest = max(schedule)
     grid = sorted({1, 2, 4, 8, *(max(1, round(longest * i / 8)) for i in range(1, 9))} & set(range(1, longest + 1)))
-    known = {rows: seconds(rows) for rows in grid}
+    with packed_weights(model) if packed else nullcontext():
+        known = {rows: seconds(rows) for rows in grid}
     total = 0.0
     for rows in schedule:
         below, above = max(g for g in grid if g <= rows), min(g for g in grid if g >= rows)
