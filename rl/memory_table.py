@@ -15,7 +15,7 @@ from rl.disk import gigabytes
 from rl.distributed import pick_device, world_size
 from rl.judges import is_server
 from rl.memory_choice import Plan, check_memory, decide, describe_misfit, gib, smallest_change, this_machine
-from rl.memory_plan import GIB, ITEMS, PHASES, Machine, Shapes, shares_weights
+from rl.memory_plan import GIB, ITEMS, PHASES, Machine, Shapes, sampled_at_once, shares_weights
 
 WIDTH = 98
 
@@ -49,7 +49,9 @@ def plan_text(config: Config) -> str:
     shapes = Shapes(read_model_config(config.model, config.revision))
     plan = decide(shapes, config, described_machine(config), judge_shapes(config))
     lines = [*heading(plan, config.model), "", *table_lines(plan), "", *decision(plan, config)]
-    if not plan.fits:
+    if plan.fits:
+        lines.append(f"disk for {plan.config.keep} checkpoints and the one being written: {gigabytes(plan.disk)}")
+    else:
         lines += wrapped(f"smallest change that works: {smallest_change(plan, config)}")
     return "\n".join(lines)
 
@@ -127,12 +129,13 @@ def decision(plan: Plan, asked: Config) -> list[str]:
     if config.needs_reference:
         changed.append(f"--reference-memory {config.reference_memory}")
     changed += ["--activation-checkpointing"] * config.activation_checkpointing
-    changed += [f"--{n.replace('_', '-')} {getattr(config, n)}" for n in ("micro_batch_tokens", "max_slots")]
+    changed += [f"--micro-batch-tokens {config.micro_batch_tokens}", f"--max-slots {asked.max_slots}"]
     if shares_weights(config, machine):
         copy = "the sampler uses the trained weights themselves"
     else:
         copy = f"the sampler's copy of the weights {'stays through' if plan.keep_copy else 'is freed before'} the update"
     taken = ("auto takes: " if asked.memory == "auto" else "it fits: ") + " ".join(changed)
+    if asked.max_slots == "auto":
+        taken += f" (about {min(config.max_slots, sampled_at_once(config, machine)[0])} rows)"
     lines = [*wrapped(taken), copy]
-    host = f"host memory of a node: {gib(plan.host)}; " if machine.device == "cuda" else ""
-    return [*lines, f"{host}disk for {config.keep} checkpoints and the one being written: {gigabytes(plan.disk)}"]
+    return lines + ([f"host memory of a node: {gib(plan.host)}"] if machine.device == "cuda" else [])
