@@ -45,7 +45,8 @@ def test_imports_go_one_way():
 
 def test_no_trainer_or_inference_framework():
     banned = {"trl", "verl", "vllm", "sglang", "deepspeed", "accelerate", "peft", "lightning"}
-    assert not {(f.name, name) for f in FILES for name in imports_of(f) & banned}
+    ours = [f for f in FILES if f.relative_to(ROOT).parts[0] != "benchmarks"]  # peers are imported to be measured against
+    assert not {(f.name, name) for f in ours for name in imports_of(f) & banned}
 
 
 def test_only_tokenizers_and_templates_come_from_transformers():
