@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rl.answer_records import RecordFile
+
 SCORES = ("judge", "rule")  # of a record, in order of preference
 
 
@@ -45,23 +47,17 @@ def read_records(folder: Path, method: str, score: str) -> list[Answer]:
         score: "rule" or "judge"; where a record lacks it the answer has no score, whatever the other one says.
 
     Raises:
-        ValueError: no records of the method, or a line that is none; file, line and key are named.
+        ValueError: no records of the method, or a line that is none; file and line are named.
     """
     files = sorted((folder / "records").glob(f"*.{method}.jsonl"))
     if not files:
         raise ValueError(f"{folder / 'records'} has no records of {method!r}; it has {methods_of(folder) or 'none at all'}")
     answers = []
     for file in files:
-        for place, row in read_lines(file):
-            try:
-                value = row["scores"].get(score)
-                turns = row["turns"]  # none of a question that could not be asked
-                text = turns[row.get("answer_turn", -1)]["response"] if turns else ""
-                answers.append(
-                    Answer(row["benchmark"], str(row["id"]), row["sample"], row["question"], text, row["tokens"], value)
-                )
-            except (KeyError, IndexError, TypeError) as error:
-                raise ValueError(f"{place}: not a record of an evaluation ({type(error).__name__}: {error})") from error
+        for record in RecordFile(folder, file.stem.rpartition(".")[0], method, mend=False).records.values():
+            text = record.turns[record.answer_turn]["response"] if record.turns else ""  # none: it could not be asked
+            key = record.benchmark, record.id, record.sample
+            answers.append(Answer(*key, record.question, text, record.tokens, record.scores.get(score)))
     return answers
 
 
