@@ -58,7 +58,12 @@ def analyse_folder(
     elif (folder / "rollouts").is_dir():
         answers = read_rollouts(folder, last_steps)
         steps = sorted({answer.id.partition("/")[0] for answer in answers[1]})
-        source = {"folder": str(folder), "rollouts": f"{steps[0]} to {steps[-1]}" if steps else "without answers"}
+        whose = "the initial policy's" if any(answer.tokens is None for answer in answers[0]) else "the policy's"
+        source = {
+            "folder": str(folder),
+            "plain answers": whose,
+            "rollouts": f"{steps[0]} to {steps[-1]}" if steps else "without answers",
+        }
     else:
         raise ValueError(f"{folder} has neither records/ (of evaluate.py) nor rollouts/ (of train.py): nothing to analyse")
     if not answers[1]:

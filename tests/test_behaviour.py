@@ -19,6 +19,7 @@ from rewards.judge_prompt import check_template
 from rewards.refinements import answer_change, find_refinements
 from rl import analyse
 from rl.answers import Answer, read_records
+from rl.baselines import BaselineCache
 from rl.behaviour import analyse as analyse_answers
 from rl.behaviour_judge import behaviour_items, make_behaviour_scorers
 from rl.config import Config
@@ -291,6 +292,26 @@ def test_an_evaluation_that_is_running_can_be_analysed(evaluation):
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text(file.read_text() + '{"benchmark": "a')
     assert len(read_records(evaluation, "pasr", "rule")) == 3
+
+
+def test_rollouts_are_paired_with_the_references_answers(tmp_path):
+    """Bug guarded: no transitions of a run with --plain-policy reference, whose plain answers stand beside the runs."""
+    run, cache = tmp_path / "run", BaselineCache(tmp_path / "baselines", {"model": "m"})
+    cache.put("q", "7", [("8", 0.0), ("7", 1.0)])
+    (run / "rollouts").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"config": {}, "baselines": cache.path.name}))
+    row = {"id": "1", "question": "q", "reference": "7", "mode": "refine", "text": response("7"), "tokens": 5, "accuracy": 1.0}
+    rows = [row, row, row, row | {"id": "2", "question": "asked of nobody"}]
+    for step in (1, 2):
+        (run / "rollouts" / f"step_00000{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    analysis = analyse.analyse_folder(run)
+    assert analysis["source"]["plain answers"] == "the initial policy's"
+    found = analysis["transitions"]
+    assert {name: value["count"] for name, value in found["shares"].items() if value["count"]} == {
+        "right->right": 2,
+        "wrong->right": 2,
+    }
+    assert found["left_out"] == {"plain": 0, "refined": 4}
 
 
 def test_report_of_an_analysis_with_judge_and_without_refinements():
