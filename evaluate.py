@@ -6,6 +6,7 @@ python evaluate.py --model Qwen/Qwen2.5-7B-Instruct --benchmarks all --methods v
 python evaluate.py --model runs/NAME --benchmarks all --methods vanilla,pasr --out evals/pasr --compare Qwen2.5-7B
 python evaluate.py --diff evals/base:vanilla evals/pasr:pasr     paired differences with bootstrap intervals
 python evaluate.py --table evals/base evals/pasr                 several evaluations in one table
+python evaluate.py --analyse evals/pasr                          how the model refines; also of a run: --analyse runs/NAME
 
 An evaluation that was interrupted goes on where it stopped, by the same command.
 """
@@ -20,6 +21,7 @@ from data.benchmarks import digest, load_benchmark, parse_benchmarks
 from model.checkpoint import fingerprint
 from rewards.format import format_reward
 from rl import differences, tables
+from rl.analyse import publish, run_analysis
 from rl.answer_records import OutputFolder
 from rl.benchmark_judges import judge_identity, make_judges
 from rl.benchmarking import run_benchmark
@@ -71,6 +73,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--table", nargs="+", metavar="DIR", help="one table of these evaluations; runs nothing")
     group.add_argument("--diff", nargs=2, metavar=("A", "B"), help="B - A, each DIR or DIR:METHOD; runs nothing")
+    group.add_argument(
+        "--analyse",
+        metavar="DIR",
+        help="how the answers of an evaluation, or of a run's last rollouts, refine; with --judge more",
+    )
+    group.add_argument(
+        "--plain-from", metavar="DIR", help="with --analyse: plain answers of another evaluation, the base model's"
+    )
+    group.add_argument("--last-steps", type=int, default=10, help="with --analyse: of a run's rollouts; 0: all (default: 10)")
     return parser.parse_args(argv)
 
 
@@ -80,11 +91,13 @@ def check(given: argparse.Namespace) -> None:
     Raises:
         ValueError: the first problem found.
     """
-    if not (given.model or given.diff or given.table):
+    if not (given.model or given.diff or given.table or given.analyse):
         raise ValueError("--model is missing: which model is to be asked?")
     for name in ("samples", "max_new_tokens", "max_slots"):
         if getattr(given, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if given.last_steps < 0:
+        raise ValueError("--last-steps must be at least 0")
     if given.limit is not None and given.limit < 1:
         raise ValueError("--limit must be at least 1")
     if given.samples > 1 and given.temperature == 0:
@@ -143,9 +156,7 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
     compare = paper_model(given.compare, given.model) if given.compare else None
     items = {b.name: load_benchmark(b, given.data_dir, limit=given.limit, seed=given.seed) for b in benchmarks}
     path = Path(given.out) if given.out else Path("runs") / "evaluations" / Path(given.model).name
-    judge = Config(
-        judge=given.judge, judge_model=given.judge_model, judge_extra_body=given.judge_extra_body, runs_dir=str(path)
-    )
+    judge = judge_config(given, path)
     decoding = Decoding(
         given.temperature, given.top_p, given.samples, given.max_new_tokens, given.seed, given.max_slots, given.paper_decoding
     )
@@ -188,6 +199,23 @@ def show_differences(given: argparse.Namespace) -> None:
         write_whole(Path(given.out) / "diff.json", json.dumps(found, indent=2) + "\n")
 
 
+def show_analysis(given: argparse.Namespace) -> None:
+    """Print and write the behaviour analyses of a folder."""
+    folder = Path(given.analyse)
+    methods = {method.mode: method.name for method in reversed(parse_methods(given.methods))} if given.methods else {}
+    analysis = run_analysis(
+        folder, judge_config(given, folder), plain=methods.get("plain"), refined=methods.get("refine"),
+        plain_from=Path(given.plain_from) if given.plain_from else None, last_steps=given.last_steps,
+    )  # fmt: skip
+    publish(analysis, folder)
+
+
+def judge_config(given: argparse.Namespace, folder: Path) -> Config:
+    """What makes the judge; its cache of scores is kept in `folder`."""
+    flags = {name: getattr(given, name) for name in ("judge", "judge_model", "judge_extra_body", "device")}
+    return Config(**flags, runs_dir=str(folder))
+
+
 def show_tables(given: argparse.Namespace) -> None:
     folders = [Path(folder) for folder in given.table]
     compare = paper_model(given.compare, given.model or "") if given.compare else None
@@ -223,6 +251,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if given.table:
             show_tables(given)
+            return 0
+        if given.analyse:
+            show_analysis(given)
             return 0
         loaded = load_for_asking(
             given.model, revision=given.revision, prompts=given.prompts, device=given.device,

@@ -5,7 +5,7 @@ import re
 from rewards.statements import boxed, conclusion, tidy, without_denied
 
 Options = tuple[tuple[str, str], ...]  # (label, text)
-HEDGE = r"(?:,|/|&|\bor\b|\band\b|\beither\b)"
+HEDGE = r"(?:,|;|/|&|\bor\b|\band\b|\beither\b)"
 
 
 def extract_choice(text: str, options: Options) -> str | None:
@@ -19,6 +19,8 @@ def extract_choice(text: str, options: Options) -> str | None:
     texts = _pattern(sorted((body for _, body in options if body), key=len, reverse=True))
     if (content := boxed(text)) is not None:
         return _settled(_plain_latex(content), options)
+    if found := _named(conclusion(text) or text, options):
+        return found
     text = without_denied(text, rf"(?:{labels})(?!\w)" + (f"|{texts}" if texts else ""))
     stated = conclusion(text)
     if stated is not None:
@@ -34,6 +36,13 @@ def extract_choice(text: str, options: Options) -> str | None:
 def score_choice(answer: str, references: tuple[str, ...]) -> float:
     """1.0 if the label is one of the references."""
     return float(answer in references)
+
+
+def _named(text: str, options: Options) -> str | None:
+    """The option whose label or text a text is, and nothing else: an option "Not wrong" denies nothing."""
+    said = " ".join(text.casefold().split()).rstrip(".")
+    found = [label for label, body in options if said in (label.casefold(), " ".join(body.casefold().split()).rstrip("."))]
+    return found[0] if len(found) == 1 else None
 
 
 def _settled(text: str, options: Options) -> str | None:
@@ -53,6 +62,8 @@ def _leading(text: str, options: Options) -> str | None:
     if not lead or _is_listing(text, options):
         return None
     rest = text[lead.end() :]
+    if re.match(rf"[ \t]+(?:{labels})(?=\s*$|[ \t]+(?:{labels})\b)", rest):
+        return None  # "A B C D"
     if re.match(rf"\s*{HEDGE}\s*(?:maybe |perhaps |possibly |also )?(?:[Oo]ption\s*)?[(\"']*(?:{labels})(?![\w'])", rest):
         return None
     label = _written(lead.group(1), options)
@@ -73,7 +84,7 @@ def _labels_in(text: str, options: Options) -> set[str]:
     found = set()
     for match in re.finditer(rf"(?<![\w'.-])([(\[]?)(?:[Oo]ption\s*)?({labels})([)\]]?)(?![\w'])(?!\.\d)", text):
         label, rest = match.group(2), text[match.end() :]
-        is_word = label in ("A", "I") and re.match(r"[ \t]+(?!or\b|and\b|is\b|because\b|since\b)\w", rest)
+        is_word = label in ("A", "I") and re.match(rf"[ \t]+(?!or\b|and\b|is\b|because\b|since\b|(?:{labels})\b)\w", rest)
         if not is_word or match.group(1) or "ption" in match.group():
             found.add(label)
     return found

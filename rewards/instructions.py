@@ -4,6 +4,7 @@ this process (a digit from 0 to 9, whose probabilities are read).
 Open questions and choices are a matter of right or wrong, summaries of degree.
 """
 
+from rewards.judge import RIGHT
 from rewards.judge_prompt import FENCE_CLOSE, FENCE_OPEN
 
 _TASKS = {
@@ -63,4 +64,4 @@ def instruction(kind: str, *, digit: bool) -> str:
 
 def benchmark_score(kind: str, score: float | None) -> float | None:
     """A judge's score as it counts: right or wrong for open questions and choices, as it is for summaries."""
-    return score if score is None or kind == "summary" else float(score >= 0.5)
+    return score if score is None or kind == "summary" else float(score >= RIGHT)

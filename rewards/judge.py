@@ -9,6 +9,8 @@ from rewards.accuracy import score_by_rule
 
 SCORE = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
+RIGHT = 0.5  # a score from which an answer counts as right, where scores are degrees and only yes or no will do
+
 
 @dataclass(frozen=True)
 class Judgement:

@@ -17,7 +17,11 @@ QUANTITY = rf"[$€£]?(?:{PLAIN_NUMBER})(?:\s*/\s*\d+)?%?"
 HEDGE = re.compile(
     rf"(?:{QUANTITY})[ \t]*[a-z]*[ \t]*,?[ \t]*(?:\bor\b|\band/or\b)[ \t]+(?:maybe |perhaps |possibly )?[$(]*{QUANTITY}", re.I
 )
-LATEX = re.compile(r"\\[a-zA-Z]|\$[^$]+\$|\^|_\{")
+RANGE = re.compile(rf"(?:between |from |about )?{QUANTITY}\s*(?:\u2013|\bto\b|\band\b)\s*{QUANTITY}[a-z ]*", re.I)
+LIST = re.compile(r"[-+]?[\d.]+(?:/\d+)?(?:\s*,\s*[-+]?[\d.]+(?:/\d+)?)+")
+MIXED = re.compile(r"(?<![\d/.,])(\d+)[ \t]+(\d+)/(\d+)(?![\d/])")
+REMARK = re.compile(r"[ \t]+\([^()\\]*[a-z]{2}[^()\\]*\)\Z", re.I)  # behind an answer: "5 (that is 3 + 2)"
+LATEX = re.compile(r"\\[a-zA-Z{]|\$[^$]+\$|\^|_\{")
 
 
 def extract_math(text: str) -> str | None:
@@ -31,8 +35,8 @@ def extract_math(text: str) -> str | None:
     if stated is None:
         lines = [line for line in without_denied(text, QUANTITY).splitlines() if re.search(r"\d|\\|\$", line)]
         stated = lines[-1] if lines else text.strip() if len(text.split()) == 1 else ""
-    stated = stated.strip().rstrip(".").strip()
-    if not stated or len(stated) > LONGEST or HEDGE.search(stated):
+    stated = REMARK.sub("", stated.strip().rstrip(".").strip())
+    if not stated or len(stated) > LONGEST or HEDGE.search(stated) or RANGE.fullmatch(stated):
         return None
     return stated
 
@@ -84,7 +88,12 @@ def _need_main_thread() -> None:
 
 
 def _delimited(text: str) -> str:
-    """Set LaTeX between dollars, where math-verify looks for it. Sentences keep their words: units are left for it to drop."""
+    """Set LaTeX and lists between dollars, where math-verify looks for them. Sentences keep their words: units are left for it
+    to drop. Outside of dollars it takes the last number of a list, the fraction of a mixed number, and nothing of "\\$5".
+    """
+    text = MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", text.strip().replace("\\$", ""))
+    if LIST.fullmatch(text) and not re.fullmatch(PLAIN_NUMBER, text):
+        return f"${text}$"
     text = re.sub(r"(?<=\d)\{,\}(?=\d)|(?<=\d),\\!(?=\d)|(?<=\d)\\,(?=\d{3})", "", text)
     return text if "$" in text or not (LATEX.search(text) or re.match(r"\s*[\[({]", text)) else f"${text}$"
 

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.checkpoint import read_json
+from rl.answer_records import RecordFile
+from rl.baselines import question_key, read_baselines
+
 SCORES = ("judge", "rule")  # of a record, in order of preference
 
 
@@ -16,7 +20,7 @@ class Answer:
     Attributes:
         benchmark, id, sample: plain and refined answers with the same three belong together.
         text: the response, tags included.
-        tokens: generated for it, over all turns.
+        tokens: generated for it, over all turns; None where they were not kept.
         score: in [0, 1]; None where scoring failed.
     """
 
@@ -25,7 +29,7 @@ class Answer:
     sample: int
     question: str
     text: str
-    tokens: int
+    tokens: int | None
     score: float | None
 
     @property
@@ -45,30 +49,26 @@ def read_records(folder: Path, method: str, score: str) -> list[Answer]:
         score: "rule" or "judge"; where a record lacks it the answer has no score, whatever the other one says.
 
     Raises:
-        ValueError: no records of the method, or a line that is none; file, line and key are named.
+        ValueError: no records of the method, or a line that is none; file and line are named.
     """
     files = sorted((folder / "records").glob(f"*.{method}.jsonl"))
     if not files:
         raise ValueError(f"{folder / 'records'} has no records of {method!r}; it has {methods_of(folder) or 'none at all'}")
     answers = []
     for file in files:
-        for place, row in read_lines(file):
-            try:
-                value = row["scores"].get(score)
-                turns = row["turns"]  # none of a question that could not be asked
-                text = turns[row.get("answer_turn", -1)]["response"] if turns else ""
-                answers.append(
-                    Answer(row["benchmark"], str(row["id"]), row["sample"], row["question"], text, row["tokens"], value)
-                )
-            except (KeyError, IndexError, TypeError) as error:
-                raise ValueError(f"{place}: not a record of an evaluation ({type(error).__name__}: {error})") from error
+        for record in RecordFile(folder, file.stem.rpartition(".")[0], method, mend=False).records.values():
+            text = record.turns[record.answer_turn]["response"] if record.turns else ""  # none: it could not be asked
+            key = record.benchmark, record.id, record.sample
+            answers.append(Answer(*key, record.question, text, record.tokens, record.scores.get(score)))
     return answers
 
 
 def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[Answer], list[Answer]]:
     """The plain and the refine-prompt answers of a run's rollouts, as (plain, refined).
 
-    Sample i of one mode is paired with sample i of the other mode for the same question and step: independent draws.
+    Sample i of one mode is paired with sample i of the other mode for the same question and step: independent draws. A run with
+    --plain-policy reference keeps no plain answers of its own: then they are those of the initial policy, which are kept once
+    a question, beside the runs.
 
     Args:
         last_steps: only so many of the newest files; 0: all.
@@ -77,18 +77,32 @@ def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[Answer], list[An
         ValueError: no rollouts, or a line that is none; file, line and key are named.
     """
     answers: dict[str, list[Answer]] = {"plain": [], "refine": []}
+    asked: dict[str, tuple[str, str]] = {}
     for file in rollout_files(run)[-last_steps:]:
         seen: Counter = Counter()
         for place, row in read_lines(file):
             try:
                 mode, name = row["mode"], f"{file.stem}/{row['id']}"
+                asked[name] = row["question"], row["reference"]
                 number, seen[mode, name] = seen[mode, name], seen[mode, name] + 1
                 answers[mode].append(
                     Answer("rollouts", name, number, row["question"], row["text"], row["tokens"], row["accuracy"])
                 )
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{place}: not a rollout ({type(error).__name__}: {error})") from error
-    return answers["plain"], answers["refine"]
+    return answers["plain"] or _reference_answers(run, asked), answers["refine"]
+
+
+def _reference_answers(run: Path, asked: dict[str, tuple[str, str]]) -> list[Answer]:
+    """The initial policy's plain answers to {id: (question, reference)}; none of a run that compares with its own."""
+    file = read_json(run / "config.json").get("baselines")
+    rows = read_baselines(run.parent / "baselines" / file) if file else {}
+    found = []
+    for id, (question, reference) in asked.items():
+        row = rows.get(question_key(question, reference), {"texts": [], "scores": []})
+        answers = enumerate(zip(row["texts"], row["scores"], strict=True))
+        found += [Answer("rollouts", id, number, question, text, None, score) for number, (text, score) in answers]
+    return found
 
 
 def rollout_files(run: Path) -> list[Path]:

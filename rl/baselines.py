@@ -21,20 +21,17 @@ class BaselineCache:
     def __init__(self, folder: Path, setting: dict) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{_digest(setting)}.jsonl"
-        self._scores: dict[str, list[float | None]] = {}
-        if self.path.exists():
-            rows = map(_read_row, self.path.read_text(encoding="utf-8", errors="replace").split("\n"))
-            self._scores = {row["key"]: row["scores"] for row in rows if row is not None}
+        self._scores: dict[str, list[float | None]] = {key: row["scores"] for key, row in read_baselines(self.path).items()}
 
     def __len__(self) -> int:
         return len(self._scores)
 
     def get(self, question: str, reference: str) -> list[float | None] | None:
-        return self._scores.get(_digest([question, reference]))
+        return self._scores.get(question_key(question, reference))
 
     def put(self, question: str, reference: str, answers: list[tuple[str, float | None]]) -> None:
         """Keep the (text, score) pairs of a question, unless a score failed: then it is to be tried again."""
-        key, scores = _digest([question, reference]), [score for _, score in answers]
+        key, scores = question_key(question, reference), [score for _, score in answers]
         if None not in scores:
             self._scores[key] = scores
             row = {"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]}
@@ -43,7 +40,19 @@ class BaselineCache:
     def remember(self, question: str, reference: str, scores: list[float | None]) -> None:
         """Scores that another process has put into the file."""
         if None not in scores:
-            self._scores[_digest([question, reference])] = scores
+            self._scores[question_key(question, reference)] = scores
+
+
+def read_baselines(file: Path) -> dict[str, dict]:
+    """The rows of a cache, {key, question, scores, texts}, by `question_key`; none of a file that does not exist."""
+    if not file.exists():
+        return {}
+    rows = map(_read_row, file.read_text(encoding="utf-8", errors="replace").split("\n"))
+    return {row["key"]: row for row in rows if row is not None}
+
+
+def question_key(question: str, reference: str) -> str:
+    return _digest([question, reference])
 
 
 def _read_row(line: str) -> dict | None:
@@ -52,7 +61,7 @@ def _read_row(line: str) -> dict | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and {"key", "scores"} <= row.keys() else None
+    return row if isinstance(row, dict) and {"key", "scores", "texts"} <= row.keys() else None
 
 
 def _digest(value) -> str:

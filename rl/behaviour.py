@@ -9,12 +9,11 @@ from statistics import fmean, median
 from data.examples import stable_seed
 from rewards.behaviour_prompt import KIND, option_of
 from rewards.format import parse_response
-from rewards.judge import Scorer
+from rewards.judge import RIGHT, Scorer
 from rewards.refinements import ANSWER_CHANGES, answer_change, find_refinements
 from rl.answers import Answer
 from rl.behaviour_judge import ask_all, behaviour_items
 from rl.intervals import share, shares
-from rl.rollout import RIGHT
 
 TRANSITIONS = ("right->right", "wrong->wrong", "wrong->right", "right->wrong")
 GRADES = ("high", "middle", "low")

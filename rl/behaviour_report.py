@@ -19,7 +19,7 @@ ANSWER_LABELS = {
     "written before": "written before, not as the last",
     "kept": "kept: the last candidate before",
 }
-NO_PAIRS = "Nothing to compare: no plain answers (a run with --plain-policy reference keeps none), or no scores."
+NO_PAIRS = "Nothing to compare: no plain answers, or no scores."
 WIDTH, HEIGHT = 6.4, 3.2  # inches
 OURS, THEIRS = "#2a6f97", "#c9a227"
 

@@ -13,7 +13,6 @@ from rewards.format import answer_body, plain_answer
 from rl.records import Completion, Request
 from rl.sampler import Sampler
 
-RIGHT = 0.5  # rule score from which the oracle takes an answer for right, where scores are a matter of degree
 HOLDS = "The solution is right."
 REVIEW = (
     "Go through your solution step by step and check each step. If you find a mistake, correct it and write the whole solution "

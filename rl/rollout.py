@@ -12,7 +12,7 @@ from data.examples import Example
 from data.prompts import PromptRenderer
 from rewards.chat_server import JudgeRefusedError
 from rewards.format import answer_body, format_reward, parse_response, plain_answer
-from rewards.judge import Judgement, Scorer
+from rewards.judge import RIGHT, Judgement, Scorer
 from rewards.refine import baseline_accuracy
 from rewards.total import needs_baseline, reward_response
 from rl.baselines import BaselineCache
@@ -21,8 +21,6 @@ from rl.distributed import deal, gather, gather_dealt, shared_fate
 from rl.judging import JudgeUnavailable, ScoreBoard
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
-
-RIGHT = 0.5  # a score from which an answer counts as right, where it is a matter of yes or no (--gate-refine)
 
 
 @dataclass

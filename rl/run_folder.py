@@ -73,9 +73,14 @@ class RunFolder:
         return path
 
     @main_only
-    def accept(self, config: Config) -> None:
-        """Set-up has succeeded: from now on the run is the one of this configuration."""
-        self._write_json("config.json", {"config": asdict(config), "git": git_hash(), "versions": versions()})
+    def accept(self, config: Config, baselines: str | None) -> None:
+        """Set-up has succeeded: from now on the run is the one of this configuration.
+
+        Args:
+            baselines: name of its file of reference answers, see rl/baselines.py; None without.
+        """
+        details = {"git": git_hash(), "versions": versions(), "baselines": baselines}
+        self._write_json("config.json", {"config": asdict(config)} | details)
         (self.path / "summary.json").unlink(missing_ok=True)  # of a run that is being extended
 
     @main_only

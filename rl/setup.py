@@ -127,7 +127,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
     best = BestStep(config.keep_best, run.read_metrics())
-    run.accept(config)
+    run.accept(config, None if rollout.baselines is None else rollout.baselines.path.name)
     run.keep_prompts(described)
     return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step, evaluation, best)
 

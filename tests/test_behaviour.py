@@ -11,6 +11,7 @@ from conftest import make_model
 from fault_proxy import FakeJudge, running
 from test_local_judge import character_tokenizer
 
+import evaluate
 from rewards.behaviour_prompt import INSTRUCTIONS, KINDS, option_of, option_score, parse_option
 from rewards.http_judge import HttpJudge
 from rewards.judge import Judgement
@@ -18,6 +19,7 @@ from rewards.judge_prompt import check_template
 from rewards.refinements import answer_change, find_refinements
 from rl import analyse
 from rl.answers import Answer, read_records
+from rl.baselines import BaselineCache
 from rl.behaviour import analyse as analyse_answers
 from rl.behaviour_judge import behaviour_items, make_behaviour_scorers
 from rl.config import Config
@@ -228,7 +230,7 @@ def record(benchmark: str, id: str, text: str, rule: float | None, judge: float 
     turns = [{"prompt": "p", "response": text, "tokens": 9, "finish_reason": "stop"}]
     scores = {"rule": rule, "judge": judge}
     head = {"benchmark": benchmark, "method": "m", "id": id, "sample": 0, "question": "q", "reference": "7"}
-    return head | {"turns": turns, "answer": "7", "tokens": 9, "scores": scores}
+    return head | {"turns": turns, "answer": "7", "answer_turn": len(turns) - 1, "tokens": 9, "scores": scores}
 
 
 @pytest.fixture
@@ -237,7 +239,7 @@ def evaluation(tmp_path):
     (tmp_path / "records").mkdir()
     refined = response("8<refine>7</refine>")
     second = record("arc", "1", "7", 1.0)
-    second["turns"] = [*second["turns"], {"response": "all is well"}]
+    second |= {"turns": [*second["turns"], {"response": "all is well"}], "answer_turn": 1}
     rows = {
         "gsm8k.vanilla": [record("gsm8k", "1", "8", 0.0, 1.0), record("gsm8k", "2", "7", 1.0)],
         "gsm8k.pasr": [record("gsm8k", "1", refined, 1.0, 0.0), record("gsm8k", "2", refined, 1.0)],
@@ -252,10 +254,13 @@ def evaluation(tmp_path):
 
 def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     """Bug guarded: a report that is no Markdown of 100 columns, a figure that is missing, a judge's score that is not used."""
-    assert analyse.main([str(evaluation)]) == 0
+    (evaluation / "analysis").mkdir()
+    (evaluation / "analysis" / "kind.svg").write_text("of an earlier analysis, with a judge")
+    assert evaluate.main(["--analyse", str(evaluation)]) == 0
+    assert not (evaluation / "analysis" / "kind.svg").exists()
     shown = capsys.readouterr().out
     assert max(map(len, shown.split("written:")[0].splitlines())) <= 100
-    found = json.loads((evaluation / "behaviour" / "behaviour.json").read_text())
+    found = json.loads((evaluation / "analysis" / "behaviour.json").read_text())
     assert found["source"]["refined"] == f"pasr of {evaluation}"
     counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
     assert counts == {"right->right": 0, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's, and no other"
@@ -267,9 +272,46 @@ def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     (base / "records" / "arc.vanilla.jsonl").write_text(json.dumps(record("arc", "1", "8", 0.0)) + "\n")
     of_base = analyse.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
     assert (of_base["pairs"], of_base["shares"]["wrong->right"]["count"]) == (1, 1)
-    assert (evaluation / "behaviour" / "behaviour.md").read_text().startswith("# How the model refines")
+    assert (evaluation / "analysis" / "behaviour.md").read_text().startswith("# How the model refines")
     for name in ("transitions", "whether", "when", "how_long", "effect"):
-        assert ElementTree.parse(evaluation / "behaviour" / f"{name}.svg").getroot().tag.endswith("svg")
+        assert ElementTree.parse(evaluation / "analysis" / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_self_is_the_model_that_answered(evaluation, tmp_path, monkeypatch):
+    """Bug guarded: --judge self refused, or taken for a folder called self."""
+    (evaluation / "settings.json").write_text(json.dumps({"model": "some/model"}))
+    judges = []
+    monkeypatch.setattr(analyse, "make_behaviour_scorers", lambda config, load: judges.append(config.judge))
+    analyse.run_analysis(evaluation, Config(judge="self"))
+    analyse.run_analysis(evaluation, Config(judge="rules"))
+    assert judges == ["some/model"]
+
+
+def test_an_evaluation_that_is_running_can_be_analysed(evaluation):
+    """Bug guarded: a half-written last line taken for a broken file."""
+    file = evaluation / "records" / "arc.pasr.jsonl"
+    file.write_text(file.read_text() + '{"benchmark": "a')
+    assert len(read_records(evaluation, "pasr", "rule")) == 3
+
+
+def test_rollouts_are_paired_with_the_references_answers(tmp_path):
+    """Bug guarded: no transitions of a run with --plain-policy reference, whose plain answers stand beside the runs."""
+    run, cache = tmp_path / "run", BaselineCache(tmp_path / "baselines", {"model": "m"})
+    cache.put("q", "7", [("8", 0.0), ("7", 1.0)])
+    (run / "rollouts").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"config": {}, "baselines": cache.path.name}))
+    row = {"id": "1", "question": "q", "reference": "7", "mode": "refine", "text": response("7"), "tokens": 5, "accuracy": 1.0}
+    rows = [row, row, row, row | {"id": "2", "question": "asked of nobody"}]
+    for step in (1, 2):
+        (run / "rollouts" / f"step_00000{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    analysis = analyse.analyse_folder(run)
+    assert analysis["source"]["plain answers"] == "the initial policy's"
+    found = analysis["transitions"]
+    assert {name: value["count"] for name, value in found["shares"].items() if value["count"]} == {
+        "right->right": 2,
+        "wrong->right": 2,
+    }
+    assert found["left_out"] == {"plain": 0, "refined": 4}
 
 
 def test_report_of_an_analysis_with_judge_and_without_refinements():
@@ -294,10 +336,7 @@ def test_mistakes_are_named(evaluation, tmp_path):
         read_records(evaluation, "pasr-prompt", "rule")
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text('{"benchmark": "arc"}\n')
-    with pytest.raises(ValueError, match=r"arc\.pasr\.jsonl, line 1: not a record .*scores"):
-        analyse.analyse_folder(evaluation)
-    file.write_text("{\n")
-    with pytest.raises(ValueError, match="line 1: not valid JSON"):
+    with pytest.raises(ValueError, match=r"arc\.pasr\.jsonl, line 1 is no record of an answer"):
         analyse.analyse_folder(evaluation)
     with pytest.raises(ValueError, match="cannot judge behaviour"):
         make_behaviour_scorers(Config(judge="rules"), load=None)

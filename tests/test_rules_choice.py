@@ -9,6 +9,7 @@ BEETLES = (("A", "climate"), ("B", "expense"), ("C", "sample size"), ("D", "poli
 ROOMS = (("A", "living room"), ("B", "parlor"), ("C", "music hall"), ("D", "music room"), ("E", "music"))
 NAMES = (("1", "Rebecca"), ("2", "Jessica"))
 SEEDS = (("1", "store food"), ("2", "attract pollen"), ("3", "take in light"), ("4", "produce chlorophyll"))
+MORALS = (("A", "Wrong, Wrong"), ("B", "Wrong, Not wrong"), ("C", "Not wrong, Wrong"), ("D", "Not wrong, Not wrong"))
 
 CHOICES = [  # (options, text, label that the text settles on)
     (BEETLES, "B", "B"),
@@ -75,6 +76,14 @@ CHOICES = [  # (options, text, label that the text settles on)
     (SEEDS, "1", "1"),
     (SEEDS, "In 10 of 12 cases", None),
     (SEEDS, "to store food", "1"),
+    (BEETLES, "a", "A"),
+    (BEETLES, "Answer: A; B; C", None),
+    (BEETLES, "Answer: A B C D", None),
+    (BEETLES, "A B", None),
+    (MORALS, "Answer: Not wrong, Wrong", "C"),
+    (MORALS, "Not wrong, not wrong.", "D"),
+    (MORALS, "Answer: Wrong, Wrong", "A"),
+    (MORALS, "Answer: B. Wrong, Not wrong", "B"),
 ]
 
 

@@ -48,6 +48,17 @@ NUMBERS = [  # (text, reference, right)
     ("1\N{NARROW NO-BREAK SPACE}234", "1234", True),
     ("Answer: (3, 5)", "5", False),
     (r"\boxed{9^{9^{9}}}", "9", False),
+    (r"\boxed{\$18}", "18", True),
+    (r"\boxed{\$1{,}234.50}", "1234.5", True),
+    (r"\boxed{5, 6}", "6", False),
+    ("Answer: 5, 6", "6", False),
+    (r"\boxed{\{5, 6\}}", "6", False),
+    ("Answer: 10,000", "10000", True),
+    ("Answer: 10 to 18", "18", False),
+    ("Answer: 18\N{EN DASH}20", "18", False),
+    ("Answer: 2 1/2 hours", "2.5", True),
+    ("Answer: 5 (that is 3 + 2)", "5", True),
+    ("Answer: 5 (that is 3 + 2)", "2", False),
 ]
 
 LATEX = [
@@ -89,6 +100,10 @@ LATEX = [
     (r"\boxed{((((((((((", "4005", False),
     ("33/100", r"\dfrac{33}{100}", True),
     ("33\\%", r"\dfrac{33}{100}", True),
+    (r"\boxed{\$36}", "36", True),
+    (r"\boxed{2,1}", "1,2", True),
+    (r"\boxed{1,2,3}", "1,2", False),
+    (r"\boxed{\{5, 6\}}", "6", False),
 ]  # fmt: skip
 
 

@@ -8,8 +8,8 @@ class Series:
     """One curve.
 
     Attributes:
-        metric: its name in metrics.jsonl.
-        evaluation: name of the same quantity in eval/, drawn as points; "" for none.
+        metric: its name in metrics.jsonl; "" if only evaluations have it: then their points are joined.
+        evaluation: name of the same quantity in evaluations, drawn as points; "" for none.
     """
 
     label: str
@@ -183,8 +183,8 @@ def benchmark_section(names: set[str]) -> Section | None:
     found: dict[str, list[Series]] = {}
     for name in sorted(names):
         parts = name.split("/")
-        if parts[0] == "eval" and parts[-1] == "accuracy" and len(parts) > 2:
-            found.setdefault(parts[1], []).append(Series(" ".join(parts[2:-1]) or "accuracy", name, name))
+        if parts[0] == "eval" and parts[-1] == "accuracy" and len(parts) > 3:
+            found.setdefault(parts[1], []).append(Series(" ".join(parts[2:-1]), "", name))
     charts = [Chart(benchmark, "Accuracy.", tuple(series), share=True) for benchmark, series in found.items()]
     return Section("Benchmarks during training", tuple(charts)) if charts else None
 

@@ -94,7 +94,8 @@ def draw(chart: Chart, lines: list[Line | None]) -> Drawing:
             if len(raw) > 1 and raw != mean:
                 axes.plot(steps, raw, color=colour, alpha=0.25, linewidth=0.8)
             axes.plot(steps, mean, color=colour, linewidth=1.8, marker="o" if len(mean) == 1 else "", markersize=4)
-            axes.plot(line.point_steps, line.point_values, color=colour, marker="o", markersize=4.5, linestyle="")
+            joined = "" if any(value == value for value in line.values) else "-"
+            axes.plot(line.point_steps, line.point_values, color=colour, marker="o", markersize=4.5, linestyle=joined)
             last = next((v for v in reversed(smooth) if v == v), line.point_values[-1] if line.point_values else None)
             entries.append((line.label, number % len(COLOURS), format_number(last)))
             columns.append([_rounded(value) for value in mean])

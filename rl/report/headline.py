@@ -30,6 +30,8 @@ class Quantity:
 QUANTITIES = (
     Quantity("Accuracy, refine prompt", "greedy/refined_accuracy", "pasr/refined_accuracy", 1),
     Quantity("Accuracy, plain prompt", "greedy/plain_accuracy", "pasr/plain_accuracy"),
+    Quantity("Benchmarks, refine prompt", "eval/average/pasr/accuracy", "", 1),
+    Quantity("Benchmarks, plain prompt", "eval/average/vanilla/accuracy", ""),
     Quantity("P(refine | wrong)", "sampled/p_refine_wrong", "pasr/p_refine_wrong", 1),
     Quantity("P(refine | right)", "sampled/p_refine_right", "pasr/p_refine_right", -1),
     Quantity("Responses that refine", "sampled/refine_rate", "pasr/refine_frac"),

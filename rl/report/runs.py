@@ -13,7 +13,7 @@ class RunRecord:
         config: every flag; empty if config.json is missing.
         origin: git hash and versions.
         metrics: one dict a step, by rising step; a missing value is None.
-        evaluations: {step: metrics} of eval/.
+        evaluations: {step: metrics} of eval/, and those named eval/... in metrics.jsonl.
         first_answers, last_answers: answers of the first and the last evaluation, by "decoding/mode"; empty without two.
         summary: of a finished run; else empty.
         unreadable: lines of metrics.jsonl that were left out.
@@ -88,6 +88,9 @@ def _load_evaluations(run: RunRecord) -> None:
         run.last_answers = answers
     if len(run.evaluations) < 2:
         run.first_answers = run.last_answers = {}
+    for row in run.metrics:
+        if benchmarks := {name: value for name, value in row.items() if name.startswith("eval/")}:
+            run.evaluations[row["step"]] = run.evaluations.get(row["step"], {}) | benchmarks
 
 
 def read_lines(file: Path) -> tuple[list[dict], int]:
