@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SHARED, make_config, make_model, write_task_folder
+from conftest import SHARED, make_config, make_model, write_questions, write_task_folder
 
+import rl.setup
 import train
 from benchmarks.memory import compare, make_folder
 from model import ModelConfig
@@ -170,6 +171,31 @@ def test_auto_lowers_numbers_and_a_named_mode_does_not(seven):
     assert auto.max_slots < config.max_slots
 
 
+def test_slots_left_to_auto_are_fitted_in_a_named_mode(seven):
+    """Bug guarded: a run refused for want of room for 256 slots that nobody asked for."""
+    named, machine = asked(memory="shard", reference_memory="host", activation_checkpointing=True), Machine(2, H100)
+    assert not decide(seven, replace(named, max_slots=256), machine).fits
+    plan = check_memory(seven, named, machine)
+    assert plan.config == replace(named, max_slots=plan.config.max_slots)
+    assert plan.config.max_slots < 256
+
+
+@pytest.mark.parametrize(("given", "used"), [("8", 3), ("auto", "auto")])
+def test_a_run_samples_with_the_slots_of_its_plan(tmp_path, monkeypatch, given, used):
+    """Bug guarded: slots that the plan lowered, said so, and nobody used."""
+
+    def lowered(config, source, device):
+        plan = plan_run(config, source, device)
+        return replace(plan, config=replace(plan.config, max_slots=3))
+
+    monkeypatch.setattr(rl.setup, "plan_run", lowered)
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    where = ["--model", str(folder), "--data", str(data), "--runs-dir", str(tmp_path), "--run", "r"]
+    session = rl.setup.open_session(parse_config([*where, "--judge", "rules", "--max-slots", given]))
+    session.run.close()
+    assert session.rollout.sampler.max_slots == used
+
+
 @pytest.mark.parametrize("gpus", [1, 2, 4])
 @pytest.mark.parametrize("mode", ["shard", "exact-bf16", "offload"])
 def test_the_flags_that_are_named_work(seven, gpus, mode):
@@ -191,7 +217,7 @@ def test_more_of_a_machine_is_named_where_no_flag_helps(seven):
     assert decide(seven, asked(), replace(small, host_bytes=needed * GIB)).fits
     assert not decide(seven, asked(), replace(small, host_bytes=(needed - 2) * GIB)).fits
     with pytest.raises(ValueError, match=r"works: 4 such GPUs"):
-        check_memory(seven, asked(memory="shard", activation_checkpointing=True), small)
+        check_memory(seven, asked(memory="shard", activation_checkpointing=True, max_slots=256), small)
     with pytest.raises(ValueError, match=r"works: a smaller --model"):
         check_memory(seven, asked(), Machine(1, 12 * GIB))
 
