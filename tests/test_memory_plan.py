@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SHARED, make_config, make_model, write_questions, write_task_folder
+from conftest import SHARED, make_config, make_model, write_task_folder
 
-import rl.setup
 import train
 from benchmarks.memory import compare, make_folder
 from model import ModelConfig
@@ -29,6 +28,7 @@ from rl.memory_plan import (
     disk_bytes,
     forward_bytes,
     host_bytes,
+    phases,
     pinned,
     saved_bytes,
 )
@@ -135,6 +135,18 @@ def test_the_arithmetic_of_a_7b_model_by_hand(seven):
     assert disk_bytes(seven, config) == 14 * seven.parameters * 3
 
 
+def test_a_sharded_reference_is_whole_while_it_judges_or_writes(seven):
+    """Bug guarded: a whole copy beside the sampler's that the plan did not count."""
+    config, machine = asked(memory="shard", reference_memory="device", max_slots=64), Machine(4, H100)
+    part = 2 * seven.parameters / 4
+    for changes, phase in (({"judge": "self"}, "judge"), ({"judge": "rules", "plain_policy": "reference"}, "rollout")):
+        kept, freed = (phases(seven, replace(config, **changes), machine, keep_copy=keep)[phase] for keep in (True, False))
+        assert kept["weights"] + kept["reference"] == (4 + 2 * 4 + 2 * 4) * seven.parameters / 4 + part
+        assert freed["weights"] + freed["reference"] == (4 + 2 * 4) * seven.parameters / 4 + part
+    update = phases(seven, replace(config, plain_policy="reference"), machine)["update"]
+    assert update["reference"] == part
+
+
 def test_a_reference_that_nobody_needs_takes_nothing(seven):
     items = decide(seven, asked(beta=0.0, judge="rules"), Machine(1, H200)).table["update"]
     assert items["reference"] == 0
@@ -178,22 +190,6 @@ def test_slots_left_to_auto_are_fitted_in_a_named_mode(seven):
     plan = check_memory(seven, named, machine)
     assert plan.config == replace(named, max_slots=plan.config.max_slots)
     assert plan.config.max_slots < 256
-
-
-@pytest.mark.parametrize(("given", "used"), [("8", 3), ("auto", "auto")])
-def test_a_run_samples_with_the_slots_of_its_plan(tmp_path, monkeypatch, given, used):
-    """Bug guarded: slots that the plan lowered, said so, and nobody used."""
-
-    def lowered(config, source, device):
-        plan = plan_run(config, source, device)
-        return replace(plan, config=replace(plan.config, max_slots=3))
-
-    monkeypatch.setattr(rl.setup, "plan_run", lowered)
-    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
-    where = ["--model", str(folder), "--data", str(data), "--runs-dir", str(tmp_path), "--run", "r"]
-    session = rl.setup.open_session(parse_config([*where, "--judge", "rules", "--max-slots", given]))
-    session.run.close()
-    assert session.rollout.sampler.max_slots == used
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4])
