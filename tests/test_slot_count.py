@@ -87,3 +87,10 @@ def test_a_run_samples_with_the_slots_of_its_plan(tmp_path, monkeypatch, given, 
     session = rl.setup.open_session(parse_config([*where, "--judge", "rules", "--max-slots", given]))
     session.run.close()
     assert session.rollout.sampler.max_slots == used
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Bug guarded: two ranks on a CPU that each take nine tenths of the same memory."""
+    alone = free_bytes(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert free_bytes(torch.device("cpu")) < alone / 4
