@@ -119,8 +119,8 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     updater = Updater(policy.model, reference if config.beta > 0 else None, decided, policy.optimizer)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
     policy.weights.refresh()
-    run.cut_back(first_step if checkpoint else -1)
-    set_aside_later(run.path, first_step)
+    from_main(lambda: run.cut_back(first_step if checkpoint else -1))
+    from_main(lambda: set_aside_later(run.path, first_step))
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
@@ -128,7 +128,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
     best = BestStep(config.keep_best, run.read_metrics())
-    run.accept(config)
+    from_main(lambda: run.accept(config))
     run.keep_prompts(described)
     return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step, evaluation, best)
 
