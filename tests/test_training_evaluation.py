@@ -1,6 +1,7 @@
 """--eval-benchmarks and --keep-best: a fixed evaluation while training, held-out questions, the best checkpoint kept."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import STEPS, flags, lines_of, place, reward_for_length  # noqa: F401 - fixtures
