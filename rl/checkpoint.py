@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from data.prompts import PromptRenderer
 from model.checkpoint import save_model, stored_dtype
 from rl.distributed import from_main, is_main, main_only, shared_fate, world_size
+from rl.exact_bf16 import LOW_BITS, ExactBF16AdamW
 from rl.safe_state import SafePlanner, SafeReader
 from rl.sharding import rows_held, whole_weights
 from rl.update import Updater
@@ -141,15 +142,21 @@ def load_checkpoint(folder: Path, updater: Updater) -> int:
         The number of steps done.
 
     Raises:
-        ValueError: the state is damaged, holds values that are not finite, or belongs to another model.
+        ValueError: the state is damaged, holds values that are not finite, belongs to another model, or keeps its masters in
+            another way.
     """
-    state = _state(updater, step=0)
+    state, is_exact = _state(updater, step=0), isinstance(updater.optimizer, ExactBF16AdamW)
     try:
-        with _one_process_is_meant():
-            reader = SafeReader(folder / "state")
-            dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=world_size() == 1)
+        reader = SafeReader(folder / "state")
+        was_exact = any(name.endswith(f".{LOW_BITS}") for name in reader.read_metadata().state_dict_metadata)
+        if was_exact == is_exact:
+            with _one_process_is_meant():
+                dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=world_size() == 1)
     except (dcp.CheckpointException, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
+    if was_exact != is_exact:
+        saved_with = "exact-bf16" if was_exact else "shard or --memory offload"
+        raise ValueError(f"{folder} keeps its float32 masters in another way than this run: go on with --memory {saved_with}")
     with shared_fate(ValueError):
         for name, tensor in state["model"].items():
             if not torch.isfinite(rows_held(tensor)[0]).all():

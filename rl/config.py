@@ -226,7 +226,6 @@ def check(config: Config) -> None:
     at_least(
         0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "eval_temperature", "table_every"
     )
-    at_least(0, "table_every")
     at_least(1, "judge_concurrency")
     if config.dist_timeout * 60 <= config.judge_patience:
         raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")

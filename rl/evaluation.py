@@ -13,6 +13,7 @@ from rl.distributed import deal, gather_dealt
 from rl.metrics import mean as mean_or_nan
 from rl.records import Group, Request, Sample
 from rl.rollout import judged_text
+from rl.run_folder import write_whole
 from rl.sampler import Sampler
 
 
@@ -31,7 +32,7 @@ class Evaluation:
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(asdict(self)) + "\n")
 
     @classmethod
     def load(cls, file: Path) -> "Evaluation":

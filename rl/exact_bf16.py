@@ -16,6 +16,7 @@ from torch.optim.adamw import adamw
 
 SLICE_ELEMENTS = 2**23  # masters rebuilt at a time; with what rebuilding and splitting need, about 0.2 GiB
 BF16_NAN = 0x7FC0
+LOW_BITS = "low_bits"  # name of that state
 
 
 def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,7 @@ class ExactBF16AdamW(torch.optim.Optimizer):
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False),
                 "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False),
-                "low_bits": low_bits,
+                LOW_BITS: low_bits,
             }
             parameter.grad_dtype = torch.float32
 
@@ -86,14 +87,7 @@ class ExactBF16AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def master(self, parameter: nn.Parameter) -> Tensor:
         """The float32 master of a parameter (of this process' shard): a new tensor."""
-        return join_master(_local(parameter), _local(self.state[parameter]["low_bits"]))
-
-    @torch.no_grad()
-    def set_master(self, parameter: nn.Parameter, master: Tensor) -> None:
-        """Make a float32 tensor the master of a parameter (of this process' shard)."""
-        weight, low_bits = split_master(master)
-        _local(parameter).copy_(weight)
-        _local(self.state[parameter]["low_bits"]).copy_(low_bits)
+        return join_master(_local(parameter), _local(self.state[parameter][LOW_BITS]))
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -114,7 +108,7 @@ class ExactBF16AdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: nn.Parameter, group: dict) -> None:
         state = self.state[parameter]
-        stored = [parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["low_bits"]]
+        stored = [parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state[LOW_BITS]]
         pieces = zip(*(_local(tensor).view(-1).split(SLICE_ELEMENTS) for tensor in stored), strict=True)
         for weight, gradient, exp_avg, exp_avg_sq, low_bits in pieces:
             master = join_master(weight, low_bits)

@@ -90,15 +90,17 @@ def decide(
     `--memory auto` tries, with the reference on the device and in host memory, shard and (on one GPU) exact-bf16; offload only
     where they leave few slots, because it moves every weight over PCIe for each micro-batch. Within a mode it turns activation
     checkpointing on, then makes micro-batches and slots smaller. None of it changes what is computed but for rounding. A mode
-    that is named is taken as it is, with every number as it was given, unless `may_lower` says otherwise.
+    that is named is taken as it is, with every number as it was given, unless `may_lower` says otherwise. Slots that are left
+    to auto (`--max-slots`) are fitted in every mode.
     """
     may_lower = config.memory == "auto" if may_lower is None else may_lower
+    fits_slots = may_lower or config.max_slots == "auto"
     config = replace(config, max_slots=MOST_SLOTS) if config.max_slots == "auto" else config
     closest: Plan | None = None
     for modes, least_slots, least_tokens in _passes(config, machine):
         for chosen in _candidates(config, machine, modes, least_tokens if may_lower else None):
             plan = Plan(shapes, chosen, machine, judge, reserve=RESERVE if may_lower else 0.0)
-            plan = _with_slots(plan, least_slots) if may_lower else plan
+            plan = _with_slots(plan, least_slots) if fits_slots else plan
             if plan.fits:
                 with_copy = replace(plan, keep_copy=True)
                 return with_copy if with_copy.fits else plan

@@ -143,7 +143,7 @@ def phases(
     weights      shard 4P/W, exact-bf16 2P/W, offload 0; and cP for the sampler's copy where it cannot share
     gradients    4P/W in the update; offload: in host memory
     optimizer    8P/W for Adam's moments, and 2P/W low bits of exact-bf16
-    reference    cP/W; whole where it writes plain answers; streamed from host memory: head and two layers
+    reference    cP/W, and cP more while a sharded one judges or writes plain answers; in host memory: head and two layers
     judge        cP of a model of its own
     KV cache     bytes a token x S x (new and prompt tokens); on a CPU N x prompt tokens
     activations  prefill or decode; T x forward; in the update T x (layers kept + the one being computed)
@@ -169,14 +169,15 @@ def phases(
     }
     table = {phase: dict.fromkeys(ITEMS, 0.0) | resident for phase in PHASES}
     for phase in PHASES:
-        sampling = phase in ("rollout", "judge")
-        table[phase]["weights"] += copy if sampling or keep_copy else 0
+        table[phase]["weights"] += copy if phase == "rollout" or keep_copy else 0
+    if keep_copy and _decodes(config):  # else its copy and the policy's take turns
+        table["rollout"]["reference"] += _whole_reference(shapes, config, machine)
     _rollout(table["rollout"], shapes, config, machine)
     grader = judge or shapes
     if config.judge == "self" or judge:
         table["judge"]["activations"] = JUDGE_TOKENS * forward_bytes(grader.config, c)
         table["judge"]["logits"] = 2 * HEAD_ROWS * grader.config.vocab_size * 4
-        table["judge"]["gathered"] = _gathered_reference(shapes, config, machine) if config.judge == "self" else 0
+        table["judge"]["reference"] += _whole_reference(shapes, config, machine) if config.judge == "self" else 0
     if config.beta > 0:
         table["reference"]["activations"] = micro_batch(config, machine) * _scoring_bytes(shapes.config, c)
         table["reference"]["logits"] = 2 * 4 * CHUNK_ELEMENTS
@@ -192,14 +193,26 @@ def _reference(shapes: Shapes, config: Config, machine: Machine) -> float:
         return 0.0
     if config.reference_memory == "host":
         return c * (shapes.head + 2 * shapes.layer)
-    decodes = config.uses_plain and config.plain_policy == "reference"
-    return c * shapes.parameters / (1 if decodes else machine.gpus)
+    return c * shapes.parameters / machine.gpus
+
+
+def _decodes(config: Config) -> bool:
+    """Whether the reference writes plain answers."""
+    return config.uses_plain and config.plain_policy == "reference"
+
+
+def _cuts_reference(config: Config, machine: Machine) -> bool:
+    return machine.gpus > 1 and config.reference_memory != "host"
+
+
+def _whole_reference(shapes: Shapes, config: Config, machine: Machine) -> float:
+    """The whole copy of a sharded reference, with which ranks compute at their own pace (weight_sync.py)."""
+    return machine.compute.itemsize * shapes.parameters * _cuts_reference(config, machine)
 
 
 def _gathered_reference(shapes: Shapes, config: Config, machine: Machine) -> float:
     """Two layers of a sharded reference, or its head."""
-    is_sharded = machine.gpus > 1 and config.reference_memory != "host"
-    return machine.compute.itemsize * max(2 * shapes.layer, shapes.head) * is_sharded
+    return machine.compute.itemsize * max(2 * shapes.layer, shapes.head) * _cuts_reference(config, machine)
 
 
 def _scoring_bytes(config: ModelConfig, c: int) -> int:

@@ -18,7 +18,7 @@ FREE_ON_RESUME |= {
     "wandb_group",
     "table_every",
 }
-FREE_ON_RESUME |= {"memory", "reference_memory", "plan", "gpus", "gpu_gib", "host_gib", "wandb_group", "table_every"}
+FREE_ON_RESUME |= {"memory", "reference_memory", "plan", "gpus", "gpu_gib", "host_gib"}
 
 
 def find_checkpoint(config: Config) -> tuple[Config, Path | None]:

@@ -103,7 +103,8 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     stops = stop_ids(source, tokenizer)
 
     plan = plan_run(config, source, device)
-    decided = replace(plan.config, max_slots=config.max_slots)  # auto is measured when there is something to sample
+    # slots that were left to auto are measured when there is something to sample
+    decided = replace(plan.config, max_slots="auto") if config.max_slots == "auto" else plan.config
     reference = build_reference(decided, source, device) if config.needs_reference else None
     reference_weights = PlainWeights(reference, keep=False) if reference is not None else nullcontext()
     with reference_weights as whole_reference:
@@ -118,16 +119,17 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     updater = Updater(policy.model, reference if config.beta > 0 else None, decided, policy.optimizer)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
     policy.weights.refresh()
-    run.cut_back(first_step if checkpoint else -1)
-    set_aside_later(run.path, first_step)
+    from_main(lambda: run.cut_back(first_step if checkpoint else -1))
+    from_main(lambda: set_aside_later(run.path, first_step))
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
-    rollout = _make_rollout(config, renderer, scorer, policy, reference_weights, list(stops), source)
+    rollout = _make_rollout(decided, renderer, scorer, policy, reference_weights, list(stops), source)
     rollout.sampler.policy_version = updater.optimizer_steps
     stream = ExampleStream(examples, config.seed)
     best = BestStep(config.keep_best, run.read_metrics())
-    run.accept(config, None if rollout.baselines is None else rollout.baselines.path.name)
+    cache = None if rollout.baselines is None else rollout.baselines.path.name
+    from_main(lambda: run.accept(config, cache))
     run.keep_prompts(described)
     return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step, evaluation, best)
 

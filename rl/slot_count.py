@@ -19,18 +19,18 @@ DRAW_BYTES = 24  # uniform, id and log-prob of a new token
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: on CUDA with what PyTorch holds unused, on a CPU what the system calls available.
-
-    Where the system does not say (macOS), half of its memory.
+    """Bytes that can still be allocated: on CUDA with what PyTorch holds unused, on a CPU what the system calls available,
+    shared by the processes that torchrun has started on it. Where the system does not say (macOS), half of its memory.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     report = Path("/proc/meminfo")
     if report.exists():
         lines = dict(line.split(":", 1) for line in report.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return int(lines["MemAvailable"].split()[0]) * 1024 // processes
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
 
 
 def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = False) -> tuple[int, str]:

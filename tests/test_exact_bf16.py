@@ -17,8 +17,10 @@ from torch.distributed.tensor import DTensor
 import rl.exact_bf16
 import train
 from model import Transformer
+from rl.config import parse_config
 from rl.exact_bf16 import ExactBF16AdamW, join_master, split_master
 from rl.logprobs import token_logprobs
+from rl.setup import open_session
 from rl.weight_sync import make_sampler_model
 
 SETTINGS = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
@@ -188,6 +190,15 @@ def test_a_killed_run_resumes_bit_for_bit(place, reward_for_length):
     assert train.main(flags(place, "exact-half", *mode, "--resume", "auto", "--resume-with-changes")) == 0
     assert_same_run(runs / "exact-half", runs / "exact-whole")
     assert any(row.get("grad_norm") for row in lines_of(runs / "exact-whole" / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(("saved", "then"), [("exact-bf16", "shard"), ("offload", "exact-bf16")])
+def test_masters_kept_in_another_way_are_refused_with_the_remedy(place, reward_for_length, saved, then):
+    """Bug guarded: "belongs to another model", where auto decides otherwise on another machine."""
+    assert train.main(flags(place, f"from-{saved}", "--steps", "2", "--memory", saved)) == 0
+    resume = flags(place, f"from-{saved}", "--memory", then, "--resume", "auto", "--resume-with-changes")
+    with pytest.raises(ValueError, match=f"go on with --memory {'exact-bf16' if saved == 'exact-bf16' else 'shard'}"):
+        open_session(parse_config(resume))
 
 
 def sharded(model: Transformer) -> Transformer:

@@ -28,6 +28,7 @@ from rl.memory_plan import (
     disk_bytes,
     forward_bytes,
     host_bytes,
+    phases,
     pinned,
     saved_bytes,
 )
@@ -134,6 +135,18 @@ def test_the_arithmetic_of_a_7b_model_by_hand(seven):
     assert disk_bytes(seven, config) == 14 * seven.parameters * 3
 
 
+def test_a_sharded_reference_is_whole_while_it_judges_or_writes(seven):
+    """Bug guarded: a whole copy beside the sampler's that the plan did not count."""
+    config, machine = asked(memory="shard", reference_memory="device", max_slots=64), Machine(4, H100)
+    part = 2 * seven.parameters / 4
+    for changes, phase in (({"judge": "self"}, "judge"), ({"judge": "rules", "plain_policy": "reference"}, "rollout")):
+        kept, freed = (phases(seven, replace(config, **changes), machine, keep_copy=keep)[phase] for keep in (True, False))
+        assert kept["weights"] + kept["reference"] == (4 + 2 * 4 + 2 * 4) * seven.parameters / 4 + part
+        assert freed["weights"] + freed["reference"] == (4 + 2 * 4) * seven.parameters / 4 + part
+    update = phases(seven, replace(config, plain_policy="reference"), machine)["update"]
+    assert update["reference"] == part
+
+
 def test_a_reference_that_nobody_needs_takes_nothing(seven):
     items = decide(seven, asked(beta=0.0, judge="rules"), Machine(1, H200)).table["update"]
     assert items["reference"] == 0
@@ -170,6 +183,15 @@ def test_auto_lowers_numbers_and_a_named_mode_does_not(seven):
     assert auto.max_slots < config.max_slots
 
 
+def test_slots_left_to_auto_are_fitted_in_a_named_mode(seven):
+    """Bug guarded: a run refused for want of room for 256 slots that nobody asked for."""
+    named, machine = asked(memory="shard", reference_memory="host", activation_checkpointing=True), Machine(2, H100)
+    assert not decide(seven, replace(named, max_slots=256), machine).fits
+    plan = check_memory(seven, named, machine)
+    assert plan.config == replace(named, max_slots=plan.config.max_slots)
+    assert plan.config.max_slots < 256
+
+
 @pytest.mark.parametrize("gpus", [1, 2, 4])
 @pytest.mark.parametrize("mode", ["shard", "exact-bf16", "offload"])
 def test_the_flags_that_are_named_work(seven, gpus, mode):
@@ -191,7 +213,7 @@ def test_more_of_a_machine_is_named_where_no_flag_helps(seven):
     assert decide(seven, asked(), replace(small, host_bytes=needed * GIB)).fits
     assert not decide(seven, asked(), replace(small, host_bytes=(needed - 2) * GIB)).fits
     with pytest.raises(ValueError, match=r"works: 4 such GPUs"):
-        check_memory(seven, asked(memory="shard", activation_checkpointing=True), small)
+        check_memory(seven, asked(memory="shard", activation_checkpointing=True, max_slots=256), small)
     with pytest.raises(ValueError, match=r"works: a smaller --model"):
         check_memory(seven, asked(), Machine(1, 12 * GIB))
 

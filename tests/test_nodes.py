@@ -57,6 +57,20 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def test_a_mistake_that_only_rank_0_sees_is_one_line(place, tmp_path):
+    """Bug guarded: a traceback of the other ranks, whose connection broke, under the line that says what to do."""
+    run = place / "runs" / "broken"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("rubbish\n")
+    launch = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--", "train.py", *flags(place, "broken", "--resume", "auto")]
+    assert start(launch, tmp_path / "out").wait(120) != 0
+    ours = (tmp_path / "out").read_text().split("ChildFailedError")[0]
+    assert ours.count("error: ") == 1
+    assert "line 1 is not a metrics record" in ours
+    assert "ends after the failure" not in ours
+    assert " of 2 failed:" not in ours
+
+
 def test_a_rank_that_raises_ends_the_run_and_its_traceback_comes_first(place, tmp_path):
     """Bug guarded: a run that hangs until a time-out of hours, or a log in which the cause is below its consequences."""
     begin, log = time.monotonic(), tmp_path / "log"

@@ -1,13 +1,17 @@
 """Slots chosen from free memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, write_questions, write_task_folder
 
+import rl.setup
 import rl.slot_count
 from model.kv_cache import GroupedCache, kv_bytes_per_token
 from model.static_cache import StaticCache
 from rl.config import parse_config
+from rl.memory_table import plan_run
 from rl.records import Request
 from rl.sampler import Sampler
 from rl.slot_count import MOST_SLOTS, free_bytes, slots_that_fit
@@ -67,3 +71,26 @@ def test_the_flag():
         parse_config(["--max-slots", "0"])
     with pytest.raises(SystemExit):
         parse_config(["--max-slots", "many"])
+
+
+@pytest.mark.parametrize(("given", "used"), [("8", 3), ("auto", "auto")])
+def test_a_run_samples_with_the_slots_of_its_plan(tmp_path, monkeypatch, given, used):
+    """Bug guarded: slots that the plan lowered, said so, and nobody used."""
+
+    def lowered(config, source, device):
+        plan = plan_run(config, source, device)
+        return replace(plan, config=replace(plan.config, max_slots=3))
+
+    monkeypatch.setattr(rl.setup, "plan_run", lowered)
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    where = ["--model", str(folder), "--data", str(data), "--runs-dir", str(tmp_path), "--run", "r"]
+    session = rl.setup.open_session(parse_config([*where, "--judge", "rules", "--max-slots", given]))
+    session.run.close()
+    assert session.rollout.sampler.max_slots == used
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Bug guarded: two ranks on a CPU that each take nine tenths of the same memory."""
+    alone = free_bytes(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert free_bytes(torch.device("cpu")) < alone / 4

@@ -1,6 +1,7 @@
 """--eval-benchmarks and --keep-best: a fixed evaluation while training, held-out questions, the best checkpoint kept."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import STEPS, flags, lines_of, place, reward_for_length  # noqa: F401 - fixtures
@@ -14,6 +15,7 @@ from data.prompts import PromptRenderer, load_prompts, load_tokenizer
 from rl.best import BestStep
 from rl.checkpoint import complete_checkpoints
 from rl.config import PRESETS, Config, parse_config
+from rl.evaluation import Evaluation
 from rl.training_evaluation import TrainingEvaluation
 
 
@@ -129,3 +131,15 @@ def test_flags_that_do_not_go_together():
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=problem):
             parse_config(given)
+
+
+def test_an_evaluation_is_on_disk_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Bug guarded: half a file after a kill, which the resumed run would read, and fail, for good."""
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Evaluation({"a": 1.0}, {}).save(tmp_path / "eval" / "step_000000.json")
+    assert not list(tmp_path.rglob("*.json"))
