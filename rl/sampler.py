@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Literal
 
 import torch
+from tqdm import tqdm
 
 from model.packed import packable, packed_weights
 from model.transformer import Transformer
@@ -97,7 +98,7 @@ class Sampler:
             return self.max_slots
         slots, arithmetic = slots_that_fit(self.model, requests, pack=pack)
         if slots != self.announced:
-            print(arithmetic)
+            tqdm.write(arithmetic)  # a progress bar may be open
             self.announced = slots
         return slots
 

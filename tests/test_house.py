@@ -70,6 +70,36 @@ def test_files_and_functions_stay_short(file):
             assert node.type is not None, "bare except"
 
 
+UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+REVIEWED = {  # what runs code or could, and why it does not run a stranger's
+    "rl/safe_state.py": {"pickle.Unpickler", "pickle.UnpicklingError", "torch.load"},
+    "rl/checkpoint.py": {"pickle.UnpicklingError"},
+    "benchmarks/update.py": {"exec"},  # of a file that its own command line names
+}
+
+
+def called(node: ast.Call) -> str:
+    """The called function as it is written: `torch.load`, `eval`."""
+    return ast.unparse(node.func)
+
+
+def test_loading_runs_no_code():
+    """Bug guarded: a downloaded file that is executed: by pickle, by torch.load in full, by a tokenizer's own code, by eval."""
+    for file in (f for f in FILES if f.relative_to(ROOT).parts[0] != "tests"):  # tests read back what they wrote
+        name, nodes = str(file.relative_to(ROOT)), list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        found = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in UNPICKLERS}
+        found |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module in UNPICKLERS}
+        for node in (n for n in nodes if isinstance(n, ast.Call)):
+            place, options = f"{name}:{node.lineno}", {option.arg: ast.unparse(option.value) for option in node.keywords}
+            found |= {called(node)} & {"eval", "exec", "__import__"}
+            assert options.get("trust_remote_code", "False") == "False", place
+            assert options.get("allow_pickle", "False") == "False", place
+            if called(node).endswith("torch.load"):
+                found.add("torch.load")
+                assert options.get("weights_only") == "True", place
+        assert found <= REVIEWED.get(name, set()), f"{name}: {found}"
+
+
 def test_readme_flags_and_files_exist():
     """Bug guarded: documentation of what is no longer, or not yet, there."""
     known = {"--" + field.name.replace("_", "-") for field in fields(Config)} | {"--help"}
