@@ -171,6 +171,12 @@ def test_half_a_surrogate_pair_from_the_command_line(folder, capsys):
         PromptRenderer(load_tokenizer(folder), Prompts()).ids("\ud800", "plain")
 
 
+def test_a_question_beyond_the_models_context_is_refused(folder, capsys):
+    """Bug guarded: a pasted file of a megabyte, and a prefill that takes all memory."""
+    said = said_on_failure(capsys, evaluate.main, ["--model", str(folder), "--ask", "12/3" * 10_000])
+    assert "this model reads at most 32,768: shorten it" in said
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
