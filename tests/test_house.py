@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,6 +77,22 @@ REVIEWED = {  # what runs code or could, and why it does not run a stranger's
     "rl/checkpoint.py": {"pickle.UnpicklingError"},
     "benchmarks/update.py": {"exec"},  # of a file that its own command line names
 }
+
+
+OTHER_NAMES = {"pyyaml": "yaml"}  # of packages that are imported under another name than the one they are installed by
+OPTIONAL = {"lm_eval"}  # of a script in benchmarks/ that says how to install it
+OF_PEERS = {"data_types", "grpo", "qwen2_model"}  # modules of code that benchmarks/peers.py measures against
+
+
+def test_requirements_are_what_is_imported():
+    """Bug guarded: a package that a fresh installation lacks, one that is named twice, or that nobody needs."""
+    lines = (ROOT / "requirements.txt").read_text().split()
+    names = [re.split("[<>=]", line)[0].lower() for line in lines]
+    assert len(set(names)) == len(names)
+    required = {OTHER_NAMES.get(name, name.replace("-", "_")) for name in names}
+    local = {file.stem for file in FILES} | {file.relative_to(ROOT).parts[0] for file in FILES}
+    imported = set().union(*map(imports_of, FILES)) - sys.stdlib_module_names - local - OPTIONAL - OF_PEERS
+    assert imported == required - {"ruff"}
 
 
 def called(node: ast.Call) -> str:
