@@ -138,9 +138,8 @@ class RunFolder:
     def cut_back(self, step: int) -> None:
         """Forget what was logged after `step`: the run goes on from there."""
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[
-                :-1
-            ]  # what has no newline was cut off
+            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+            lines = text.split("\n")[:-1]  # what has no newline was cut off
             kept = [line + "\n" for number, line in enumerate(lines, start=1) if self._step_of(line, number) <= step]
             write_whole(self.metrics_file, "".join(kept))
         for file in [*self.path.glob("rollouts/step_*.jsonl"), *self.path.glob("eval/step_*.json*")]:
