@@ -116,7 +116,9 @@ class Asker:
 
     def answer(self, question: str, mode: str) -> Completion:
         given = self.arguments
-        ids = self.renderer.ids(question, mode)
+        ids, context = self.renderer.ids(question, mode), self.loaded.model.config.max_position_embeddings
+        if len(ids) >= context:
+            raise ValueError(f"the question takes {len(ids):,} tokens, this model reads at most {context:,}: shorten it")
         longest = len(ids) + given.max_new_tokens
         sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=longest)
         key = (given.seed, "ask", question, mode)

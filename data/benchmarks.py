@@ -184,10 +184,7 @@ def _local_rows(benchmark: Benchmark, file: Path) -> list[tuple[str, object]]:
     if not file.is_file():
         layout = f"a folder like the paper's release holds {benchmark.file}; without one the data set is fetched from the hub"
         raise ValueError(f"no file of {benchmark.name} at {file}" + (f": {layout}" if benchmark.hub else ""))
-    try:
-        return read_rows(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+    return read_rows(file)
 
 
 def digest(items: list[BenchmarkItem]) -> str:

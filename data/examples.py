@@ -40,21 +40,49 @@ def load_examples(path: str | Path) -> list[Example]:
 
 
 def read_rows(path: Path) -> list[tuple[str, object]]:
-    """Every row with the words that say where it stands. A file that starts with `[` is one JSON list."""
-    text = path.read_text(encoding="utf-8")
+    """Every row with the words that say where it stands. A file that starts with `[` is one JSON list.
+
+    Raises:
+        ValueError: not UTF-8, or not JSON; the place is named.
+    """
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return [(f"item {i}", row) for i, row in enumerate(parse_json(text, str(path)), start=1)]
+    lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [(place, parse_json(line, f"{path}, {place}")) for place, line in lines]
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
     try:
-        if text.lstrip().startswith("["):
-            return [(f"item {i}", row) for i, row in enumerate(json.loads(text), start=1)]
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from error
+
+
+def parse_json(text: str, place: str) -> object:
+    """A value from JSON.
+
+    Raises:
+        ValueError: not JSON, or it holds half of a surrogate pair, which no tokenizer and no file can take; `place` is named.
+    """
+    try:
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append((f"line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
-    return rows
+        inside = f", line {error.lineno}" if "\n" in text else ""
+        raise ValueError(f"{place}{inside}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested thousands deep
+        raise ValueError(f"{place}: cannot be read as JSON ({error})") from error
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}: holds half of a surrogate pair (such as \\ud83d alone); mend the text") from error
+    return value
 
 
 def _to_example(row: object, place: str, fallback_id: str) -> Example:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 REFINE_PROMPT = """\
@@ -49,7 +51,7 @@ class Prompts:
         """
         try:
             given = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"cannot read prompts from {path}: {error}") from error
         names = [field.name for field in fields(cls)]
         if not isinstance(given, dict) or not all(n in names and isinstance(t, str) for n, t in given.items()):
@@ -79,8 +81,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no usable tokenizer: {str(error).strip().splitlines()[0]}") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # whichever way its files are damaged
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{folder} holds no usable tokenizer: {reason[0]}") from error
 
 
 class PromptRenderer:
@@ -114,7 +119,10 @@ class PromptRenderer:
         for response, reply in turns:
             messages += [{"role": "assistant", "content": response}, {"role": "user", "content": reply}]
         switch = {"enable_thinking": False} if mode == "plain" and not self.plain_thinking else {}
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template cannot render system prompt and question: {error}") from error
         return re.sub(r"<think>\s*(</think>\s*)?\Z", "", text) if mode == "refine" else text
 
     def ids(self, question: str, mode: str) -> list[int]:
@@ -129,6 +137,10 @@ class PromptRenderer:
 
     def encode(self, prompt: str, question: str) -> list[int]:
         """Token ids of a prompt that `text` rendered for a question; errors as in `ids`."""
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the question {question[:80]!r} is no valid Unicode: half of a surrogate pair") from error
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
             raise ValueError(f"the tokenizer of this model cannot represent the question {question[:80]!r}")
@@ -146,12 +158,12 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[int, list
     with another.
 
     Raises:
-        ValueError: no source names any.
+        ValueError: no source names any, or a configuration is damaged.
     """
     found: dict[int, list[str]] = {}
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            eos = _eos_of(folder / name)
             for token_id in eos if isinstance(eos, list) else [eos]:
                 if token_id is not None:
                     found.setdefault(token_id, []).append(name)
@@ -163,6 +175,16 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[int, list
     if not found:
         raise ValueError(f"{folder} names no end-of-text token in its configs, tokenizer or chat template")
     return dict(sorted(found.items()))
+
+
+def _eos_of(file: Path) -> object:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object")
+    return content.get("eos_token_id")
 
 
 def _turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

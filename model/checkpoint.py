@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} does not exist")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object")
@@ -87,7 +87,7 @@ def load_model(
 
     Raises:
         ValueError: unsupported configuration; no safetensors weights; a tensor that is missing, unexpected, of the wrong
-            shape or not finite. The message names the field, file or tensor.
+            shape, not of floating point or not finite. The message names the field, file or tensor.
     """
     folder = resolve_checkpoint(path_or_hub_id, revision)
     config = ModelConfig.from_hf(read_json(folder / "config.json"))
@@ -126,6 +126,8 @@ def copy_weights(model: Transformer, folder: Path, rows_held: Callable[[Tensor],
             raise ValueError(f"{folder}: {name} has shape {shape}, config.json implies {wanted}")
         target, first = rows_held(parameters[name])
         tensor = stored[first : first + len(target)]
+        if not tensor.is_floating_point():
+            raise ValueError(f"{folder}: {name} is stored as {tensor.dtype}; load the unquantised checkpoint")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite values")
         if name not in missing and not torch.equal(target, tensor.to(target)):
@@ -149,7 +151,10 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, "PySafeSlice"]]:  # noq
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX_FILE).is_file():
-        names = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
+        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{folder / INDEX_FILE} is damaged: its weight_map must name a file for each tensor")
+        names = sorted(set(weight_map.values()))
     else:
         names = ["model.safetensors"]
     absent = [name for name in names if not (folder / name).is_file()]
@@ -164,7 +169,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype that a checkpoint's configuration says its weights are in; float32 if it says nothing."""
     config = read_json(folder / "config.json")
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    dtype = getattr(torch, name, None)
+    dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{folder / 'config.json'}: dtype {name!r} is not a dtype of torch")
     return dtype

@@ -4,6 +4,18 @@ from dataclasses import dataclass
 
 SUPPORTED_MODEL_TYPES = ("qwen2", "qwen3")
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_KINDS = {  # field: (what it must be, the check); a field may also be absent or null
+    **dict.fromkeys(
+        (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"),
+        ("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
+    ),
+    **dict.fromkeys(
+        ("rms_norm_eps", "rope_theta"), ("a number above 0", lambda value: type(value) in (int, float) and value > 0)
+    ),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), ("an object", lambda value: isinstance(value, dict))),
+    "layer_types": ("a list", lambda value: isinstance(value, list)),
+    "tie_word_embeddings": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,12 @@ class ModelConfig:
         """Read a Hugging Face `config.json`, written by any transformers version.
 
         Raises:
-            ValueError: a field is missing, or asks for something this model does not compute; the field is named.
+            ValueError: a field is missing, malformed, or asks for what this model does not compute; the field is named.
         """
         missing = [name for name in _REQUIRED if config.get(name) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
+        _refuse_malformed(config)
         _refuse_unsupported(config)
         heads = config["num_attention_heads"]
         return cls(
@@ -59,10 +72,10 @@ class ModelConfig:
             **{name: config[name] for name in _REQUIRED},
             num_key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rms_norm_eps=config.get("rms_norm_eps", cls.rms_norm_eps),
+            rms_norm_eps=config.get("rms_norm_eps") or cls.rms_norm_eps,
             rope_theta=_rope_theta(config),
-            tie_word_embeddings=config.get("tie_word_embeddings", cls.tie_word_embeddings),
-            max_position_embeddings=config.get("max_position_embeddings", cls.max_position_embeddings),
+            tie_word_embeddings=config.get("tie_word_embeddings") or cls.tie_word_embeddings,
+            max_position_embeddings=config.get("max_position_embeddings") or cls.max_position_embeddings,
         )
 
     def to_hf(self, dtype: str) -> dict:
@@ -88,6 +101,13 @@ def _rope_theta(config: dict) -> float:
     """RoPE base: `rope_parameters` (transformers >= 5), else `rope_theta` (before), else the families' default."""
     new_style = (config.get("rope_parameters") or {}).get("rope_theta")
     return float(new_style or config.get("rope_theta") or ModelConfig.rope_theta)
+
+
+def _refuse_malformed(config: dict) -> None:
+    for field, (kind, fits) in _KINDS.items():
+        value = config.get(field)
+        if value is not None and not fits(value):
+            raise ValueError(f"config.json: {field} must be {kind}, it is {value!r}")
 
 
 def _refuse_unsupported(config: dict) -> None:

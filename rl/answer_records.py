@@ -56,18 +56,21 @@ class RecordFile:
     def __init__(self, folder: Path, benchmark: str, method: str, *, mend: bool = True) -> None:
         self.path = folder / "records" / f"{benchmark}.{method}.jsonl"
         self.records: dict[tuple[str, int], AnswerRecord] = {}
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        *lines, cut_off = text.split("\n")
+        content = self.path.read_bytes() if self.path.exists() else b""
+        *lines, cut_off = content.split(b"\n")  # bytes: what was cut off may end within a character
         for number, line in enumerate(lines, start=1):
             record = self._parse(line, number)
             self.records[record.id, record.sample] = record
         if cut_off and mend:  # a kill while it was written
             print(f"{self.path}: the last line was cut off; that question is asked again")
-            write_whole(self.path, "".join(line + "\n" for line in lines))
+            write_whole(self.path, "".join(line.decode() + "\n" for line in lines))
 
-    def _parse(self, line: str, number: int) -> AnswerRecord:
+    def _parse(self, line: bytes, number: int) -> AnswerRecord:
         try:
-            return AnswerRecord(**json.loads(line))
+            record = AnswerRecord(**json.loads(line.decode()))
+            if not isinstance(record.scores, dict) or not isinstance(record.turns, list):
+                raise TypeError("scores or turns are malformed")
+            return record
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it") from error
 
@@ -123,9 +126,12 @@ def load_settings(path: Path) -> dict:
         ValueError: the folder holds none.
     """
     try:
-        return json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} holds no evaluation: settings.json cannot be read ({error})") from error
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), dict) for name in ("benchmarks", "data")):
+        raise ValueError(f"{path} holds no evaluation: settings.json names no benchmarks and data")
+    return settings
 
 
 def _joined(saved: dict, now: dict, path: Path) -> dict:

@@ -111,7 +111,7 @@ def rollout_files(run: Path) -> list[Path]:
     Raises:
         ValueError: there are none.
     """
-    files = sorted((run / "rollouts").glob("step_*.jsonl"))
+    files = sorted(f for f in (run / "rollouts").glob("step_*.jsonl") if f.stem.removeprefix("step_").isdecimal())
     if not files:
         raise ValueError(f"no rollouts in {run / 'rollouts'}: give the folder of a training run (runs/NAME)")
     return files
@@ -123,9 +123,9 @@ def read_lines(file: Path) -> Iterator[tuple[str, dict]]:
     Raises:
         ValueError: a line is not JSON.
     """
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield f"{file}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not valid JSON ({error.msg})") from error
+                yield f"{file}, line {number}", json.loads(line.decode())
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise ValueError(f"{file}, line {number}: not valid JSON ({error}); mend or remove it") from error

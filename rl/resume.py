@@ -1,9 +1,9 @@
 """Which checkpoint a run continues from, and whether it is still the same run."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from model.checkpoint import read_json
 from rl.checkpoint import complete_checkpoints, damage, damaged_checkpoints
 from rl.config import Config, to_flag
 
@@ -49,7 +49,9 @@ def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
 
 
 def _refuse_changes(config: Config, saved_file: Path) -> None:
-    saved, now = json.loads(saved_file.read_text(encoding="utf-8"))["config"], asdict(config)
+    saved, now = read_json(saved_file).get("config"), asdict(config)
+    if not isinstance(saved, dict):
+        raise ValueError(f"{saved_file} does not hold the flags of a run. To go on all the same: --resume-with-changes")
     changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != saved.get(name)]
     if changed:
         differences = "; ".join(f"{to_flag(name)} was {saved.get(name)}, is {now[name]}" for name in changed)

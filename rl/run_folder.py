@@ -17,6 +17,7 @@ import jsonlines
 import torch
 import transformers
 
+from model.checkpoint import read_json
 from rl.config import Config
 from rl.distributed import from_main, main_only
 from rl.records import Group, Sample
@@ -142,11 +143,13 @@ class RunFolder:
     def cut_back(self, step: int) -> None:
         """Forget what was logged after `step`: the run goes on from there."""
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]  # what has no newline was cut off
+            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+            lines = text.split("\n")[:-1]  # what has no newline was cut off
             kept = [line + "\n" for number, line in enumerate(lines, start=1) if self._step_of(line, number) <= step]
             write_whole(self.metrics_file, "".join(kept))
         for file in [*self.path.glob("rollouts/step_*.jsonl"), *self.path.glob("eval/step_*.json*")]:
-            if int(file.stem.removeprefix("step_")) > step:
+            number = file.stem.removeprefix("step_")
+            if number.isdecimal() and int(number) > step:
                 file.unlink()
 
     def _step_of(self, line: str, number: int) -> int:
@@ -161,9 +164,21 @@ class RunFolder:
         self._write_json("summary.json", summary)
 
     def is_finished(self, steps: int) -> bool:
-        """Whether the run has made this many steps and been summed up."""
+        """Whether the run has made this many steps and been summed up.
+
+        Raises:
+            ValueError: summary.json is damaged.
+        """
+        return from_main(lambda: self._steps_summed_up() >= steps)
+
+    def _steps_summed_up(self) -> int:
         file = self.path / "summary.json"
-        return from_main(lambda: file.exists() and json.loads(file.read_text(encoding="utf-8"))["steps"] >= steps)
+        if not file.exists():
+            return -1
+        steps = read_json(file).get("steps")
+        if not isinstance(steps, int):
+            raise ValueError(f"{file} is damaged; remove it to go on from the newest checkpoint")
+        return steps
 
     def _write_json(self, name: str, content: dict) -> None:
         write_whole(self.path / name, json.dumps(content, indent=2) + "\n")

@@ -51,7 +51,7 @@ class WandbMirror:
 
     def _open(self, mode: str, arguments: dict):
         if mode == "online":
-            if not (os.environ.get("WANDB_API_KEY") or self._wandb.api.api_key):
+            if not (os.environ.get("WANDB_API_KEY") or self._wandb.login(prompt=False)):
                 print("wandb: no API key is set, so this run is recorded offline; upload it later with `wandb sync`")
             else:
                 try:

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -69,6 +70,52 @@ def test_files_and_functions_stay_short(file):
             assert node.end_lineno - node.lineno - docstring.count("\n") < 60, f"{node.name} is too long"
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, "bare except"
+
+
+UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+REVIEWED = {  # what runs code or could, and why it does not run a stranger's
+    "rl/safe_state.py": {"pickle.Unpickler", "pickle.UnpicklingError", "torch.load"},
+    "rl/checkpoint.py": {"pickle.UnpicklingError"},
+    "benchmarks/update.py": {"exec"},  # of a file that its own command line names
+}
+
+
+OTHER_NAMES = {"pyyaml": "yaml"}  # of packages that are imported under another name than the one they are installed by
+OPTIONAL = {"lm_eval"}  # of a script in benchmarks/ that says how to install it
+OF_PEERS = {"data_types", "grpo", "qwen2_model"}  # modules of code that benchmarks/peers.py measures against
+
+
+def test_requirements_are_what_is_imported():
+    """Bug guarded: a package that a fresh installation lacks, one that is named twice, or that nobody needs."""
+    lines = (ROOT / "requirements.txt").read_text().split()
+    names = [re.split("[<>=]", line)[0].lower() for line in lines]
+    assert len(set(names)) == len(names)
+    required = {OTHER_NAMES.get(name, name.replace("-", "_")) for name in names}
+    local = {file.stem for file in FILES} | {file.relative_to(ROOT).parts[0] for file in FILES}
+    imported = set().union(*map(imports_of, FILES)) - sys.stdlib_module_names - local - OPTIONAL - OF_PEERS
+    assert imported == required - {"ruff"}
+
+
+def called(node: ast.Call) -> str:
+    """The called function as it is written: `torch.load`, `eval`."""
+    return ast.unparse(node.func)
+
+
+def test_loading_runs_no_code():
+    """Bug guarded: a downloaded file that is executed: by pickle, by torch.load in full, by a tokenizer's own code, by eval."""
+    for file in (f for f in FILES if f.relative_to(ROOT).parts[0] != "tests"):  # tests read back what they wrote
+        name, nodes = str(file.relative_to(ROOT)), list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        found = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in UNPICKLERS}
+        found |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module in UNPICKLERS}
+        for node in (n for n in nodes if isinstance(n, ast.Call)):
+            place, options = f"{name}:{node.lineno}", {option.arg: ast.unparse(option.value) for option in node.keywords}
+            found |= {called(node)} & {"eval", "exec", "__import__"}
+            assert options.get("trust_remote_code", "False") == "False", place
+            assert options.get("allow_pickle", "False") == "False", place
+            if called(node).endswith("torch.load"):
+                found.add("torch.load")
+                assert options.get("weights_only") == "True", place
+        assert found <= REVIEWED.get(name, set()), f"{name}: {found}"
 
 
 def test_readme_flags_and_files_exist():

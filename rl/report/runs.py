@@ -68,7 +68,7 @@ def load_run(path: Path | str) -> RunRecord:
         raise ValueError(f"{path} is no run folder: it has neither config.json nor metrics.jsonl")
     run = RunRecord(path, path.resolve().name)
     written = _read_json(path / "config.json")
-    run.config, run.origin = written.get("config", {}), {k: v for k, v in written.items() if k != "config"}
+    run.config, run.origin = _dict_in(written, "config"), {k: v for k, v in written.items() if k != "config"}
     run.summary = _read_json(path / "summary.json")
     rows, run.unreadable = read_lines(path / "metrics.jsonl")
     by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
@@ -82,8 +82,8 @@ def _load_evaluations(run: RunRecord) -> None:
         content = _read_json(file)
         if not content:
             continue
-        run.evaluations[step] = content.get("metrics", {})
-        answers = content.get("answers", {})
+        run.evaluations[step] = _dict_in(content, "metrics")
+        answers = _dict_in(content, "answers")
         run.first_answers = run.first_answers or answers
         run.last_answers = answers
     if len(run.evaluations) < 2:
@@ -110,6 +110,10 @@ def read_lines(file: Path) -> tuple[list[dict], int]:
 def _read_json(file: Path) -> dict:
     content = _parse(file.read_text(encoding="utf-8", errors="replace")) if file.exists() else None
     return content if isinstance(content, dict) else {}
+
+
+def _dict_in(content: dict, name: str) -> dict:
+    return content[name] if isinstance(content.get(name), dict) else {}
 
 
 def _parse(text: str):
