@@ -100,7 +100,7 @@ class Config:
     )
     reference_memory: Literal["auto", "device", "host"] = option("auto", "host: reference streamed layer by layer from there")
     plan: bool = option(False, "print what each phase takes on the machine below, and what --memory auto would do, and stop")
-    gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: those of this machine, or 1")
+    gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: 1")
     gpu_gib: float | None = option(None, "--plan: memory of one GPU in GiB (80 GB H100: 79.6, H200: 140.4); default: here")
     host_gib: float | None = option(None, "--plan: memory of one node in GiB; none: said, not checked")
     dist_timeout: float = option(120.0, "minutes a process waits for others, whose rollouts may take longer than its own")

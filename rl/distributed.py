@@ -124,6 +124,7 @@ def _leave_at_once(error: BaseException) -> NoReturn:
     code = 1
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
+        _is_first("failed")  # it has said its line: what breaks on the others needs no traceback
     elif _is_first("failed"):
         print(f"rank {rank()} of {world_size()} failed:", file=sys.stderr)
         traceback.print_exception(error)

@@ -130,7 +130,8 @@ class Rollout:
         unique = list({(g.question, g.reference): Group(g.example_id, g.question, g.reference) for g in missing}.values())
         count = self.config.plain_samples
         asked = [(g, "plain", self._prompted(g.question, "plain", count, ("reference", g.question))) for g in unique]
-        self._sample_and_judge(self.reference_sampler, asked)
+        if any(gather(bool(asked))):  # all ranks together, or none: the reference is made whole for it
+            self._sample_and_judge(self.reference_sampler, asked)
         fresh = {}
         for group in unique:
             answers = [(sample.text, sample.accuracy) for sample in group.plain_samples]

@@ -279,7 +279,7 @@ def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
 
 def test_self_is_the_model_that_answered(evaluation, tmp_path, monkeypatch):
     """Bug guarded: --judge self refused, or taken for a folder called self."""
-    (evaluation / "settings.json").write_text(json.dumps({"model": "some/model"}))
+    (evaluation / "settings.json").write_text(json.dumps({"model": "some/model", "benchmarks": {}, "data": {}}))
     judges = []
     monkeypatch.setattr(analyse, "make_behaviour_scorers", lambda config, load: judges.append(config.judge))
     analyse.run_analysis(evaluation, Config(judge="self"))

@@ -116,7 +116,7 @@ def write_evaluation(folder, records, **settings):
         "limit": None,
         "seed": 0,
     }
-    (folder / "settings.json").write_text(json.dumps(base | {"benchmarks": kinds} | settings))
+    (folder / "settings.json").write_text(json.dumps(base | {"benchmarks": kinds, "data": {}} | settings))
     for r in records:
         with (folder / "records" / f"{r.benchmark}.{r.method}.jsonl").open("a") as file:
             file.write(json.dumps(asdict(r)) + "\n")
