@@ -20,18 +20,18 @@ from pathlib import Path
 from data.benchmarks import digest, load_benchmark, parse_benchmarks
 from model.checkpoint import fingerprint
 from rewards.format import format_reward
-from rl import differences, tables
-from rl.analyse import publish, run_analysis
-from rl.answer_records import OutputFolder
-from rl.benchmark_judges import judge_identity, make_judges
-from rl.benchmarking import run_benchmark
+from rl.behaviour.analyse import publish, run_analysis
 from rl.config import Config
 from rl.distributed import pick_device
+from rl.evaluation import differences, tables
+from rl.evaluation.answer_records import OutputFolder
+from rl.evaluation.judges import judge_identity, make_judges
+from rl.evaluation.loading import LoadedModel, load_for_asking
+from rl.evaluation.methods import Answerer, Decoding, parse_methods
+from rl.evaluation.paper_figures import paper_model
+from rl.evaluation.run import run_benchmark
 from rl.judges import is_server
-from rl.loading import LoadedModel, load_for_asking
-from rl.memory import load_frozen
-from rl.methods import Answerer, Decoding, parse_methods
-from rl.paper_figures import paper_model
+from rl.memory.build import load_frozen
 from rl.records import Completion, Request
 from rl.run_folder import write_whole
 from rl.sampler import Sampler

@@ -22,10 +22,10 @@ from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
 from rl.distributed import gather, is_main, leave, one_voice, pick_device, process_group
-from rl.evaluating import evaluate_step, evaluate_task, is_evaluated
-from rl.evaluation import trial_metrics
+from rl.evaluation.division import trial_metrics
+from rl.evaluation.session import evaluate_step, evaluate_task, is_evaluated
 from rl.judging import JudgeUnavailable
-from rl.memory_table import plan_text
+from rl.memory.table import plan_text
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Group
 from rl.report import write_report

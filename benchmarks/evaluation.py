@@ -24,8 +24,8 @@ from benchmarks.judge import random_model
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import load_benchmark, parse_benchmarks
 from data.division import load_split
-from rl.loading import LoadedModel, load_for_asking
-from rl.methods import METHODS, Answerer, Decoding
+from rl.evaluation.loading import LoadedModel, load_for_asking
+from rl.evaluation.methods import METHODS, Answerer, Decoding
 
 
 def ours(loaded: LoadedModel, items: list[BenchmarkItem], args: argparse.Namespace) -> list[str]:

@@ -36,7 +36,7 @@ from rewards.judge import Judgement, Scorer
 from rewards.judge_prompt import JUDGE_PROMPT
 from rl.config import PRESETS, Config
 from rl.distributed import pick_device
-from rl.memory import compute_dtype
+from rl.memory.build import compute_dtype
 from rl.rollout import Rollout
 from rl.sampler import Sampler
 

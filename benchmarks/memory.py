@@ -1,4 +1,4 @@
-"""Measured peaks of a real run's phases against what `--plan` says: is the arithmetic of rl/memory_plan.py right?
+"""Measured peaks of a real run's phases against what `--plan` says: is the arithmetic of rl/memory/plan.py right?
 
     python benchmarks/memory.py                                     # a random model of 55 M parameters, on this machine
     python benchmarks/memory.py --layers 16 --micro-batch-tokens 4096
@@ -31,8 +31,8 @@ from model import ModelConfig, Transformer, save_model
 from model.checkpoint import read_json
 from rl.config import parse_config
 from rl.distributed import pick_device
-from rl.memory_choice import check_memory, this_machine
-from rl.memory_plan import CPU_RUNTIME, GIB, GPU_RUNTIME, Shapes
+from rl.memory.choice import check_memory, this_machine
+from rl.memory.plan import CPU_RUNTIME, GIB, GPU_RUNTIME, Shapes
 from rl.rollout import Rollout
 from rl.update import Updater
 

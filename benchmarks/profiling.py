@@ -10,8 +10,8 @@ import torch
 
 from model.kv_cache import GroupedCache
 from model.transformer import MLP, Attention, Linear, RMSNorm, Transformer
-from rl.generation import GroupedGeneration
-from rl.slots import Slots
+from rl.sampling.grouped import GroupedGeneration
+from rl.sampling.slots import Slots
 
 PARTS = {
     "linear layers and head": (Linear, "forward"),

@@ -33,7 +33,7 @@ from rewards.judge import RuleScorer
 from rl.batch import select_samples
 from rl.config import PRESETS, Config
 from rl.distributed import gather, leave, process_group, rank
-from rl.memory import build_policy, build_reference
+from rl.memory.build import build_policy, build_reference
 from rl.records import Group
 from rl.rollout import Rollout
 from rl.sampler import Sampler

@@ -69,6 +69,7 @@ def check_same_model(case: Case, new_tokens: int = 48) -> str:
 def measure(case: Case, peers: dict, repeats: int, sampler: Sampler) -> list[str]:
     """Table lines of one case, one a peer."""
     useful, steps = sum(case.limits), len(case.schedule)
+    computed = useful / (sum(case.schedule) + len(case.limits))  # the first token of each row comes from the prefill
     ours(case, sampler)  # warm-up
     prefill = statistics.median(cpu_time(lambda: ours(case, sampler, [1] * len(case.limits))) for _ in range(3))
     limit = linears_seconds(case.model, case.schedule)
@@ -81,7 +82,7 @@ def measure(case: Case, peers: dict, repeats: int, sampler: Sampler) -> list[str
         lines.append(
             f"{case.name:14} {name:10} {useful / mine:8.0f} {useful / theirs:8.0f} {statistics.median(ratios):6.2f} "
             f"({ratios[0]:.2f}-{ratios[-1]:.2f}) {1e3 * (mine - prefill) / steps:8.2f} {prefill / mine:7.0%}   "
-            f"{useful / (sum(case.schedule) + len(case.limits)):.0%}/{useful / len(case.limits) / max(case.limits):.0%}  {limit / mine:5.0%} "
+            f"{computed:.0%}/{useful / len(case.limits) / max(case.limits):.0%}  {limit / mine:5.0%} "
             f"{gflops:6.0f} {bandwidth:5.1f}"
         )
     return lines

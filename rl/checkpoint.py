@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from data.prompts import PromptRenderer
 from model.checkpoint import save_model, stored_dtype
 from rl.distributed import from_main, is_main, main_only, shared_fate, world_size
-from rl.exact_bf16 import LOW_BITS, ExactBF16AdamW
+from rl.memory.exact_bf16 import LOW_BITS, ExactBF16AdamW
 from rl.safe_state import SafePlanner, SafeReader
 from rl.sharding import rows_held, whole_weights
 from rl.update import Updater

@@ -16,7 +16,7 @@ from data.division import END, Corpus, build_tokenizer, load_split
 from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer
 from model import ModelConfig, Transformer, load_model, save_model
 from rl.config import Config
-from rl.evaluation import Evaluation
+from rl.evaluation.division import Evaluation
 from rl.optim import Muon, adamw, matrices_and_rest
 from rl.sft import Pair, train_supervised
 

@@ -24,7 +24,7 @@ from rl.checkpoint import newest_model
 from rl.config import Config, option, to_flag
 from rl.demo import warm_started_model
 from rl.distributed import pick_device
-from rl.memory import compute_dtype
+from rl.memory.build import compute_dtype
 from rl.optim import adamw
 from rl.refinement_paths import Selection, collect_paths, describe_reasons, write_paths
 from rl.setup import check_vocabulary, one_line_errors

@@ -1,8 +1,8 @@
 """The sampler: batched generation from a KV cache, exact and independent of how it was scheduled.
 
-Each sequence draws from uniforms of its own (draws.py), so a sample does not depend on the slot, batch, order or process it ran
-in. On a CPU rows leave the batch as they end (generation.py); on CUDA they keep their slots, and a decode step is a graph
-(static_generation.py). Both draw the same tokens.
+Each sequence draws from uniforms of its own (sampling/draws.py), so a sample does not depend on the slot, batch, order or
+process it ran in. On a CPU rows leave the batch as they end (sampling/grouped.py); on CUDA they keep their slots, and a decode
+step is a graph (sampling/static.py). Both draw the same tokens.
 """
 
 from contextlib import nullcontext
@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from model.packed import packable, packed_weights
 from model.transformer import Transformer
-from rl.generation import GroupedGeneration, OnFinish
 from rl.records import Completion, Request
-from rl.slot_count import slots_that_fit
-from rl.static_generation import SYNC_EVERY, StaticGeneration
+from rl.sampling.grouped import GroupedGeneration, OnFinish
+from rl.sampling.slot_count import slots_that_fit
+from rl.sampling.static import SYNC_EVERY, StaticGeneration
 
 
 class Sampler:
@@ -26,7 +26,7 @@ class Sampler:
         model: the weights; they may be updated in place between calls.
         stop_ids: token ids that end a completion.
         max_slots: rows decoded at once; further samples wait and enter as rows finish. "auto": what free memory holds
-            (slot_count.py), decided and printed when a call begins.
+            (sampling/slot_count.py), decided and printed when a call begins.
         max_len: longest prompt plus completion, in tokens.
         policy_version: stamped on every completion; the owner of the weights keeps it up to date.
         static_slots: keep rows in their slots; default: on CUDA only.

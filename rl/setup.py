@@ -13,20 +13,20 @@ from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
 from rewards.judge import Judgement, Scorer
 from rl.baselines import BaselineCache
-from rl.best import BestStep
 from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
 from rl.config import Config
 from rl.demo import warm_started_model
 from rl.disk import check_disk
 from rl.distributed import from_main, pick_device, say_once
+from rl.evaluation.best import BestStep
+from rl.evaluation.while_training import TrainingEvaluation
 from rl.judges import judge_identity, make_scorer
-from rl.memory import Policy, build_policy, build_reference, load_frozen
-from rl.memory_table import plan_run
+from rl.memory.build import Policy, build_policy, build_reference, load_frozen
+from rl.memory.table import plan_run
 from rl.resume import find_checkpoint
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
 from rl.sampler import Sampler
-from rl.training_evaluation import TrainingEvaluation
 from rl.update import Updater
 from rl.weight_sync import PlainWeights
 

@@ -15,9 +15,9 @@ from model.transformer import Transformer
 from rl.batch import MicroBatch, assign_advantages, denominator, make_dummy, make_minibatches
 from rl.config import Config
 from rl.distributed import gather, rank, sum_over_ranks, world_size
-from rl.exact_bf16 import ExactBF16AdamW
 from rl.logprobs import shared_prompt_logprobs
 from rl.loss import grpo_loss
+from rl.memory.exact_bf16 import ExactBF16AdamW
 from rl.optim import adamw, create_state, lr_factor, set_lr
 from rl.records import Group, Sample
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.prompts import PromptRenderer, Prompts
 from model import save_model
-from rl.methods import Answerer, Decoding
+from rl.evaluation.methods import Answerer, Decoding
 from rl.records import Completion
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -67,7 +67,7 @@ def scripted(patch, script) -> list[list]:
     """Let `script` answer; returns the list that calls of the sampler are noted in."""
     patch.setattr(ScriptedSampler, "script", staticmethod(script))
     patch.setattr(ScriptedSampler, "calls", [])
-    patch.setattr("rl.methods.Sampler", ScriptedSampler)
+    patch.setattr("rl.evaluation.methods.Sampler", ScriptedSampler)
     return ScriptedSampler.calls
 
 

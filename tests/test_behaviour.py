@@ -17,13 +17,13 @@ from rewards.http_judge import HttpJudge
 from rewards.judge import Judgement
 from rewards.judge_prompt import check_template
 from rewards.refinements import answer_change, find_refinements
-from rl import analyse
-from rl.answers import Answer, read_records
 from rl.baselines import BaselineCache
-from rl.behaviour import analyse as analyse_answers
-from rl.behaviour_judge import behaviour_items, make_behaviour_scorers
+from rl.behaviour import analyse
+from rl.behaviour.intervals import share, wilson
+from rl.behaviour.judge import behaviour_items, make_behaviour_scorers
+from rl.behaviour.measures import analyse as analyse_answers
 from rl.config import Config
-from rl.intervals import share, wilson
+from rl.evaluation.answers import Answer, read_records
 from rl.local_judge import LocalJudge, likely_option
 
 

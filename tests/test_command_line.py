@@ -162,7 +162,7 @@ def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
     """Bug guarded: 14 GiB for a reference that nothing asks."""
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     loads = []
-    monkeypatch.setattr("rl.memory.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
+    monkeypatch.setattr("rl.memory.build.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
     arguments = ["--model", str(folder), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
     for beta, plain_policy, count in (("0", "current", 1), ("0.04", "current", 2), ("0", "reference", 2)):
         loads.clear()

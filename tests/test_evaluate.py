@@ -13,11 +13,11 @@ import evaluate
 from data.benchmarks import load_benchmark, own_benchmark
 from rewards.instructions import JUDGE_KINDS, benchmark_score, instruction
 from rewards.judge_prompt import check_template
-from rl.answer_records import OutputFolder, RecordFile
-from rl.benchmark_judges import make_judges
-from rl.benchmarking import run_benchmark
 from rl.config import Config
-from rl.methods import METHODS
+from rl.evaluation.answer_records import OutputFolder, RecordFile
+from rl.evaluation.judges import make_judges
+from rl.evaluation.methods import METHODS
+from rl.evaluation.run import run_benchmark
 
 SETTINGS = {"model": "m", "temperature": 0.0, "benchmarks": {"sums": "number"}, "data": {"sums": "x"}, "judge": None}
 
@@ -158,7 +158,7 @@ def test_summaries_keep_degrees():
 
 def test_the_model_itself_can_judge(tmp_path, capsys):
     """Bug guarded: in-process judges that are built for training's prompt alone."""
-    from rl.loading import load_for_asking
+    from rl.evaluation.loading import load_for_asking
 
     loaded = load_for_asking(str(write_reader_folder(tmp_path / "m")), revision=None, prompts=None, device="cpu")
     judges = make_judges(Config(judge="self", runs_dir=str(tmp_path)), loaded.model, loaded.tokenizer, None)
@@ -256,7 +256,7 @@ def test_help_lists_the_modes(capsys):
 
 
 def test_record_file_keeps_the_order_of_questions(tmp_path):
-    from rl.answer_records import AnswerRecord
+    from rl.evaluation.answer_records import AnswerRecord
 
     (tmp_path / "records").mkdir()
     file = RecordFile(tmp_path, "b", "vanilla")

@@ -14,12 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-import rl.exact_bf16
+import rl.memory.exact_bf16
 import train
 from model import Transformer
 from rl.config import parse_config
-from rl.exact_bf16 import ExactBF16AdamW, join_master, split_master
 from rl.logprobs import token_logprobs
+from rl.memory.exact_bf16 import ExactBF16AdamW, join_master, split_master
 from rl.setup import open_session
 from rl.weight_sync import make_sampler_model
 
@@ -78,7 +78,7 @@ def gradient(step: int, shape) -> torch.Tensor:
 @pytest.mark.parametrize("slice_elements", [64, 2**23])
 def test_masters_are_those_of_adamw(monkeypatch, slice_elements):
     """Bug guarded: anything but AdamW on float32 masters: bias correction, decay, epsilon, a master rebuilt from bfloat16."""
-    monkeypatch.setattr(rl.exact_bf16, "SLICE_ELEMENTS", slice_elements)
+    monkeypatch.setattr(rl.memory.exact_bf16, "SLICE_ELEMENTS", slice_elements)
     generator = torch.Generator().manual_seed(0)
     shapes = [(40, 33), (7,), (1, 128)]
     theirs = [torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.02) for shape in shapes]

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from conftest import make_config, make_model, random_prompts, write_questions, write_task_folder
 from torch.distributed.tensor import DTensor
 
-import rl.static_generation
+import rl.sampling.static
 import train
 from model import load_model
 from model.attention import CausalAttention, PackedAttention
@@ -14,13 +14,13 @@ from model.shared_prefix import SharedPrefixAttention
 from model.static_cache import StaticCache
 from model.transformer import head_logits
 from rl.distributed import make_mesh
-from rl.exact_bf16 import ExactBF16AdamW, split_master
 from rl.logprobs import token_logprobs
+from rl.memory.exact_bf16 import ExactBF16AdamW, split_master
+from rl.memory.streaming import stream_from_host
 from rl.records import Request
 from rl.sampler import Sampler
+from rl.sampling.static import StaticGeneration
 from rl.sharding import load_sharded
-from rl.static_generation import StaticGeneration
-from rl.streaming import stream_from_host
 from rl.weight_sync import PlainWeights, make_sampler_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -116,7 +116,7 @@ def test_flash_decode_over_slots(heads, kv_heads):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_graphs_draw_what_the_eager_step_draws(family, slots, dtype, monkeypatch):
     """Bug guarded: a graph that reads a buffer that moved, advances live rows while warming up, or bakes in a first value."""
-    monkeypatch.setattr(rl.static_generation, "SHORTEST_GRAPHED", 1)
+    monkeypatch.setattr(rl.sampling.static, "SHORTEST_GRAPHED", 1)
     model = make_model(family, dtype).to(CUDA)
     asked = [Request(p, 9, 24, [0.9, 0.0][n % 2], n) for n, p in enumerate(random_prompts((5, 11, 3, 9, 1)))]
     sampler = Sampler(model, stop_ids=[0, 1, 2], max_slots=slots, max_len=64, sync_every=5)

@@ -125,7 +125,9 @@ def test_readme_flags_and_files_exist():
     for file in FILES:
         if file.relative_to(ROOT).parts[0] != "tests":
             known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', file.read_text(encoding="utf-8")))
-    known |= {"--standalone", "--nproc-per-node"}  # of torchrun
+    known |= {"--standalone", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf"}
+    known |= {"--local-addr", "--max-restarts", "--shutdown-timeout"}  # these and those above are of torchrun
+    known |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--gpus-per-task", "--signal", "--requeue"}  # of SLURM
     assert not {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} - known
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README):
         if not target.startswith("http"):

@@ -16,9 +16,9 @@ from model.attention import PackedAttention
 from model.kv_cache import kv_bytes_per_token
 from model.static_cache import StaticCache
 from rl.config import Config, parse_config
-from rl.exact_bf16 import ExactBF16AdamW
-from rl.memory_choice import check_memory, decide, smallest_change, this_machine
-from rl.memory_plan import (
+from rl.memory.choice import check_memory, decide, smallest_change, this_machine
+from rl.memory.exact_bf16 import ExactBF16AdamW
+from rl.memory.plan import (
     GIB,
     ITEMS,
     PHASES,
@@ -32,7 +32,7 @@ from rl.memory_plan import (
     pinned,
     saved_bytes,
 )
-from rl.memory_table import plan_run
+from rl.memory.table import plan_run
 from rl.update import make_optimizer
 
 CPU = torch.device("cpu")

@@ -9,10 +9,20 @@ from transformers import AutoTokenizer
 
 from data.benchmarks import load_benchmark, own_benchmark
 from data.prompts import PromptRenderer, Prompts
-from rl.answer_records import OutputFolder
-from rl.benchmark_scores import summarise
-from rl.benchmarking import run_benchmark
-from rl.methods import HOLDS, METHODS, REVIEW, REVIEW_WRONG, Turn, answer_text, parse_methods, says_it_holds, without_thinking
+from rl.evaluation.answer_records import OutputFolder
+from rl.evaluation.methods import (
+    HOLDS,
+    METHODS,
+    REVIEW,
+    REVIEW_WRONG,
+    Turn,
+    answer_text,
+    parse_methods,
+    says_it_holds,
+    without_thinking,
+)
+from rl.evaluation.run import run_benchmark
+from rl.evaluation.scores import summarise
 
 SETTINGS = {"benchmarks": {}, "data": {}, "judge": None}
 

@@ -20,7 +20,7 @@ from rewards.judge import parse_score
 from rewards.refine import ROUNDING, baseline_accuracy, refine_reward
 from rewards.total import REFINE_REWARDS, reward_response
 from rl.advantages import group_advantages
-from rl.answer_records import AnswerRecord, RecordFile
+from rl.evaluation.answer_records import AnswerRecord, RecordFile
 
 thorough = settings(derandomize=True, deadline=None, database=None, max_examples=200)
 

@@ -15,7 +15,7 @@ from rewards.judge import RuleScorer
 from rl.baselines import BaselineCache
 from rl.batch import select_samples
 from rl.config import PRESETS, Config
-from rl.evaluation import behaviour, trial_metrics
+from rl.evaluation.division import behaviour, trial_metrics
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Completion, Group, Request, Sample
 from rl.rollout import Rollout, assign_rewards, judged_text, make_sample

@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import make_model, write_questions, write_task_folder
 
+import rl.sampling.slot_count
 import rl.setup
-import rl.slot_count
 from model.kv_cache import GroupedCache, kv_bytes_per_token
 from model.static_cache import StaticCache
 from rl.config import parse_config
-from rl.memory_table import plan_run
+from rl.memory.table import plan_run
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.slot_count import MOST_SLOTS, free_bytes, slots_that_fit
+from rl.sampling.slot_count import MOST_SLOTS, free_bytes, slots_that_fit
 
 ASKED = [Request([5] * 40, 30, 20, 1.0, 0)]
 
@@ -36,23 +36,23 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
     row = 60 * kv_bytes_per_token(model.config, torch.float64)
     found = []
     for free in (2_000_000, 4_000_000, 2**40):
-        monkeypatch.setattr(rl.slot_count, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device, free=free: free)
         slots, line = slots_that_fit(model, ASKED)
         assert slots * row < free
         assert f"{slots} are used" in line
         found.append(slots)
     assert 0 < found[0] < found[1] < found[2] == MOST_SLOTS
-    monkeypatch.setattr(rl.slot_count, "free_bytes", lambda device: 2_000_000)
+    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: 2_000_000)
     assert slots_that_fit(model, ASKED, pack=True)[0] < found[0], "the packed copy of the weights takes room too"
 
-    monkeypatch.setattr(rl.slot_count, "free_bytes", lambda device: 2_000_000)
+    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: 2_000_000)
     sampler = Sampler(model, stop_ids=[0], max_slots="auto", max_len=64)
     fixed = Sampler(model, stop_ids=[0], max_slots=64, max_len=64)
     for _ in range(2):
         assert [c.ids for c in sampler.generate(ASKED)[0]] == [c.ids for c in fixed.generate(ASKED)[0]]
     assert capsys.readouterr().out.count("rows fit") == 1, "said once, and again when it changes"
 
-    monkeypatch.setattr(rl.slot_count, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match=r"0 rows fit[.] Lower --max-new-tokens"):
         sampler.generate(ASKED)
 

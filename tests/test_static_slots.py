@@ -14,8 +14,8 @@ from model.static_cache import StaticCache
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.slots import Slots
-from rl.static_generation import StaticGeneration, graph_sizes
+from rl.sampling.slots import Slots
+from rl.sampling.static import StaticGeneration, graph_sizes
 
 STOPS = [0, 1, 2, 3, 4, 5]
 

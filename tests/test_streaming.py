@@ -9,9 +9,9 @@ from model import load_model
 from rewards.judge import Judgement
 from rl.local_judge import GRADE_PROMPT, LocalJudge
 from rl.logprobs import token_logprobs
+from rl.memory.streaming import stream_from_host
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.streaming import stream_from_host
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,12 @@ from dataclasses import asdict
 
 import pytest
 
-from rl import tables
-from rl.answer_records import AnswerRecord
-from rl.benchmark_scores import majority_score, paired_difference, pass_at_k, question_means, standard_error, summarise
-from rl.differences import differences, pair_up, render
-from rl.methods import METHODS
-from rl.paper_figures import BENCHMARK_ORDER, PAPER, paper_model
+from rl.evaluation import tables
+from rl.evaluation.answer_records import AnswerRecord
+from rl.evaluation.differences import differences, pair_up, render
+from rl.evaluation.methods import METHODS
+from rl.evaluation.paper_figures import BENCHMARK_ORDER, PAPER, paper_model
+from rl.evaluation.scores import majority_score, paired_difference, pass_at_k, question_means, standard_error, summarise
 
 
 def record(id: str, score: float | None, sample=0, answer="5", tokens=10, method="vanilla", benchmark="gsm8k", **more):

@@ -7,16 +7,16 @@ import pytest
 from conftest import STEPS, flags, lines_of, place, reward_for_length  # noqa: F401 - fixtures
 from reader import write_rows
 
-import rl.training_evaluation
+import rl.evaluation.while_training
 import train
 from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer
-from rl.best import BestStep
 from rl.checkpoint import complete_checkpoints
 from rl.config import PRESETS, Config, parse_config
-from rl.evaluation import Evaluation
-from rl.training_evaluation import TrainingEvaluation
+from rl.evaluation.best import BestStep
+from rl.evaluation.division import Evaluation
+from rl.evaluation.while_training import TrainingEvaluation
 
 
 def own(place, count: int = 5) -> str:  # noqa: F811
@@ -36,13 +36,13 @@ def make(place, **changes) -> TrainingEvaluation:  # noqa: F811
 
 def pretend(patch, values: dict[int, float]) -> None:
     """Replace the accuracy of the refine prompt by what `values` says of each evaluation in turn."""
-    evaluate = rl.training_evaluation.TrainingEvaluation.run
+    evaluate = rl.evaluation.while_training.TrainingEvaluation.run
 
     def run(self, sampler, file):
         metrics = evaluate(self, sampler, file)
         return metrics | {"eval/own/pasr/accuracy": values[int(file.stem.removeprefix("step_"))]}
 
-    patch.setattr(rl.training_evaluation.TrainingEvaluation, "run", run)
+    patch.setattr(rl.evaluation.while_training.TrainingEvaluation, "run", run)
 
 
 @pytest.mark.usefixtures("reward_for_length")

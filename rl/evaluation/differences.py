@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from rl.answer_records import AnswerRecord
-from rl.benchmark_scores import LEVEL, RESAMPLES, paired_difference, question_means
-from rl.methods import METHODS
-from rl.tables import SCORES, read_folder, title_of
+from rl.evaluation.answer_records import AnswerRecord
+from rl.evaluation.methods import METHODS
+from rl.evaluation.scores import LEVEL, RESAMPLES, paired_difference, question_means
+from rl.evaluation.tables import SCORES, read_folder, title_of
 
 Cells = dict[str, list[AnswerRecord]]  # by benchmark
 

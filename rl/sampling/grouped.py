@@ -14,7 +14,7 @@ from torch import Tensor
 from model.kv_cache import GroupedCache, PromptRecorder
 from model.transformer import Transformer
 from rl.records import Completion, Request
-from rl.slots import Slots
+from rl.sampling.slots import Slots
 
 PREFILL_TOKENS = 8192  # prompt tokens of one prefill forward
 

@@ -14,8 +14,8 @@ from rl.config import Config
 from rl.disk import gigabytes
 from rl.distributed import pick_device, world_size
 from rl.judges import is_server
-from rl.memory_choice import Plan, check_memory, decide, describe_misfit, gib, smallest_change, this_machine
-from rl.memory_plan import GIB, ITEMS, PHASES, Machine, Shapes, sampled_at_once, shares_weights
+from rl.memory.choice import Plan, check_memory, decide, describe_misfit, gib, smallest_change, this_machine
+from rl.memory.plan import GIB, ITEMS, PHASES, Machine, Shapes, sampled_at_once, shares_weights
 
 WIDTH = 98
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import read_json
-from rl.answer_records import RecordFile
 from rl.baselines import question_key, read_baselines
+from rl.evaluation.answer_records import RecordFile
 
 SCORES = ("judge", "rule")  # of a record, in order of preference
 

@@ -14,10 +14,10 @@ from statistics import fmean
 from string import ascii_uppercase
 
 from data.benchmarks import BENCHMARKS
-from rl.answer_records import AnswerRecord, RecordFile, load_settings
-from rl.benchmark_scores import summarise
-from rl.methods import METHODS
-from rl.paper_figures import BENCHMARK_ORDER, PAPER
+from rl.evaluation.answer_records import AnswerRecord, RecordFile, load_settings
+from rl.evaluation.methods import METHODS
+from rl.evaluation.paper_figures import BENCHMARK_ORDER, PAPER
+from rl.evaluation.scores import summarise
 from rl.run_folder import write_whole
 
 WIDTH = 100  # columns of a terminal table

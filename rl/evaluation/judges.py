@@ -8,11 +8,11 @@ from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint
 from rewards.instructions import JUDGE_KINDS, benchmark_score, instruction
 from rewards.judge import Judgement, Scorer
-from rl.answer_records import AnswerRecord
 from rl.config import Config
+from rl.evaluation.answer_records import AnswerRecord
+from rl.evaluation.methods import METHODS, Turn, answer_text
 from rl.judges import is_server, server_judge
 from rl.local_judge import LocalJudge
-from rl.methods import METHODS, Turn, answer_text
 from rl.preflight import preflight
 
 

@@ -5,7 +5,7 @@
     exact-bf16   bfloat16, with the low half of float32  themselves on one GPU, else a copy
     offload      float32, in host memory                 a copy on the GPU
 
-The plan (memory_choice.py) says what `auto` stands for, and whether the copy stays through the update or is made for each
+The plan (choice.py) says what `auto` stands for, and whether the copy stays through the update or is made for each
 rollout.
 """
 
@@ -17,8 +17,8 @@ import torch
 from model import Transformer, load_model
 from rl.config import Config
 from rl.distributed import make_mesh, world_size
+from rl.memory.streaming import stream_from_host
 from rl.sharding import load_sharded
-from rl.streaming import stream_from_host
 from rl.update import make_optimizer
 from rl.weight_sync import PlainWeights
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from rewards.behaviour_prompt import INSTRUCTIONS
 from rewards.judge import Scorer
-from rl.answer_records import load_settings
-from rl.answers import SCORES, methods_of, read_records, read_rollouts
-from rl.behaviour import analyse
-from rl.behaviour_judge import make_behaviour_scorers
-from rl.behaviour_report import figures, summary
+from rl.behaviour.judge import make_behaviour_scorers
+from rl.behaviour.measures import analyse
+from rl.behaviour.report import figures, summary
 from rl.checkpoint import newest_model
 from rl.config import Config
 from rl.distributed import pick_device
-from rl.memory import load_frozen
+from rl.evaluation.answer_records import load_settings
+from rl.evaluation.answers import SCORES, methods_of, read_records, read_rollouts
+from rl.memory.build import load_frozen
 from rl.run_folder import write_whole
 
 PLAIN, REFINED = ("vanilla",), ("pasr", "pasr-ift", "pasr-prompt")  # methods that are compared, in order of preference

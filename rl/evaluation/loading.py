@@ -10,7 +10,7 @@ from model import Transformer
 from model.checkpoint import resolve_checkpoint
 from rl.checkpoint import newest_model
 from rl.distributed import pick_device
-from rl.memory import load_frozen
+from rl.memory.build import load_frozen
 from rl.setup import check_vocabulary
 
 

@@ -6,7 +6,7 @@ from data.division import load_split
 from data.examples import shuffled
 from rl import demo
 from rl.distributed import from_main
-from rl.evaluation import Evaluation, evaluate_division
+from rl.evaluation.division import Evaluation, evaluate_division
 from rl.setup import Session
 
 

@@ -11,9 +11,9 @@ from rewards.behaviour_prompt import KIND, option_of
 from rewards.format import parse_response
 from rewards.judge import RIGHT, Scorer
 from rewards.refinements import ANSWER_CHANGES, answer_change, find_refinements
-from rl.answers import Answer
-from rl.behaviour_judge import ask_all, behaviour_items
-from rl.intervals import share, shares
+from rl.behaviour.intervals import share, shares
+from rl.behaviour.judge import ask_all, behaviour_items
+from rl.evaluation.answers import Answer
 
 TRANSITIONS = ("right->right", "wrong->wrong", "wrong->right", "right->wrong")
 GRADES = ("high", "middle", "low")

@@ -14,9 +14,9 @@ from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import Benchmark
 from rewards.accuracy import RULES, score_benchmark
 from rewards.judge import RIGHT, Scorer
-from rl.answer_records import AnswerRecord, OutputFolder, RecordFile
-from rl.benchmark_judges import judge_records
-from rl.methods import METHODS, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
+from rl.evaluation.answer_records import AnswerRecord, OutputFolder, RecordFile
+from rl.evaluation.judges import judge_records
+from rl.evaluation.methods import METHODS, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
 
 BAR_FORMAT = "{desc:30} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from model.static_cache import StaticCache
-from rl.generation import Generation
 from rl.records import Completion
+from rl.sampling.grouped import Generation
 
 SYNC_EVERY = 8  # decode steps between two looks at what has ended
 WARM_UP = 2  # steps before a capture, in which libraries make their workspaces

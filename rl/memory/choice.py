@@ -12,8 +12,8 @@ import torch
 
 from rl.config import Config, to_flag
 from rl.distributed import gather
-from rl.memory_plan import GIB, ITEMS, Machine, Shapes, disk_bytes, host_bytes, longest_sequence, phases, sampled_at_once
-from rl.slot_count import MOST_SLOTS
+from rl.memory.plan import GIB, ITEMS, Machine, Shapes, disk_bytes, host_bytes, longest_sequence, phases, sampled_at_once
+from rl.sampling.slot_count import MOST_SLOTS
 
 RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and this file does not know
 LEAST_SLOTS = 8

@@ -21,10 +21,10 @@ from model import ModelConfig, Transformer
 from model.kv_cache import kv_bytes_per_token
 from rl.config import Config
 from rl.disk import checkpoint_bytes
-from rl.generation import PREFILL_TOKENS
 from rl.local_judge import HEAD_ROWS
 from rl.logprobs import CHUNK_ELEMENTS
-from rl.slot_count import draw_bytes, prefill_bytes
+from rl.sampling.grouped import PREFILL_TOKENS
+from rl.sampling.slot_count import draw_bytes, prefill_bytes
 
 GIB = 2**30
 PHASES = ("rollout", "judge", "reference", "update")

@@ -8,8 +8,8 @@ Shapes: S row slots, B of them that are computed, M new tokens a slot can hold, 
 import torch
 from torch import Tensor
 
-from rl.draws import draw_tokens, uniforms
 from rl.records import Request
+from rl.sampling.draws import draw_tokens, uniforms
 
 
 class Slots:

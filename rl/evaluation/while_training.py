@@ -11,12 +11,12 @@ from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import Benchmark, load_benchmark, parse_benchmarks
 from data.examples import Example
 from data.prompts import PromptRenderer
-from rl.answer_records import AnswerRecord
-from rl.benchmark_scores import summarise
-from rl.benchmarking import score_answer
 from rl.config import Config
 from rl.distributed import deal, from_main, gather_dealt
-from rl.methods import METHODS, Method, Turn
+from rl.evaluation.answer_records import AnswerRecord
+from rl.evaluation.methods import METHODS, Method, Turn
+from rl.evaluation.run import score_answer
+from rl.evaluation.scores import summarise
 from rl.records import Completion, Request
 from rl.run_folder import write_whole
 from rl.sampler import Sampler

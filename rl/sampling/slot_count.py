@@ -8,8 +8,8 @@ import torch
 from model.config import ModelConfig
 from model.kv_cache import kv_bytes_per_token
 from model.transformer import Transformer
-from rl.generation import PREFILL_TOKENS
 from rl.records import Request
+from rl.sampling.grouped import PREFILL_TOKENS
 
 MOST_SLOTS = 256  # of "auto"; more rows hardly raise the tokens per second (a GPU's decode step is bound by the cache by then)
 USED_SHARE = 0.9  # of free memory: allocators round up, and others want some too

@@ -13,8 +13,8 @@ import numpy as np
 from rewards.accuracy import RULES
 from rewards.format import parse_response
 from rewards.judge import RIGHT
-from rl.answer_records import AnswerRecord
-from rl.methods import METHODS
+from rl.evaluation.answer_records import AnswerRecord
+from rl.evaluation.methods import METHODS
 
 RESAMPLES = 10_000  # of a bootstrap
 LEVEL = 0.95

@@ -6,7 +6,7 @@ The paper's figures beside ours are of 384 answers (transitions; its plain answe
 from matplotlib.figure import Figure
 
 from rewards.behaviour_prompt import KIND
-from rl.behaviour import BINS, GRADES, HIGH, LOW, TRANSITIONS
+from rl.behaviour.measures import BINS, GRADES, HIGH, LOW, TRANSITIONS
 
 PAPER = {
     "transitions": {"right->right": 0.26, "wrong->wrong": 0.08, "wrong->right": 0.61, "right->wrong": 0.05},

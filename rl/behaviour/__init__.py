@@ -1,0 +1,1 @@
+"""Behaviour analyses: whether, when and how a model refines."""

@@ -1,0 +1,1 @@
+"""Evaluation: the demo's held-out questions, benchmarks by the paper's methods, tables."""

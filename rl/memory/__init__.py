@@ -1,0 +1,1 @@
+"""Where training state lives, and how much memory a run takes."""

@@ -1,0 +1,1 @@
+"""How samples are drawn; `rl.sampler.Sampler` is the way in."""
