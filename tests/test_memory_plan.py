@@ -286,7 +286,7 @@ def test_real_configurations():
 def test_planned_peaks_are_the_measured_ones(tmp_path):
     """Bug guarded: a plan that says nothing about what a run really takes."""
     args = argparse.Namespace(
-        shape=None, hidden=512, layers=4, vocabulary=16_000, questions=3, max_new_tokens=64, micro_batch_tokens=1024, flags=""
+        shape=None, hidden=512, layers=4, vocabulary=16_000, questions=6, max_new_tokens=64, micro_batch_tokens=1024, flags=""
     )
     for phase, (planned, measured) in compare(make_folder(tmp_path, args), args, ["--run", "r"]).items():
         assert planned == pytest.approx(measured, rel=0.25), phase

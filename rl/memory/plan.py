@@ -124,8 +124,8 @@ def sampled_at_once(config: Config, machine: Machine) -> tuple[int, int]:
 
 
 def micro_batch(config: Config, machine: Machine) -> int:
-    """T: the most tokens of one forward and backward."""
-    everything = questions_of_a_gpu(config, machine) * config.group_size * longest_sequence(config)
+    """T: the most tokens of one forward and backward; a prompt counts once for its group."""
+    everything = questions_of_a_gpu(config, machine) * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
     return min(max(config.micro_batch_tokens, longest_sequence(config)), everything)
 
 
