@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT, flags, lines_of
 from test_distributed import free_port
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -130,7 +132,6 @@ def agent(nodes: list[Node], number: int, port: int, fault: str, run: str, place
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_nodes_with_a_process_and_then_a_machine_that_die(place, nodes, tmp_path):
     """Bug guarded: a run of several nodes that cannot begin, that hangs when a process or a machine dies, or starts over."""
     port, run = free_port(), place / "runs/nodes"
