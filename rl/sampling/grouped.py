@@ -1,6 +1,6 @@
 """One `generate` call: samples enter slots in order, their prompts are computed once, and completions leave as they end.
 
-GroupedGeneration is the CPU's: rows leave the batch at the step they end. static_generation.py has the GPU's.
+GroupedGeneration is the CPU's: rows leave the batch at the step they end. static.py has the GPU's.
 
 Shapes: S row slots, B live rows, N prompts, T tokens, L layers, K key/value heads, D head dim, V vocabulary, E embedding.
 """
