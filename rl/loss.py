@@ -50,9 +50,8 @@ def grpo_loss(
         -J = - sum over samples and tokens of  min(r A, clip(r) A) - beta k3,   aggregated
 
     Args:
-        logp_BT: log-probs under the policy, with gradient.
-        old_logp_BT: log-probs under the policy that sampled.
-        ref_logp_BT: log-probs under the reference; None when beta is 0.
+        logp_BT, old_logp_BT, ref_logp_BT: log-probs under the policy (with gradient), under the policy that sampled, and under
+            the reference (None when beta is 0).
         advantages_B: Eq. 2.
         mask_BT: the completion tokens, stop token included.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
@@ -71,12 +70,7 @@ def grpo_loss(
     Raises:
         ValueError: unknown aggregation or KL estimator, or beta above 0 without log-probs of the reference.
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation must be one of {AGGREGATIONS}, got {aggregation!r}")
-    if kl_estimator not in KL_ESTIMATORS:
-        raise ValueError(f"kl_estimator must be one of {KL_ESTIMATORS}, got {kl_estimator!r}")
-    if beta > 0 and ref_logp_BT is None:
-        raise ValueError(f"beta is {beta}, but there are no log-probs of the reference")
+    _check(aggregation, kl_estimator, beta, ref_logp_BT)
     mask_BT = mask_BT.bool()
     logp_BT, old_logp_BT = logp_BT.masked_fill(~mask_BT, 0.0), old_logp_BT.masked_fill(~mask_BT, 0.0)
 
@@ -97,12 +91,24 @@ def grpo_loss(
     objective_BT = objective_BT.masked_fill(~mask_BT, 0.0)
     if aggregation == "seq":
         objective_BT = objective_BT / mask_BT.sum(1, keepdim=True).clamp(min=1)  # an empty row has nothing to divide
-    with torch.no_grad():
-        negative_B1, positive_B1 = (advantages_B < 0)[:, None], (advantages_B > 0)[:, None]
-        stats = {
-            "tokens": mask_BT.sum(),
-            "kl": kl_BT.sum(),
-            "clipped_low": (mask_BT & negative_B1 & (ratio_BT < 1 - clip_low)).sum(),
-            "clipped_high": (mask_BT & positive_B1 & (ratio_BT > 1 + clip_high)).sum(),
-        }
+    clipped = clipped_tokens(ratio_BT.detach(), advantages_B, mask_BT, clip_low, clip_high)
+    stats = {"tokens": mask_BT.sum(), "kl": kl_BT.detach().sum(), "clipped_low": clipped[0], "clipped_high": clipped[1]}
     return -objective_BT.sum() / denominator, stats
+
+
+def clipped_tokens(
+    ratio_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """How many tokens give no gradient because their ratio is clipped below (A < 0), and above (A > 0)."""
+    negative_B1, positive_B1 = (advantages_B < 0)[:, None], (advantages_B > 0)[:, None]
+    low_BT, high_BT = negative_B1 & (ratio_BT < 1 - clip_low), positive_B1 & (ratio_BT > 1 + clip_high)
+    return (mask_BT & low_BT).sum(), (mask_BT & high_BT).sum()
+
+
+def _check(aggregation: str, kl_estimator: str, beta: float, ref_logp_BT: Tensor | None) -> None:
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {AGGREGATIONS}, got {aggregation!r}")
+    if kl_estimator not in KL_ESTIMATORS:
+        raise ValueError(f"kl_estimator must be one of {KL_ESTIMATORS}, got {kl_estimator!r}")
+    if beta > 0 and ref_logp_BT is None:
+        raise ValueError(f"beta is {beta}, but there are no log-probs of the reference")
