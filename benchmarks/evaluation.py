@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py                      # a random model of the embedded task's size, on this machine
     python benchmarks/evaluation.py --model Qwen/Qwen2.5-7B-Instruct --benchmark gsm8k --limit 64 --max-new-tokens 512
 
-`generate` gets left-padded batches of --max-slots prompts in the order of the file, as most scripts do; ours refills its
+`generate` gets left-padded batches of --max-slots prompts in the order of the file, as most scripts do; ours refills
 its slots as answers end. Both are timed with tokenizing and decoding, and take turns. Answers that differ are counted: in
 float32 none should; in bfloat16 near-ties may fall either way.
 """

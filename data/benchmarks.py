@@ -161,23 +161,28 @@ def load_benchmark(
     Raises:
         ValueError: the file or data set cannot be had, or a row of it (it is named, with the key) is not what it should be.
     """
-    if benchmark.hub is None:
-        file, raw, read = Path(benchmark.file), None, benchmark.read
-    elif data_dir is not None:
-        file, raw, read = Path(data_dir) / benchmark.file, None, benchmark.read
+    if benchmark.hub is not None and data_dir is None:
+        source, raw, read = benchmark.hub, benchmark.hub.rows(), benchmark.read_hub
     else:
-        file, raw, read = benchmark.hub, benchmark.hub.rows(), benchmark.read_hub
+        source = Path(data_dir or "") / benchmark.file if benchmark.hub else Path(benchmark.file)
+        raw, read = _local_rows(benchmark, source), benchmark.read
     items = []
-    for index, (place, fields) in enumerate(_local_rows(benchmark, file) if raw is None else raw):
-        item = read(Row(fields, f"{file}, {place}"))
-        asked = (benchmark.instruction, item.question)[:: 1 if benchmark.kind == "summary" else -1]
-        items.append(replace(item, id=f"{benchmark.name}-{index}", question="\n\n".join(filter(None, asked))))
+    for index, (place, fields) in enumerate(raw):
+        item = read(Row(fields, f"{source}, {place}"))
+        items.append(replace(item, id=f"{benchmark.name}-{index}", question=_with_instruction(benchmark, item.question)))
     if not items:
-        raise ValueError(f"{file} holds no questions of {benchmark.name}")
+        raise ValueError(f"{source} holds no questions of {benchmark.name}")
     if limit is None:
         return items
     drawn = {item.id for item in shuffled(items, seed, epoch=0)[:limit]}
     return [item for item in items if item.id in drawn]
+
+
+def _with_instruction(benchmark: Benchmark, question: str) -> str:
+    parts = [question, benchmark.instruction]
+    if benchmark.kind == "summary":
+        parts.reverse()
+    return "\n\n".join(filter(None, parts))
 
 
 def _local_rows(benchmark: Benchmark, file: Path) -> list[tuple[str, object]]:

@@ -50,7 +50,7 @@ def prepare(source: str | Path | None, folder: Path, rules: CleaningRules = Clea
     if ready and source is None and ready["source"]["name"] == HUB_ID and _agrees(ready, wanted):
         return _reuse(path, ready)
     file = hub_file() if source is None else Path(source)
-    rows, digest = read_rows(file)
+    rows, digest = read_instructions(file)
     wanted["source"] = {"name": HUB_ID if source is None else file.name, "sha256": digest}
     if ready and _agrees(ready, wanted):
         return _reuse(path, ready)
@@ -83,7 +83,7 @@ def hub_file() -> Path:
         ) from error
 
 
-def read_rows(file: Path) -> tuple[list[Example], str]:
+def read_instructions(file: Path) -> tuple[list[Example], str]:
     """The rows of a JSON list of {instruction, output}, with ids by their place in it, and the SHA-256 of the file.
 
     Empty texts are let through: the published set has some, and removing them is the cleaning's work.
@@ -100,9 +100,8 @@ def read_rows(file: Path) -> tuple[list[Example], str]:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{file} must hold one JSON list of {{instruction, output}}, found {type(rows).__name__}")
-    return [_to_example(row, f"{file}, item {i}", i) for i, row in enumerate(rows, start=1)], hashlib.sha256(
-        content
-    ).hexdigest()
+    examples = [_to_example(row, f"{file}, item {i}", i) for i, row in enumerate(rows, start=1)]
+    return examples, hashlib.sha256(content).hexdigest()
 
 
 def _to_example(row: object, place: str, number: int) -> Example:
@@ -194,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         rules = CleaningRules(**{field.name: getattr(given, field.name) for field in fields(CleaningRules)})
         prepare(given.source, given.out, rules)
         if given.show_removed:
-            rows, _ = read_rows(Path(given.source) if given.source else hub_file())
+            rows, _ = read_instructions(Path(given.source) if given.source else hub_file())
             show_removed(rows, rules, given.show_removed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

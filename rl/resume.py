@@ -8,17 +8,11 @@ from rl.checkpoint import complete_checkpoints, damage, damaged_checkpoints
 from rl.config import Config, to_flag
 
 # flags that may differ when a run is continued: they do not change what is computed
-FREE_ON_RESUME = {"resume", "resume_with_changes", "run", "runs_dir", "wandb", "save_every", "keep", "keep_best", "eval_every"}
-FREE_ON_RESUME |= {
-    "device",
-    "judge_concurrency",
-    "judge_timeout",
-    "judge_patience",
-    "dist_timeout",
-    "wandb_group",
-    "table_every",
-}
-FREE_ON_RESUME |= {"memory", "reference_memory", "plan", "gpus", "gpu_gib", "host_gib"}
+FREE_ON_RESUME = {
+    "resume", "resume_with_changes", "run", "runs_dir", "save_every", "keep", "keep_best", "eval_every",
+    "wandb", "wandb_group", "table_every", "judge_concurrency", "judge_timeout", "judge_patience",
+    "device", "memory", "reference_memory", "dist_timeout", "plan", "gpus", "gpu_gib", "host_gib",
+}  # fmt: skip
 
 
 def find_checkpoint(config: Config) -> tuple[Config, Path | None]:

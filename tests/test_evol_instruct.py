@@ -9,7 +9,7 @@ from conftest import SHARED, run_command
 
 import data.evol_instruct
 from data.cleaning import CleaningRules, Counts, clean, duplicate_key, query_words, rare_shares, sort_out, strip_tags
-from data.evol_instruct import HUB_FILE, HUB_ID, MANIFEST_FILE, prepare, read_rows, sha256
+from data.evol_instruct import HUB_FILE, HUB_ID, MANIFEST_FILE, prepare, read_instructions, sha256
 from data.examples import Example, load_examples
 
 SAMPLE = SHARED / "open_qa" / "evol_instruct_sample.json"
@@ -274,7 +274,7 @@ def test_bad_sources_are_named(tmp_path, content, message):
         prepare(tmp_path / "absent.json", tmp_path / "out")
     (tmp_path / "latin.json").write_bytes('[{"instruction": "é"}]'.encode("latin-1"))
     with pytest.raises(ValueError, match="not valid JSON"):
-        read_rows(tmp_path / "latin.json")
+        read_instructions(tmp_path / "latin.json")
 
 
 @pytest.mark.parametrize("wrong", [{"max_answer_chars": -1}, {"rare_query_share": 1.5}, {"rare_below": float("nan")}])
@@ -333,11 +333,11 @@ def test_the_real_sample(tmp_path, capsys):
     """Bug guarded: thresholds that drift away from the paper's 40,000 of 70,000; results that differ between two runs."""
     path = prepare(SAMPLE, tmp_path / "a")
     assert path.read_bytes() == prepare(SAMPLE, tmp_path / "b").read_bytes()
-    kept, counts = clean(read_rows(SAMPLE)[0], CleaningRules())
+    kept, counts = clean(read_instructions(SAMPLE)[0], CleaningRules())
     assert counts.rows_in == 160
     assert counts.rows_out == len(kept) == len(load_examples(path))
     assert 0.54 < counts.rows_out / counts.rows_in < 0.62
     assert counts.empty == 1
     assert counts.rare_query == counts.rare_phrases == int(0.11 * (160 - counts.long_answer - counts.empty)) == 13
-    half = clean(read_rows(SAMPLE)[0][:80], CleaningRules())[1]
+    half = clean(read_instructions(SAMPLE)[0][:80], CleaningRules())[1]
     assert half.rows_out / half.rows_in == pytest.approx(counts.rows_out / counts.rows_in, abs=0.08)

@@ -28,9 +28,8 @@ def percent(of: dict) -> str:
     """A share with its count and interval: "61.2 % (235 of 384, 56-66 %)"."""
     if not of["of"]:
         return "none to count"
-    return f"{of['share']:.1%} ({of['count']} of {of['of']}, {100 * of['low']:.0f}-{100 * of['high']:.0f} %)".replace(
-        "%", " %", 1
-    )
+    share, low, high = (100 * of[name] for name in ("share", "low", "high"))
+    return f"{share:.1f} % ({of['count']} of {of['of']}, {low:.0f}-{high:.0f} %)"
 
 
 def summary(analysis: dict) -> str:
@@ -193,8 +192,5 @@ def histogram(title: str, label: str, given: dict) -> Figure:
 def _two_lines(label: str) -> str:
     """A label broken in its middle where it is long."""
     words = label.split()
-    return (
-        label
-        if len(label) <= 14
-        else " ".join(words[: (len(words) + 1) // 2]) + "\n" + " ".join(words[(len(words) + 1) // 2 :])
-    )
+    half = (len(words) + 1) // 2
+    return label if len(label) <= 14 else f"{' '.join(words[:half])}\n{' '.join(words[half:])}"

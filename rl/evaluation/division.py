@@ -10,14 +10,14 @@ from data.prompts import PromptRenderer
 from rewards.accuracy import score_by_rule
 from rewards.format import is_plain_wellformed, parse_response
 from rl.distributed import deal, gather_dealt
-from rl.metrics import mean as mean_or_nan
+from rl.metrics import mean
 from rl.records import Group, Request, Sample
 from rl.rollout import judged_text
 from rl.run_folder import write_whole
 from rl.sampler import Sampler
 
 
-def mean(values) -> float:
+def mean_or_zero(values) -> float:
     """The mean; 0 where there is nothing to take it of: a share of no answers."""
     values = list(values)
     return sum(values) / len(values) if values else 0.0
@@ -73,14 +73,14 @@ def _answer_metrics(decoding: str, samples: dict[str, list[Sample]]) -> dict[str
     plain, refine = samples[f"{decoding}/plain"], samples[f"{decoding}/refine"]
     parsed = [parse_response(sample.text) for sample in refine]
     return {
-        f"{decoding}/plain_accuracy": mean(sample.accuracy for sample in plain),
-        f"{decoding}/refined_accuracy": mean(sample.accuracy for sample in refine),
-        f"{decoding}/refine_rate": mean(response is not None and response.refinements != () for response in parsed),
-        f"{decoding}/wellformed": mean(response is not None for response in parsed),
-        f"{decoding}/tokens": mean(len(sample.completion.ids) for sample in refine),
-        f"{decoding}/plain_tokens": mean(len(sample.completion.ids) for sample in plain),
-        f"{decoding}/plain_wellformed": mean(is_plain_wellformed(sample.text) for sample in plain),
-        f"{decoding}/plain_leak": mean("<refine>" in sample.text for sample in plain),
+        f"{decoding}/plain_accuracy": mean_or_zero(sample.accuracy for sample in plain),
+        f"{decoding}/refined_accuracy": mean_or_zero(sample.accuracy for sample in refine),
+        f"{decoding}/refine_rate": mean_or_zero(response is not None and response.refinements != () for response in parsed),
+        f"{decoding}/wellformed": mean_or_zero(response is not None for response in parsed),
+        f"{decoding}/tokens": mean_or_zero(len(sample.completion.ids) for sample in refine),
+        f"{decoding}/plain_tokens": mean_or_zero(len(sample.completion.ids) for sample in plain),
+        f"{decoding}/plain_wellformed": mean_or_zero(is_plain_wellformed(sample.text) for sample in plain),
+        f"{decoding}/plain_leak": mean_or_zero("<refine>" in sample.text for sample in plain),
     }
 
 
@@ -100,17 +100,17 @@ def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> 
         for response, sample in zip(responses, samples, strict=True)
         if response and any(trial.refined for trial in response)
     ]
-    fix = mean(not before and after for before, after in refined)
-    harm = mean(before and not after for before, after in refined)
+    fix = mean_or_zero(not before and after for before, after in refined)
+    harm = mean_or_zero(before and not after for before, after in refined)
     return {
-        f"{decoding}/p_refine_wrong": mean(trial.refined for trial in trials if not trial.is_right),
-        f"{decoding}/p_refine_right": mean(trial.refined for trial in trials if trial.is_right),
-        f"{decoding}/p_refine_too_big": mean(trial.refined for trial in trials if trial.too_big),
-        f"{decoding}/p_refine_fits": mean(trial.refined for trial in trials if not trial.too_big),
+        f"{decoding}/p_refine_wrong": mean_or_zero(trial.refined for trial in trials if not trial.is_right),
+        f"{decoding}/p_refine_right": mean_or_zero(trial.refined for trial in trials if trial.is_right),
+        f"{decoding}/p_refine_too_big": mean_or_zero(trial.refined for trial in trials if trial.too_big),
+        f"{decoding}/p_refine_fits": mean_or_zero(trial.refined for trial in trials if not trial.too_big),
         f"{decoding}/fix_share": fix,
         f"{decoding}/harm_share": harm,
         f"{decoding}/useless_share": 1.0 - fix - harm if refined else 0.0,
-        f"{decoding}/check_accuracy": mean(trial.check_is_right for trial in trials),
+        f"{decoding}/check_accuracy": mean_or_zero(trial.check_is_right for trial in trials),
     }
 
 
@@ -118,6 +118,6 @@ def trial_metrics(groups: list[Group]) -> dict[str, float]:
     """p_refine_wrong and p_refine_right of a rollout batch of the embedded task: known at every step, for nothing."""
     trials = [t for group in groups for sample in group.refine_samples for t in read_trials(group.question, sample.text)]
     return {
-        "pasr/p_refine_wrong": mean_or_nan(trial.refined for trial in trials if not trial.is_right),
-        "pasr/p_refine_right": mean_or_nan(trial.refined for trial in trials if trial.is_right),
+        "pasr/p_refine_wrong": mean(trial.refined for trial in trials if not trial.is_right),
+        "pasr/p_refine_right": mean(trial.refined for trial in trials if trial.is_right),
     }

@@ -70,7 +70,7 @@ def load_run(path: Path | str) -> RunRecord:
     written = _read_json(path / "config.json")
     run.config, run.origin = _dict_in(written, "config"), {k: v for k, v in written.items() if k != "config"}
     run.summary = _read_json(path / "summary.json")
-    rows, run.unreadable = read_lines(path / "metrics.jsonl")
+    rows, run.unreadable = readable_lines(path / "metrics.jsonl")
     by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
     run.metrics = [by_step[step] for step in sorted(by_step)]
     _load_evaluations(run)
@@ -93,7 +93,7 @@ def _load_evaluations(run: RunRecord) -> None:
             run.evaluations[row["step"]] = run.evaluations.get(row["step"], {}) | benchmarks
 
 
-def read_lines(file: Path) -> tuple[list[dict], int]:
+def readable_lines(file: Path) -> tuple[list[dict], int]:
     """The JSON objects of a JSONL file, and how many lines are none. A missing file has no lines."""
     if not file.exists():
         return [], 0

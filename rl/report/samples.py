@@ -7,7 +7,7 @@ from pathlib import Path
 from data.division import read_trials
 from rewards.format import TAG
 from rewards.refine import refine_reward
-from rl.report.runs import RunRecord, read_lines
+from rl.report.runs import RunRecord, readable_lines
 
 MAX_STEPS = 10  # of a run
 MAX_RESPONSES = 24  # of a step
@@ -101,7 +101,7 @@ def spread(items: list, count: int) -> list:
 
 
 def _sample_step(step: int, file: Path, config: dict) -> SampledStep:
-    rows = [row for row in read_lines(file)[0] if row.get("mode") == "refine" and isinstance(row.get("text"), str)]
+    rows = [row for row in readable_lines(file)[0] if row.get("mode") == "refine" and isinstance(row.get("text"), str)]
     outcomes = [outcome_of(row, config) for row in rows]
     copies = Counter((row.get("id"), row["text"]) for row in rows)
     first = {(row.get("id"), row["text"]): i for i, row in reversed(list(enumerate(rows)))}
