@@ -4,10 +4,14 @@ A scorer is a pure function (answer, reference) -> score in [0, 1]. Training cal
 reference. A benchmark says of what kind its answers are: `RULES[kind]` takes the answer out of a text, and scores it.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
 from rewards.choices import Options, extract_choice, score_choice
 from rewards.mathematics import extract_math, math_key, score_math, score_number
@@ -17,6 +21,18 @@ from rewards.reading import drop_exact, extract_reading, extract_summary, readin
 NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
 
 Rule = Callable[[str, str], float]
+SOURCES = ("accuracy.py", "choices.py", "mathematics.py", "reading.py", "statements.py")
+LIBRARIES = ("math-verify", "rouge-score")
+
+
+@cache
+def rules_version() -> str:
+    """A fingerprint of all rules: of their source and the libraries they use. What is kept on disk by one version is not taken
+    for the work of another, so that whoever changes a rule gets its scores."""
+    digest = hashlib.blake2b(repr([version(name) for name in LIBRARIES]).encode(), digest_size=6)
+    for name in SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()
 
 
 def last_number(text: str) -> Decimal | None:

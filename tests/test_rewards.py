@@ -1,9 +1,12 @@
 """Eq. 4-7 on text: every way in which a response can be malformed, every edge of the tie band."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
+from rewards import accuracy
 from rewards.accuracy import exact_match, last_number, number_match, rule_for, score_by_rule
 from rewards.format import (
     answer_body,
@@ -227,3 +230,20 @@ def test_rule_choice():
     assert rule_for("50%") is number_match
     assert rule_for("route 66") is exact_match
     assert not math.isnan(score_by_rule("nan", "1"))
+
+
+def test_a_change_of_any_rule_changes_the_version(monkeypatch):
+    """Bug guarded: scores kept on disk that are taken for those of a rule which has been changed since."""
+    folder, found = Path(accuracy.__file__).parent, {"accuracy.py"}
+    for _ in range(5):
+        sources = "\n".join((folder / name).read_text() for name in found)
+        found |= {f"{name}.py" for name in re.findall(r"^\s*from rewards\.(\w+) import", sources, re.MULTILINE)}
+    assert found == set(accuracy.SOURCES)
+    before = accuracy.rules_version.__wrapped__()
+    assert before == accuracy.rules_version.__wrapped__()
+    monkeypatch.setattr(accuracy, "version", lambda name: "another")
+    assert accuracy.rules_version.__wrapped__() != before
+    monkeypatch.undo()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "choices.py"))
+    assert accuracy.rules_version.__wrapped__() != before

@@ -26,6 +26,7 @@ class AnswerRecord:
         tokens: generated in all turns.
         scores: "rule" and "judge", in [0, 1] or None (no judge, or no score to be had); for DROP also "exact".
         unreadable: why the question could not be asked, or "".
+        rules: `rules_version` of the rules that scored it.
     """
 
     benchmark: str
@@ -40,6 +41,7 @@ class AnswerRecord:
     tokens: int
     scores: dict[str, float | None] = field(default_factory=dict)
     unreadable: str = ""
+    rules: str = ""
 
 
 class RecordFile:
@@ -80,8 +82,14 @@ class RecordFile:
             file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
 
     def rewrite(self, order: list[str]) -> None:
-        """Write everything anew, in the order of the questions."""
+        """Write everything anew, in the order of the questions.
+
+        Raises:
+            ValueError: an answer to another question.
+        """
         places = {id: place for place, id in enumerate(order)}
+        if strange := {id for id, _ in self.records} - places.keys():
+            raise ValueError(f"{self.path} has answers to {sorted(strange)[0]!r}, which is not asked here; remove its lines")
         self.records = dict(sorted(self.records.items(), key=lambda entry: (places[entry[0][0]], entry[0][1])))
         lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in self.records.values()]
         write_whole(self.path, "".join(lines))

@@ -68,6 +68,12 @@ def _check_questions(names: list[str], one: Cells, two: Cells) -> None:
                 raise ValueError(f"{record.id} is another question in the two evaluations: their data differ")
 
 
+def mixed_rules(a: str, b: str) -> bool:
+    """Whether what is compared was scored by more than one version of the rules."""
+    records = [r for _, *sides in pair_up(a, b) for cells in sides for group in cells.values() for r in group]
+    return len({record.rules for record in records if not record.unreadable}) > 1
+
+
 def differences(a: str, b: str) -> list[dict]:
     """B minus A for every score and the tokens, by benchmark and over all of them. Scores as shares."""
     found = []

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import Benchmark
-from rewards.accuracy import RULES, score_benchmark
+from rewards.accuracy import RULES, rules_version, score_benchmark
 from rewards.judge import RIGHT, Scorer
 from rl.evaluation.answer_records import AnswerRecord, OutputFolder, RecordFile
 from rl.evaluation.judges import judge_records
@@ -27,17 +27,19 @@ def run_benchmark(
     items: list[BenchmarkItem],
     method: Method,
     out: OutputFolder,
-    judges: dict[str, Scorer] | None,
+    judges: dict[str, Scorer],
     tell: Callable[[str], None] = print,
 ) -> list[AnswerRecord]:
     """All answers of one method to one benchmark, taken from the record file or drawn now.
 
     Args:
         items: its questions.
-        judges: by kind; None: rules alone.
+        judges: by kind; none: rules alone.
         tell: prints a line.
     """
     file = RecordFile(out.path, benchmark.name, method.name)
+    if stale := rescore(file, benchmark, method, items):
+        tell(f"{benchmark.name}, {method.name}: the rules have changed; {stale} answers that are there already are scored anew")
     samples = answerer.decoding.samples
     missing = {(item.id, i) for item in items for i in range(samples)} - file.records.keys()
     if missing and file.records:
@@ -58,6 +60,23 @@ def run_benchmark(
     if answerer.shortened:
         tell(f"{benchmark.name}, {method.name}: {answerer.shortened} answers had less room than --max-new-tokens")
     return list(file.records.values())
+
+
+def rescore(file: RecordFile, benchmark: Benchmark, method: Method, items: list[BenchmarkItem]) -> int:
+    """Score the answers that other rules have scored again, and return how many these were.
+
+    Which answers of an oracle were sent back stays as the rules of that time decided it.
+    """
+    by_id = {item.id: item for item in items}
+    stale = [r for r in file.records.values() if r.rules != rules_version() and r.id in by_id and not r.unreadable]
+    for record in stale:
+        turns = [Turn(**turn) for turn in record.turns]
+        new = score_answer(benchmark, method, by_id[record.id], record.sample, turns)
+        new.scores["judge"] = record.scores.get("judge")
+        file.records[record.id, record.sample] = new
+    if stale:
+        file.rewrite([item.id for item in items])
+    return len(stale)
 
 
 def _keeper(file: RecordFile, bar: tqdm) -> Callable[[AnswerRecord], None]:
@@ -155,6 +174,7 @@ def score_answer(benchmark: Benchmark, method: Method, item: BenchmarkItem, samp
         answer_turn=place,
         tokens=sum(turn.tokens for turn in turns),
         scores=scores,
+        rules=rules_version(),
     )
 
 

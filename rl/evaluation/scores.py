@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from rewards.accuracy import RULES
+from rewards.accuracy import RULES, rules_version
 from rewards.format import parse_response
 from rewards.judge import RIGHT
 from rl.evaluation.answer_records import AnswerRecord
@@ -52,7 +52,8 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     pass_at, majority: with several samples, of what is right by rule; None for summaries, which are a matter of degree.
     tokens: generated per answer in all turns, of the questions that could be asked. truncated: share of answers with a turn
     that hit the limit. no_answer: share in which the rule finds no answer. wellformed, refined: of refine-prompt responses.
-    reviewed: share of answers with a second turn; review_missing: share without one that should have had it.
+    reviewed: share of answers with a second turn; review_missing: share without one that should have had it. other_rules:
+    answers that were scored by other rules than there are now.
     """
     by_question: dict[str, list[AnswerRecord]] = {}
     for record in sorted(records, key=lambda record: record.sample):
@@ -63,6 +64,7 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
         "samples": max(map(len, by_question.values()), default=0),
         "unreadable": sum(bool(group[0].unreadable) for group in by_question.values()),
         "unreadable_reason": next((record.unreadable for record in records if record.unreadable), ""),
+        "other_rules": sum(record.rules != rules_version() for record in asked),
         "judge_failed": sum(record.scores.get("judge") is None for record in records),
     }
     for name, score in (("accuracy", "rule"), ("judge", "judge"), ("exact", "exact")):

@@ -227,6 +227,7 @@ def notes(table: dict) -> list[str]:
         found += _note(row, "answers cut off at --max-new-tokens", cells, "truncated")
         found += _note(row, "answers in which the rule finds none", cells, "no_answer")
         found += _note(row, "answers whose review could not be asked (too long, or unreadable)", cells, "review_missing")
+        found += _note(row, "answers scored by other rules than today's (evaluate again)", cells, "other_rules", "{:.0f}")
         judged = {title: cell for title, cell in cells.items() if cell["judge"] is not None}
         found += _note(row, "answers without a judge's score, left out of its mean", judged, "judge_failed", "{:.0f}")
         found += _note(row, "scored by F1; exact match", cells, "exact", "{:.1%}", least=-1)
