@@ -25,17 +25,16 @@ from rl.config import Config
 from rl.distributed import pick_device
 from rl.evaluation import differences, tables
 from rl.evaluation.answer_records import OutputFolder
-from rl.evaluation.judges import judge_identity, make_judges
+from rl.evaluation.judges import ASKED
 from rl.evaluation.loading import LoadedModel, load_for_asking
 from rl.evaluation.methods import Answerer, Decoding, parse_methods
 from rl.evaluation.paper_figures import paper_model
 from rl.evaluation.run import run_benchmark
-from rl.judges import is_server
-from rl.memory.build import load_frozen
+from rl.judges import is_server, judge_identity, make_scorers
 from rl.records import Completion, Request
 from rl.run_folder import write_whole
 from rl.sampler import Sampler
-from rl.setup import one_line_errors
+from rl.user_errors import one_line_errors
 
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
 
@@ -173,19 +172,18 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
         "seed": given.seed,
         "limit": given.limit,
         "paper_decoding": given.paper_decoding,
-        "judge": judge_identity(judge, loaded.folder),
+        "judge": None if judge.judge == "rules" else judge_identity(judge, loaded.folder, ASKED.values()),
         "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
         "data": {name: digest(rows) for name, rows in items.items()},
     }
     with closing(OutputFolder(path, settings)) as out:
-        load = lambda folder: load_frozen(folder, pick_device(given.device))  # noqa: E731
-        judges = make_judges(judge, loaded.model, loaded.tokenizer, load)
+        judges = make_scorers(judge, ASKED, (loaded.model, loaded.tokenizer), pick_device(given.device), tried="open")
         context = loaded.model.config.max_position_embeddings
         answerer = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, context, decoding)
         for benchmark in benchmarks:
             for method in methods:
                 run_benchmark(answerer, benchmark, items[benchmark.name], method, out, judges)
-        for scorer in (judges or {}).values():
+        for scorer in judges.values():
             scorer.close()
         table = tables.build([path], compare)
         tables.save(table, path)
@@ -196,6 +194,8 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
 def show_differences(given: argparse.Namespace) -> None:
     found = differences.differences(*given.diff)
     print(differences.render(found, *given.diff))
+    if differences.mixed_rules(*given.diff):
+        print("note: not all were scored by the same rules; the command that made an evaluation also scores its answers anew")
     if given.out:
         Path(given.out).mkdir(parents=True, exist_ok=True)
         write_whole(Path(given.out) / "diff.json", json.dumps(found, indent=2) + "\n")

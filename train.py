@@ -8,7 +8,6 @@
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,70 +21,66 @@ from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
 from rl.distributed import gather, is_main, leave, one_voice, pick_device, process_group
-from rl.evaluation.division import trial_metrics
 from rl.evaluation.session import evaluate_step, evaluate_task, is_evaluated
+from rl.journal import Journal
 from rl.judging import JudgeUnavailable
 from rl.memory.table import plan_text
-from rl.metrics import SandbaggingWatch, rollout_metrics
-from rl.records import Group
 from rl.report import write_report
-from rl.setup import Session, one_line_errors, open_session
+from rl.rollout import assign_rewards
+from rl.setup import Session, open_session
 from rl.signals import StopSignals
+from rl.user_errors import one_line_errors
 
 BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
 
 
 def train(session: Session) -> bool:
     """Eq. 1: ascend E[R] by policy gradients, one rollout batch a step. False if a signal stopped it before the last."""
-    config, run, updater, rollout = session.config, session.run, session.updater, session.rollout
-    before = run.read_metrics()
-    clock, watch, num_tokens = Clock(), SandbaggingWatch(config, before), before[-1]["num_tokens"] if before else 0
-    steps = range(session.first_step, config.steps)
-    bar = tqdm(steps, desc="PASR", initial=session.first_step, total=config.steps, bar_format=BAR_FORMAT, disable=not is_main())
+    config, rollout, updater = session.config, session.rollout, session.updater
+    bar = progress_bar(session.first_step, config.steps)
+    clock, journal = Clock(), Journal(session.run, config, bar.write)
     with StopSignals() as stop:
         for step in bar:
-            questions = session.stream.take(step, config.questions_per_step)
+            questions = session.stream.take(step, config.questions_per_step)  # x
             with clock("rollout"), stop_without_judge(session, step):
-                groups = rollout.collect(questions, step)  # y', y ~ pi; Eq. 4-7: format, accuracy, refinement, total reward
+                groups = rollout.collect(questions, step)  # y, y' ~ pi. Eq. 5: accuracy of each; r̄ of the plain answers
+                assign_rewards(groups, config)  # Eq. 4: format. Eq. 6: refinement, against r̄. Eq. 7: total reward
             with clock("update"):
                 samples = select_samples(groups, config)  # Eq. 2: advantages
                 update = updater.update(samples, groups, step)  # Eq. 3: clipped objective with KL
             with clock("sync"):
-                rollout.weights.refresh()
-                rollout.sampler.policy_version = updater.optimizer_steps
+                rollout.take_weights(version=updater.optimizer_steps)  # the next rollout is on-policy
 
-            done = step + 1
-            metrics = rollout_metrics(groups, config) | rollout.judge_stats | update
-            if config.model is None:
-                metrics |= trial_metrics(groups)
-            num_tokens += metrics["num_tokens"]
-            metrics |= {"num_tokens": num_tokens, "time/judge_wait": rollout.judge_wait}
-            evaluated = is_evaluated(session, done)
-            if evaluated:
+            done, evaluation = step + 1, {}
+            if is_evaluated(session, done):
                 with clock("eval"):
-                    metrics |= evaluate_step(session, done, bar.write)
-            metrics |= clock.metrics(metrics["completions/num_tokens"], update.get("trained_tokens", 0))
-            run.log(done, metrics)
-            run.log_rollouts(done, groups)
+                    evaluation = evaluate_step(session, done, bar.write)
+            metrics = journal.write(done, groups, rollout.metrics | update | evaluation, clock)
             show_progress(bar, metrics)
-            if not samples:
-                bar.write(f"step {done}: nothing to train on ({dropped_reasons(groups)}); no optimizer step, going on")
-            if warning := watch.warning(metrics):
-                bar.write(f"step {done}: {warning}")
-            is_best = session.best.update(done, metrics)
-            is_due = config.save_every and done % config.save_every == 0
             stopped_by = next(filter(None, gather(stop.received)), None)
-            if is_due or is_best or stopped_by or done == config.steps:
-                save(session, done)
-                clock.restart()  # saving belongs to no step
-            if is_main() and (evaluated or is_due or stopped_by):
-                write_report([run.path])
-                clock.restart()
+            keep(session, done, metrics, stopped_by)
+            clock.restart()  # keeping belongs to no step
             if stopped_by and done < config.steps:
                 bar.close()
-                print(f"stopped by {stopped_by} after step {done}; go on with the same flags and {how_to_resume(run.path)}")
+                print(f"stopped by {stopped_by} after step {done}; {how_to_go_on(session.run.path)}")
                 return False
     return True
+
+
+def progress_bar(first_step: int, steps: int) -> tqdm:
+    shape = dict(desc="PASR", initial=first_step, total=steps, bar_format=BAR_FORMAT)
+    return tqdm(range(first_step, steps), **shape, disable=not is_main())
+
+
+def keep(session: Session, done: int, metrics: dict[str, float], stopped_by: str | None) -> None:
+    """Save a checkpoint and write the report, where they are due."""
+    config = session.config
+    is_best = session.best.update(done, metrics)
+    is_due = config.save_every > 0 and done % config.save_every == 0
+    if is_due or is_best or stopped_by or done == config.steps:
+        save(session, done)
+    if is_main() and (is_due or stopped_by or is_evaluated(session, done)):
+        write_report([session.run.path])
 
 
 @contextmanager
@@ -95,7 +90,7 @@ def stop_without_judge(session: Session, step: int) -> Iterator[None]:
         yield
     except (JudgeUnavailable, JudgeRefusedError) as error:
         save(session, step)
-        print(f"\nstopped after step {step}: {error}; go on with the same flags and {how_to_resume(session.run.path)}")
+        print(f"\nstopped after step {step}: {error}; {how_to_go_on(session.run.path)}")
         raise SystemExit(1) from error
 
 
@@ -105,8 +100,8 @@ def save(session: Session, step: int) -> None:
     best.save(session.run.path)
 
 
-def how_to_resume(run: Path) -> str:
-    return f"--runs-dir {run.parent} --run {run.name} --resume auto"
+def how_to_go_on(run: Path) -> str:
+    return f"go on with the same flags and --runs-dir {run.parent} --run {run.name} --resume auto"
 
 
 def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
@@ -115,11 +110,6 @@ def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
         f"(plain {metrics.get('pasr/plain_accuracy', float('nan')):.2f}), "
         f"refining {metrics['pasr/refine_frac']:.0%}, {metrics['perf/rollout_tokens_per_s']:.0f} tok/s"
     )
-
-
-def dropped_reasons(groups: list[Group]) -> str:
-    counts = Counter(group.dropped or "responses left out of the loss" for group in groups)
-    return ", ".join(f"{count} x {reason}" for reason, count in counts.items())
 
 
 def run_demo(session: Session) -> dict | None:

@@ -23,7 +23,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import rl.rollout
 import train
 from data.division import build_tokenizer, load_split
 from data.prompts import Prompts
@@ -113,7 +112,7 @@ def measure(arguments: list[str]) -> None:
     peaks = Peaks(pick_device("auto"))
     for phase, (owner, name) in PHASES.items():
         peaks.watch(phase, owner, name)
-    rl.rollout.assign_rewards = pay_for_length
+    train.assign_rewards = pay_for_length
     train.main(arguments)
     print(json.dumps(peaks.peaks))
 

@@ -88,6 +88,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{folder} holds no usable tokenizer: {reason[0]}") from error
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for. The reverse is usual: embeddings are padded.
+
+    Args:
+        rows: of the model's embedding.
+
+    Raises:
+        ValueError: some ids have no row.
+    """
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows: another model's?")
+
+
 class PromptRenderer:
     """Renders a question in one of the two modes, for one tokenizer.
 

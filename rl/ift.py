@@ -17,18 +17,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from data.examples import stable_seed
-from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
+from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import load_model, save_model
 from model.checkpoint import read_json, resolve_checkpoint, stored_dtype
 from rl.checkpoint import newest_model
 from rl.config import Config, option, to_flag
-from rl.demo import warm_started_model
 from rl.distributed import pick_device
 from rl.memory.build import compute_dtype
 from rl.optim import adamw
 from rl.refinement_paths import Selection, collect_paths, describe_reasons, write_paths
-from rl.setup import check_vocabulary, one_line_errors
+from rl.setup import find_source
 from rl.sft import Pair, train_supervised
+from rl.user_errors import one_line_errors
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pai
     model = load_model(source, device=device)  # float32 masters
     model.compute_dtype = compute_dtype(device)
     model.activation_checkpointing = recipe.activation_checkpointing
-    check_vocabulary(renderer.tokenizer, model)
+    check_vocabulary(renderer.tokenizer, model.config.vocab_size)
     steps_per_epoch = math.ceil(len(pairs) / recipe.batch_size)
     steps = steps_per_epoch * recipe.epochs
 
@@ -147,12 +147,7 @@ def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recip
     paths, dropped = collect_paths(run, selection)
     write_paths(paths, dropped, run, selection, out)
     print(f"{len(paths)} good refinement paths in {out / 'paths.jsonl'}; left out: {describe_reasons(dropped)}")
-    if model is None and config.model is None:
-        source = warm_started_model(config)
-    else:
-        source = resolve_checkpoint(
-            newest_model(Path(model)) if model else config.model, config.revision if not model else None
-        )
+    source = resolve_checkpoint(newest_model(Path(model))) if model else find_source(config)
     newest = newest_model(run)
     prompts = load_prompts(None, newest) if newest != run else load_prompts(config.prompts, source)
     tokenizer = load_tokenizer(source)

@@ -1,21 +1,51 @@
-"""The scorer that `--judge` names, made and tried out before the policy is loaded."""
+"""The judge that `--judge` names, made for whatever it is to be asked, and tried out before the policy is loaded."""
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from data.prompts import Prompts, load_tokenizer
 from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint
+from rewards.accuracy import rules_version
 from rewards.http_judge import HttpJudge
 from rewards.judge import RuleScorer, Scorer, parse_score
 from rewards.judge_prompt import JUDGE_PROMPT
 from rl.config import Config
-from rl.local_judge import GRADE_PROMPT, LocalJudge
+from rl.local_judge import GRADE_PROMPT, GRADES, LocalJudge, mean_grade
+from rl.memory.build import load_frozen
 from rl.preflight import preflight
 
 KEY_VARIABLES = ("PASR_JUDGE_API_KEY", "OPENAI_API_KEY")
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """One thing to ask about answers, in the form that either kind of judge can be asked in.
+
+    Attributes:
+        server, local: the prompt for a judge that writes its reply, and for one whose next-token probabilities are read.
+        parse: reads a reply: a score in [0, 1], or None.
+        symbols, read: see `LocalJudge`.
+    """
+
+    server: str
+    local: str
+    parse: Callable[[str], float | None] = parse_score
+    symbols: str = GRADES
+    read: Callable[[Tensor], Tensor] = mean_grade
+
+
+def training_prompt(prompts: Prompts) -> JudgePrompt:
+    """Eq. 5."""
+    return JudgePrompt(prompts.judge or JUDGE_PROMPT, prompts.grade or GRADE_PROMPT)
 
 
 def is_server(judge: str) -> bool:
@@ -23,41 +53,57 @@ def is_server(judge: str) -> bool:
 
 
 def make_scorer(
-    config: Config, prompts: Prompts, tokenizer, reference: Transformer | None, load: Callable[[Path], Transformer]
+    config: Config, prompts: Prompts, own: tuple[Transformer, PreTrainedTokenizerBase] | None, device: torch.device
 ) -> Scorer:
-    """Build the judge and let it score a handful of answers whose worth is known.
+    """The scorer of a training run; arguments and errors as in `make_scorers`."""
+    if config.judge == "rules":
+        return RuleScorer()
+    return make_scorers(config, {"answer": training_prompt(prompts)}, own, device, tried="answer")["answer"]
+
+
+def make_scorers(
+    config: Config,
+    asked: dict[str, JudgePrompt],
+    own: tuple[Transformer, PreTrainedTokenizerBase] | None,
+    device: torch.device,
+    *,
+    tried: str,
+) -> dict[str, Scorer]:
+    """A scorer for each prompt, by name; none for `--judge rules`. One is let score a handful of answers whose worth is known.
 
     Args:
-        tokenizer, reference: of the frozen initial policy, for `--judge self`.
-        load: makes a frozen model of a folder, for `--judge PATH`.
+        config: names the judge; the cache of a server's scores goes into its runs_dir.
+        own: model and tokenizer of `--judge self`.
+        tried: name of a prompt by which right answers should score higher than wrong ones.
 
     Raises:
         ValueError: the judge cannot be reached, or refuses every call.
     """
     if config.judge == "rules":
-        return RuleScorer()
+        return {}
     if is_server(config.judge):
-        scorer: Scorer = server_judge(config, prompts.judge or JUDGE_PROMPT)
-    elif config.judge == "self":
-        scorer = LocalJudge(reference, tokenizer, prompt_template=prompts.grade or GRADE_PROMPT)
+        scorers: dict[str, Scorer] = {name: _server_judge(config, prompt) for name, prompt in asked.items()}
     else:
-        folder = resolve_checkpoint(config.judge)
-        scorer = LocalJudge(load(folder), load_tokenizer(folder), prompt_template=prompts.grade or GRADE_PROMPT)
-    result = preflight(scorer)
+        folder = None if config.judge == "self" else resolve_checkpoint(config.judge)
+        model, tokenizer = own if folder is None else (load_frozen(folder, device), load_tokenizer(folder))
+        scorers = {
+            name: LocalJudge(model, tokenizer, prompt_template=prompt.local, symbols=prompt.symbols, read=prompt.read)
+            for name, prompt in asked.items()
+        }
+    result = preflight(scorers[tried])
     if result.is_unreachable:
-        raise ValueError(f"the judge {config.judge} does not answer: {scorer.last_failure or 'every score failed'}")
+        raise ValueError(f"the judge {config.judge} does not answer: {scorers[tried].last_failure or 'every score failed'}")
     if not result.is_able:
         print(result.warning())
-    return scorer
+    return scorers
 
 
-def server_judge(config: Config, prompt: str, parse: Callable[[str], float | None] = parse_score) -> HttpJudge:
-    """The server of --judge, asked with a prompt of one's own."""
+def _server_judge(config: Config, prompt: JudgePrompt) -> HttpJudge:
     return HttpJudge(
         config.judge,
         config.judge_model,
-        prompt_template=prompt,
-        parse=parse,
+        prompt_template=prompt.server,
+        parse=prompt.parse,
         concurrency=config.judge_concurrency,
         timeout=config.judge_timeout,
         extra_body=parse_extra_body(config.judge_extra_body),
@@ -83,15 +129,19 @@ def parse_extra_body(text: str | None) -> dict | None:
     return body
 
 
-def judge_identity(config: Config, prompts: Prompts, source: Path) -> list:
-    """Everything a score depends on besides question, reference and answer; must be JSON.
+def judge_identity(config: Config, source: Path, asked: Iterable[JudgePrompt]) -> list[str | None]:
+    """Everything a score depends on besides question, reference and answer; scores with different ones do not mix.
 
     Args:
-        source: folder of the reference, the judge of `--judge self`.
+        source: folder of the model that `--judge self` stands for.
     """
     if config.judge == "rules":
-        return ["rules"]
+        return ["rules", rules_version()]
     if is_server(config.judge):
-        return [config.judge_model, prompts.judge or JUDGE_PROMPT, config.judge_extra_body]
+        return [config.judge_model, config.judge_extra_body, _digest(prompt.server for prompt in asked)]
     folder = source if config.judge == "self" else resolve_checkpoint(config.judge)
-    return [fingerprint(folder), prompts.grade or GRADE_PROMPT]
+    return [fingerprint(folder), _digest(prompt.local for prompt in asked)]
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()

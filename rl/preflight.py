@@ -75,7 +75,7 @@ class Preflight:
         """What to tell a user whose judge is not able."""
         means = ", ".join(f"{kind} {self.mean(kind):.2f}" for kind in ("right", "wrong", "empty"))
         return (
-            "WARNING: this judge does not tell right answers from wrong ones: training on its scores rewards noise.\n"
+            "WARNING: this judge does not tell right answers from wrong ones: its scores are noise.\n"
             f"Mean score of known answers: {means}; {self.failed} of {len(self.scores)} failed.\n{self.table()}\n"
             "Use a stronger --judge, or --judge rules where answers can be checked by rule."
         )

@@ -21,6 +21,7 @@ from rl.distributed import deal, gather, gather_dealt, shared_fate
 from rl.judging import JudgeUnavailable, ScoreBoard
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
+from rl.weight_sync import PlainWeights
 
 
 @dataclass
@@ -43,17 +44,17 @@ class Rollout:
     scorer: Scorer
     reference_sampler: Sampler | None = None
     baselines: BaselineCache | None = None
-    weights: AbstractContextManager = field(default_factory=nullcontext)
+    weights: PlainWeights | nullcontext = field(default_factory=nullcontext)
     reference_weights: AbstractContextManager = field(default_factory=nullcontext)
     judge_weights: AbstractContextManager = field(default_factory=nullcontext)
     judge_stats: dict[str, float] = field(default_factory=dict)
     judge_wait: float = 0.0
 
     def collect(self, examples: list[Example], step: int) -> list[Group]:
-        """Sample, judge and reward every question of a step; a pure function of weights, questions and (seed, step).
+        """Sample and judge (Eq. 5) every question of a step; a pure function of weights, questions and (seed, step).
 
         Returns:
-            All groups, in the order of their questions, on every rank.
+            All groups with their r̄, in the order of their questions, on every rank; `assign_rewards` does the rest.
 
         Raises:
             JudgeUnavailable, JudgeRefusedError: on every rank, wherever it came from.
@@ -63,6 +64,16 @@ class Rollout:
         waits, stats = zip(*gather((self.judge_wait, self.judge_stats)), strict=True)
         self.judge_wait, self.judge_stats = max(waits), merge_stats(list(stats))
         return gather_dealt(groups)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last rollout, beside what its samples tell."""
+        return self.judge_stats | {"time/judge_wait": self.judge_wait}
+
+    def take_weights(self, version: int) -> None:
+        """The policy has changed: what is sampled next is of its weights, and stamped with their version."""
+        self.weights.refresh()
+        self.sampler.policy_version = version
 
     def _collect_share(self, examples: list[tuple[int, Example]], step: int) -> list[Group]:
         """`collect` of some questions, each with its place in the step."""
@@ -79,7 +90,6 @@ class Rollout:
             group.baseline = baseline_accuracy([sample.accuracy for sample in group.plain_samples])
         if self.reference_sampler is not None:
             self._take_reference_baselines(groups)
-        assign_rewards(groups, config)
         return groups
 
     def _request(self, group: Group, mode: str, count: int, step: int, place: int) -> Request:

@@ -1,14 +1,13 @@
 """Everything a run needs before its first step, checked in the order in which mistakes are cheapest."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.division import load_split
 from data.evol_instruct import prepare
 from data.examples import Example, ExampleStream, load_examples
-from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
+from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
 from rewards.judge import Judgement, Scorer
@@ -17,11 +16,11 @@ from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
 from rl.config import Config
 from rl.demo import warm_started_model
 from rl.disk import check_disk
-from rl.distributed import from_main, pick_device, say_once
+from rl.distributed import from_main, pick_device
 from rl.evaluation.best import BestStep
 from rl.evaluation.while_training import TrainingEvaluation
-from rl.judges import judge_identity, make_scorer
-from rl.memory.build import Policy, build_policy, build_reference, load_frozen
+from rl.judges import judge_identity, make_scorer, training_prompt
+from rl.memory.build import Policy, build_policy, build_reference
 from rl.memory.table import plan_run
 from rl.resume import find_checkpoint
 from rl.rollout import Rollout
@@ -29,20 +28,6 @@ from rl.run_folder import RunFolder
 from rl.sampler import Sampler
 from rl.update import Updater
 from rl.weight_sync import PlainWeights
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns a mistake of the user into one line and exit code 2. Wrapped around set-up only: the loop keeps its tracebacks."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise SystemExit(_fail(str(error))) from error
-
-
-def _fail(message: str) -> int:
-    say_once(f"error: {' '.join(message.split())}")
-    return 2
 
 
 @dataclass
@@ -108,24 +93,23 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     reference = build_reference(decided, source, device) if config.needs_reference else None
     reference_weights = PlainWeights(reference, keep=False) if reference is not None else nullcontext()
     with reference_weights as whole_reference:
-        scorer = make_scorer(config, prompts, tokenizer, whole_reference, lambda folder: load_frozen(folder, device))
+        scorer = make_scorer(config, prompts, (whole_reference, tokenizer), device)
     described = describe_prompts(examples[0], renderer, stops, scorer)
     print(described)
     policy = build_policy(decided, source, device, keep_copy=plan.keep_copy)
-    check_vocabulary(tokenizer, policy.model)
+    check_vocabulary(tokenizer, policy.model.config.vocab_size)
     existing = len(complete_checkpoints(run.path))
     parameters, export_bytes = sum(p.numel() for p in policy.model.parameters()), stored_dtype(source).itemsize
     print(check_disk(run.path, parameters, export_bytes, keep=config.keep + bool(config.keep_best), existing=existing))
     updater = Updater(policy.model, reference if config.beta > 0 else None, decided, policy.optimizer)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
-    policy.weights.refresh()
     from_main(lambda: run.cut_back(first_step if checkpoint else -1))
     from_main(lambda: set_aside_later(run.path, first_step))
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
 
     rollout = _make_rollout(decided, renderer, scorer, policy, reference_weights, list(stops), source)
-    rollout.sampler.policy_version = updater.optimizer_steps
+    rollout.take_weights(version=updater.optimizer_steps)
     stream = ExampleStream(examples, config.seed)
     best = BestStep(config.keep_best, run.read_metrics())
     cache = None if rollout.baselines is None else rollout.baselines.path.name
@@ -139,17 +123,6 @@ def find_source(config: Config) -> Path:
     if config.model is None:
         return from_main(lambda: warm_started_model(config))
     return resolve_checkpoint(config.model, config.revision)
-
-
-def check_vocabulary(tokenizer, model: Transformer) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for. The reverse is usual: embeddings are padded.
-
-    Raises:
-        ValueError: some ids have no row.
-    """
-    rows = model.config.vocab_size
-    if len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows: another model's?")
 
 
 def _make_rollout(
@@ -172,7 +145,7 @@ def _make_rollout(
         setting = {
             "model": fingerprint(source),
             "prompt": renderer.text("", "plain"),
-            "judge": judge_identity(config, renderer.prompts, source),
+            "judge": judge_identity(config, source, [training_prompt(renderer.prompts)]),
             "samples": config.plain_samples,
             "temperature": config.temperature,
             "max_new_tokens": config.max_new_tokens,

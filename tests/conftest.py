@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import rl.rollout
 import train
 from data.division import build_tokenizer, load_split
 from data.prompts import Prompts
@@ -120,14 +119,14 @@ def flags(place: Path, run: str, *more: str) -> list[str]:
 
 def pay_for_length(patch: pytest.MonkeyPatch) -> None:
     """A random model is malformed throughout, and equal rewards are skipped: pay for length, so that every step trains."""
-    rewarded = rl.rollout.assign_rewards
+    rewarded = train.assign_rewards
 
     def pay(groups, config):
         rewarded(groups, config)
         for sample in (s for g in groups for s in g.refine_samples):
             sample.reward += len(sample.completion.ids) + 0.01 * sample.completion.ids[0]
 
-    patch.setattr(rl.rollout, "assign_rewards", pay)
+    patch.setattr(train, "assign_rewards", pay)
 
 
 @pytest.fixture(scope="module")

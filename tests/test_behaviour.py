@@ -1,8 +1,8 @@
 """Behaviour analyses: counted by hand on small cases, strict with judges, and honest about what cannot be told."""
 
 import json
+import socket
 import xml.etree.ElementTree as ElementTree
-from contextlib import closing
 from functools import partial
 
 import pytest
@@ -12,6 +12,7 @@ from fault_proxy import FakeJudge, running
 from test_local_judge import character_tokenizer
 
 import evaluate
+import rl.judges
 from rewards.behaviour_prompt import INSTRUCTIONS, KINDS, option_of, option_score, parse_option
 from rewards.http_judge import HttpJudge
 from rewards.judge import Judgement
@@ -20,11 +21,13 @@ from rewards.refinements import answer_change, find_refinements
 from rl.baselines import BaselineCache
 from rl.behaviour import analyse
 from rl.behaviour.intervals import share, wilson
-from rl.behaviour.judge import behaviour_items, make_behaviour_scorers
+from rl.behaviour.judge import ASKED, TRIED, behaviour_items
 from rl.behaviour.measures import analyse as analyse_answers
 from rl.config import Config
 from rl.evaluation.answers import Answer, read_records
+from rl.judges import make_scorers
 from rl.local_judge import LocalJudge, likely_option
+from rl.preflight import CASES
 
 
 def response(think: str, answer: str = "7") -> str:
@@ -175,13 +178,15 @@ def test_judges_see_the_right_parts():
     assert not any(behaviour_items("q", "<think>").values())
 
 
-def test_judged_by_a_server(tmp_path):
+def test_judged_by_a_server(tmp_path, capsys):
     """Bug guarded: unreadable replies counted as low, or as the first kind; another question's cached score; a wrong bin."""
     texts = [response(f"{n}<refine>more {n}</refine>", str(n)) for n in range(8)]
     coherence = ["1", "0.85", "0.84", "0.45", "0.44", "0", "good", "8/10"]
     kinds = ["A", "D", "D", "B", "D", "C or D", "A: because", "d"]
 
     def reply(prompt: str) -> str:
+        if "question " not in prompt:
+            return "0.5"  # while the judge is tried out
         n = int(prompt.split("question ")[1][0])
         if "hang" in prompt:
             return coherence[n]
@@ -191,19 +196,18 @@ def test_judged_by_a_server(tmp_path):
     with running(FakeJudge(reply)) as server:
         config = Config(judge=server.url, judge_model="m", runs_dir=str(tmp_path))
         for _ in range(2):  # the second time from the cache
-            scorers = make_behaviour_scorers(config, load=None)
+            scorers = make_scorers(config, ASKED, None, torch.device("cpu"), tried=TRIED)
             found = analyse_answers([], refined, scorers=scorers)["judge"]
             for scorer in scorers.values():
                 scorer.close()
-        with closing(make_behaviour_scorers(config, load=None)["kind"]) as one:
-            assert isinstance(one, HttpJudge)
     counts = {name: {kind: value["count"] for kind, value in found[name]["shares"].items()} for name in found}
     assert counts["coherence"] == {"high": 2, "middle": 2, "low": 2}
     assert counts["kind"] == dict(zip(KINDS, (1, 1, 0, 4), strict=True))
     assert counts["alignment"]["high"] == 8
     assert (found["coherence"]["failed"], found["kind"]["failed"], found["kind"]["asked"]) == (2, 2, 8)
     assert found["kind"]["shares"]["task alignment"]["of"] == 6
-    assert len(server.asked) == 24 + 4, "what could not be read is asked again, nothing else"
+    assert len(server.asked) == len(CASES) + 24 + 4, "what could not be read is asked again, nothing else"
+    assert "WARNING: this judge does not tell right answers" in capsys.readouterr().out
 
 
 def test_local_judge_reads_letters(family):
@@ -281,10 +285,20 @@ def test_self_is_the_model_that_answered(evaluation, tmp_path, monkeypatch):
     """Bug guarded: --judge self refused, or taken for a folder called self."""
     (evaluation / "settings.json").write_text(json.dumps({"model": "some/model", "benchmarks": {}, "data": {}}))
     judges = []
-    monkeypatch.setattr(analyse, "make_behaviour_scorers", lambda config, load: judges.append(config.judge))
+    monkeypatch.setattr(analyse, "make_scorers", lambda config, *_, **__: judges.append(config.judge) or {})
     analyse.run_analysis(evaluation, Config(judge="self"))
     analyse.run_analysis(evaluation, Config(judge="rules"))
-    assert judges == ["some/model"]
+    assert judges == ["some/model", "rules"]
+
+
+def test_a_judge_that_is_away_is_an_error_before_anything_is_asked(evaluation, monkeypatch):
+    """Bug guarded: an analysis that asks hundreds of times, and reports that all of them failed."""
+    monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=1))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        with pytest.raises(ValueError, match="does not answer"):
+            analyse.run_analysis(evaluation, Config(judge=url, judge_model="m", runs_dir=str(evaluation)))
 
 
 def test_an_evaluation_that_is_running_can_be_analysed(evaluation):
@@ -338,5 +352,3 @@ def test_mistakes_are_named(evaluation, tmp_path):
     file.write_text('{"benchmark": "arc"}\n')
     with pytest.raises(ValueError, match=r"arc\.pasr\.jsonl, line 1 is no record of an answer"):
         analyse.analyse_folder(evaluation)
-    with pytest.raises(ValueError, match="cannot judge behaviour"):
-        make_behaviour_scorers(Config(judge="rules"), load=None)

@@ -4,22 +4,29 @@ import json
 from concurrent.futures import Future
 
 import pytest
+import torch
 from conftest import lines_of, write_task_folder
 from fault_proxy import FakeJudge as FakeServer
 from fault_proxy import running
 from reader import make_answerer, scripted, write_reader_folder, write_rows
 
 import evaluate
+import rl.evaluation.run
+import rl.evaluation.scores
 from data.benchmarks import load_benchmark, own_benchmark
 from rewards.instructions import JUDGE_KINDS, benchmark_score, instruction
 from rewards.judge_prompt import check_template
 from rl.config import Config
 from rl.evaluation.answer_records import OutputFolder, RecordFile
-from rl.evaluation.judges import make_judges
+from rl.evaluation.judges import ASKED
 from rl.evaluation.methods import METHODS
 from rl.evaluation.run import run_benchmark
+from rl.judges import make_scorers
 
-SETTINGS = {"model": "m", "temperature": 0.0, "benchmarks": {"sums": "number"}, "data": {"sums": "x"}, "judge": None}
+SETTINGS = {
+    "model": "m", "temperature": 0.0, "samples": 1, "max_new_tokens": 8, "limit": None, "seed": 0, "paper_decoding": False,
+    "benchmarks": {"sums": "number"}, "data": {"sums": "x"}, "judge": None,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def run(benchmark, folder, method="vanilla", judges=None, **decoding):
     out = OutputFolder(folder, SETTINGS)
     try:
         items = load_benchmark(benchmark, None)
-        return run_benchmark(make_answerer(**decoding), benchmark, items, METHODS[method], out, judges)
+        return run_benchmark(make_answerer(**decoding), benchmark, items, METHODS[method], out, judges or {})
     finally:
         out.close()
 
@@ -161,10 +168,11 @@ def test_the_model_itself_can_judge(tmp_path, capsys):
     from rl.evaluation.loading import load_for_asking
 
     loaded = load_for_asking(str(write_reader_folder(tmp_path / "m")), revision=None, prompts=None, device="cpu")
-    judges = make_judges(Config(judge="self", runs_dir=str(tmp_path)), loaded.model, loaded.tokenizer, None)
+    own, cpu = (loaded.model, loaded.tokenizer), torch.device("cpu")
+    judges = make_scorers(Config(judge="self", runs_dir=str(tmp_path)), ASKED, own, cpu, tried="open")
     assert set(judges) == set(JUDGE_KINDS)
     assert "WARNING" in capsys.readouterr().out  # a random model cannot judge, and is said not to
-    assert make_judges(Config(judge="rules"), None, None, None) is None
+    assert make_scorers(Config(judge="rules"), ASKED, None, cpu, tried="open") == {}
 
 
 def arguments(tmp_path, *more: str) -> list[str]:
@@ -245,6 +253,36 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit):
             evaluate.main(flags)
         assert problem in capsys.readouterr().out
+
+
+def test_answers_that_other_rules_have_scored_are_scored_anew(sums, tmp_path, monkeypatch, capsys):
+    """Bug guarded: a rule is changed, and half of a table is still by the old one; or every answer is drawn again for it."""
+    scripted(monkeypatch, lambda prompt, sample: "Answer: 1")
+    judge = FakeJudge()
+    assert [r.scores["rule"] for r in run(sums, tmp_path / "out", judges={"open": judge})] == [1.0] + [0.0] * 5
+    judged = [r.scores["judge"] for r in run(sums, tmp_path / "out")]
+    for module in (rl.evaluation.run, rl.evaluation.scores):
+        monkeypatch.setattr(module, "rules_version", lambda: "later")
+    assert evaluate.main(["--table", str(tmp_path / "out")]) == 0
+    assert "scored by other rules than today's (evaluate again): sums 6" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(rl.evaluation.run, "score_benchmark", lambda *_: ("one", 0.5))
+    scripted(monkeypatch, lambda prompt, sample: pytest.fail("drawn again"))
+    records = run(sums, tmp_path / "out")
+    assert [(r.answer, r.scores["rule"], r.rules) for r in records] == [("one", 0.5, "later")] * 6
+    assert [r.scores["judge"] for r in records] == judged
+    assert "6 answers that are there already are scored anew" in capsys.readouterr().out
+    run(sums, tmp_path / "out")
+    assert "scored anew" not in capsys.readouterr().out, "once"
+
+
+def test_answers_to_strange_questions_are_named(sums, tmp_path, monkeypatch):
+    """Bug guarded: a record that somebody edited ends in a KeyError."""
+    scripted(monkeypatch, lambda prompt, sample: "Answer: 1")
+    run(sums, tmp_path / "out")
+    file = tmp_path / "out" / "records" / "sums.vanilla.jsonl"
+    file.write_text(file.read_text().replace('"sums-3"', '"sums-33"'))
+    with pytest.raises(ValueError, match="has answers to 'sums-33'"):
+        run(sums, tmp_path / "out")
 
 
 def test_help_lists_the_modes(capsys):

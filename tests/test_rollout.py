@@ -84,6 +84,7 @@ def test_plain_samples_are_drawn_only_where_needed(parts, mode, monitor, plain):
     settings = config(refine_reward=mode, monitor_plain=monitor)
     groups = Rollout(settings, renderer, sampler, RuleScorer()).collect(QUESTIONS, 0)
     assert all(len(group.plain_samples) == plain for group in groups)
+    assign_rewards(groups, settings)
     assert all(not group.dropped and s.reward is not None for group in groups for s in group.refine_samples)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rewards.behaviour_prompt import INSTRUCTIONS
 from rewards.judge import Scorer
-from rl.behaviour.judge import make_behaviour_scorers
+from rl.behaviour.judge import ASKED, TRIED
 from rl.behaviour.measures import analyse
 from rl.behaviour.report import figures, summary
 from rl.checkpoint import newest_model
@@ -19,7 +19,7 @@ from rl.config import Config
 from rl.distributed import pick_device
 from rl.evaluation.answer_records import load_settings
 from rl.evaluation.answers import SCORES, methods_of, read_records, read_rollouts
-from rl.memory.build import load_frozen
+from rl.judges import make_scorers
 from rl.run_folder import write_whole
 
 PLAIN, REFINED = ("vanilla",), ("pasr", "pasr-ift", "pasr-prompt")  # methods that are compared, in order of preference
@@ -43,7 +43,7 @@ def analyse_folder(
         plain_from: folder of the evaluation with the plain answers; default the same.
         score: "rule" or "judge": whose scores say right or wrong; default the judge's if the refined answers have any.
         last_steps: of a run; 0: all. Behaviour changes in training, so an average over a whole run describes no model.
-        scorers: see `make_behaviour_scorers`; None: without the judge's parts.
+        scorers: by the names of `ASKED`; none: without the judge's parts.
         judge_limit: items put to the judge for each part.
 
     Raises:
@@ -105,9 +105,8 @@ def run_analysis(folder: Path, config: Config, **options) -> dict:
         model = load_settings(folder)["model"] if methods_of(folder) else folder
         config = replace(config, judge=str(newest_model(Path(model))))
     with ExitStack() as stack:
-        load = lambda folder: load_frozen(folder, pick_device(config.device))  # noqa: E731
-        scorers = None if config.judge == "rules" else make_behaviour_scorers(config, load)
-        for scorer in (scorers or {}).values():
+        scorers = make_scorers(config, ASKED, None, pick_device(config.device), tried=TRIED)
+        for scorer in scorers.values():
             stack.enter_context(closing(scorer))
         return analyse_folder(folder, scorers=scorers, **options)
 

@@ -28,7 +28,7 @@ def analyse(
 
     Args:
         plain, refined: answers of the two methods, paired by their keys.
-        scorers: see `make_behaviour_scorers`; None: the judge's parts are left out.
+        scorers: by the names of `rl.behaviour.judge.ASKED`; none: the judge's parts are left out.
         judge_limit: items put to the judge for each of its parts; a fixed choice among the refined answers.
     """
     analysis = {
@@ -37,7 +37,7 @@ def analyse(
         **when_and_how_long(refined),
         "effect": effect(refined),
     }
-    if scorers is not None:
+    if scorers:
         analysis["judge"] = judged(refined, scorers, judge_limit)
     return analysis
 

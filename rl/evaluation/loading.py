@@ -5,13 +5,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from data.prompts import PROMPTS_FILE, PromptRenderer, load_prompts, load_tokenizer, stop_ids
+from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import Transformer
 from model.checkpoint import resolve_checkpoint
 from rl.checkpoint import newest_model
 from rl.distributed import pick_device
 from rl.memory.build import load_frozen
-from rl.setup import check_vocabulary
 
 
 @dataclass
@@ -47,5 +46,5 @@ def load_for_asking(
     renderer = PromptRenderer(tokenizer, load_prompts(prompts, folder), plain_thinking=plain_thinking)
     stops = list(stop_ids(folder, tokenizer))
     model = load_frozen(folder, pick_device(device))
-    check_vocabulary(tokenizer, model)
+    check_vocabulary(tokenizer, model.config.vocab_size)
     return LoadedModel(folder, tokenizer, renderer, stops, model)
