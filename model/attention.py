@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.precision import has_flash_kernels
+
 
 class CausalAttention:
     """Each row of the batch is one sequence, padded on the right (padding is after every real token, so never seen)."""
@@ -39,7 +41,7 @@ class PackedAttention:
 
     def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         assert q_BTHD.shape[:2] == (1, sum(self.lengths)), "packed input is one row of all sequences"
-        if q_BTHD.is_cuda and q_BTHD.dtype in (torch.bfloat16, torch.float16):
+        if has_flash_kernels(q_BTHD):
             cu, longest = self.cu_seqlens, self.longest
             return flash_attention(q_BTHD[0], k_BTKD[0], v_BTKD[0], cu, cu, longest, longest)[None]
         place_T, _, visible = self._layout

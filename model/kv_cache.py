@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.attention import PackedAttention
 from model.config import ModelConfig
-from model.transformer import HALF_PRECISION, at_least_fp32
+from model.precision import HALF_PRECISION, at_least_fp32
 
 GROWTH = 64  # tokens by which the suffixes' cache grows
 

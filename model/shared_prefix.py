@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import CausalAttention, flash_attention
+from model.precision import has_flash_kernels
 
 
 class SharedPrefixAttention:
@@ -65,7 +66,7 @@ class SharedPrefixAttention:
         return torch.cat(places).to(self.device)
 
     def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-        if q_BTHD.is_cuda and q_BTHD.dtype in (torch.bfloat16, torch.float16):
+        if has_flash_kernels(q_BTHD):
             keys_U, *lengths = self._flash_layout
             return flash_attention(q_BTHD[0], k_BTKD[0, keys_U], v_BTKD[0, keys_U], *lengths)[None]
         layout = self._padded_layout

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.transformer import HALF_PRECISION
+from model.precision import has_flash_kernels
 
 
 class StaticCache:
@@ -48,7 +48,7 @@ class StaticCache:
         k_SMKD, v_SMKD = self.kv[0, layer], self.kv[1, layer]
         slot_B = self.slot_S[:B]
         k_SMKD[slot_B, self.position_B], v_SMKD[slot_B, self.position_B] = k_BTKD[:, 0], v_BTKD[:, 0]
-        if q_BTHD.is_cuda and q_BTHD.dtype in HALF_PRECISION:
+        if has_flash_kernels(q_BTHD):
             cu_q, cu_k = self.cu_q[: B + 1], self.cu_k[: B + 1]
             return flash_decode(q_BTHD[:, 0], k_SMKD[:B], v_SMKD[:B], cu_q, cu_k, self.length_B)[:, None]
         seen_BM = torch.arange(k_SMKD.shape[1], device=q_BTHD.device) < self.length_B[:, None]

@@ -15,12 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import CausalAttention
 from model.config import ModelConfig
-
-HALF_PRECISION = (torch.bfloat16, torch.float16)
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF_PRECISION else x
+from model.precision import HALF_PRECISION, at_least_fp32
 
 
 class Linear(nn.Linear):

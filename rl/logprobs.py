@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from model.attention import PackedAttention
+from model.precision import at_least_fp32
 from model.shared_prefix import SharedPrefixAttention
-from model.transformer import Transformer, at_least_fp32, head_logits
+from model.transformer import Transformer, head_logits
 
 CHUNK_ELEMENTS = 2**25  # logits held at once, in elements
 

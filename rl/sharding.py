@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from model import ModelConfig, Transformer
 from model.checkpoint import copy_weights, read_json
-from model.transformer import HALF_PRECISION
+from model.precision import HALF_PRECISION
 
 
 def load_sharded(
