@@ -4,10 +4,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from threading import RLock
 
 import pytest
 import torch.distributed.checkpoint as dcp
 from conftest import assert_same_run, flags
+from tqdm import tqdm
 
 import rl.checkpoint
 import rl.rollout
@@ -58,14 +60,20 @@ def moments(run: Path) -> dict:
     }
 
 
-def run_in_child(arguments: list[str], patch=None) -> int:
-    """train.main in a forked process, with one attribute replaced; its exit code, negative if it was killed."""
+def start_child(arguments: list[str], patch=None) -> int:
+    """train.main in a forked process, with one attribute replaced; its process id."""
     child = os.fork()
     if child == 0:
+        tqdm.set_lock(RLock())  # the usual one is shared with the parent, who would wait for a killed child for ever
         if patch is not None:
             setattr(*patch)
         os._exit(train.main(arguments))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def run_in_child(arguments: list[str], patch=None) -> int:
+    """The exit code of a child, negative if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(start_child(arguments, patch), 0)[1])
 
 
 @pytest.mark.parametrize("moment", moments(Path()))
@@ -84,9 +92,7 @@ def test_killed_at_random_times_and_resumed(place, whole):
     run, kills, resumed = place / "runs" / "random", 0, 0
     for attempt in range(60):
         resumed += bool(complete_checkpoints(run))
-        child = os.fork()
-        if child == 0:
-            os._exit(train.main(flags(place, "random", "--resume", "auto")))
+        child = start_child(flags(place, "random", "--resume", "auto"))
         deadline = time.monotonic() + 0.04 + 0.03 * attempt  # a little longer each time, so that it gets through at last
         while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
             time.sleep(0.01)
