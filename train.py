@@ -115,6 +115,7 @@ def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
 def run_demo(session: Session) -> dict | None:
     """Train on the embedded task, evaluate before and after, and say in words what changed. None if stopped by a signal."""
     before = evaluate_task(session, 0)
+    print(f"before RL: {demo.one_line(before.metrics)}")
     for problem in demo.warm_start_problems(before.metrics):
         print(f"warning: the warm-started model is not ready for RL: {problem}")
     if not train(session):

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from rl.terminal import gigabytes, wrapped
+
 STATE_BYTES = 12  # a parameter's float32 master and two float32 moments of AdamW
 HEADROOM = 1.02  # rollouts, metrics and file systems want some too
 
@@ -18,7 +20,7 @@ def checkpoint_bytes(parameters: int, export_bytes: int) -> tuple[int, int]:
 
 
 def check_disk(folder: Path, parameters: int, export_bytes: int, *, keep: int, existing: int) -> str:
-    """The arithmetic in one line, to be printed when a run starts.
+    """The arithmetic, to be printed when a run starts.
 
     Args:
         folder: an existing folder on the disk in question.
@@ -37,8 +39,4 @@ def check_disk(folder: Path, parameters: int, export_bytes: int, *, keep: int, e
     )
     if needed > free:
         raise ValueError(f"{line}. Use a --runs-dir on a larger disk, or a smaller --keep")
-    return line
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return wrapped(line)

@@ -182,5 +182,5 @@ def describe_prompts(example: Example, renderer: PromptRenderer, stops: dict[int
     texts = {f"first {mode} prompt": renderer.text(example.question, mode) for mode in ("refine", "plain")}
     texts["first judge prompt"] = scorer.render(Judgement(example.question, example.reference, "(the answer)"))
     names = [f"{id} {renderer.decode([id])!r} ({', '.join(origins)})" for id, origins in stops.items()]
-    shown = [f"{title}, as rendered:\n{text}\n" for title, text in texts.items() if text]
+    shown = [f"{title}, as rendered:\n{text}\n\n" for title, text in texts.items() if text]
     return "".join(shown) + f"completions end with: {'; '.join(names)}"

@@ -14,6 +14,7 @@ from rl.config import Config, to_flag
 from rl.distributed import gather
 from rl.memory.plan import GIB, ITEMS, Machine, Shapes, disk_bytes, host_bytes, longest_sequence, phases, sampled_at_once
 from rl.sampling.slot_count import MOST_SLOTS
+from rl.terminal import gib
 
 RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and this file does not know
 LEAST_SLOTS = 8
@@ -76,10 +77,6 @@ class Plan:
         if not self.fits_gpu:
             return f"{phase} needs {gib(self.sums[phase])} of {gib(self.machine.gpu_bytes)} on a GPU"
         return f"a node needs {gib(self.host)} of host memory, it has {gib(self.machine.host_bytes)}"
-
-
-def gib(count: float) -> str:
-    return f"{count / GIB:.1f} GiB"
 
 
 def decide(

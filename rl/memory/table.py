@@ -1,7 +1,6 @@
 """`--plan`: the plan of a run as text, for a terminal of 100 columns."""
 
 import os
-import textwrap
 from pathlib import Path
 
 import torch
@@ -11,13 +10,11 @@ from model import ModelConfig
 from model.checkpoint import read_json
 from model.kv_cache import kv_bytes_per_token
 from rl.config import Config
-from rl.disk import gigabytes
 from rl.distributed import pick_device, world_size
 from rl.judges import is_server
-from rl.memory.choice import Plan, check_memory, decide, describe_misfit, gib, smallest_change, this_machine
+from rl.memory.choice import Plan, check_memory, decide, describe_misfit, smallest_change, this_machine
 from rl.memory.plan import GIB, ITEMS, PHASES, Machine, Shapes, sampled_at_once, shares_weights
-
-WIDTH = 98
+from rl.terminal import gib, gigabytes, wrapped
 
 
 def read_model_config(path_or_hub_id: str, revision: str | None = None) -> ModelConfig:
@@ -52,7 +49,7 @@ def plan_text(config: Config) -> str:
     if plan.fits:
         lines.append(f"disk for {plan.config.keep} checkpoints and the one being written: {gigabytes(plan.disk)}")
     else:
-        lines += wrapped(f"smallest change that works: {smallest_change(plan, config)}")
+        lines.append(wrapped(f"smallest change that works: {smallest_change(plan, config)}"))
     return "\n".join(lines)
 
 
@@ -67,7 +64,7 @@ def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
     """
     machine = this_machine(device, world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     plan = check_memory(Shapes(read_model_config(str(source))), config, machine, judge_shapes(config))
-    print("\n".join(["memory: " + line if n == 0 else line for n, line in enumerate(decision(plan, config))]))
+    print("memory: " + "\n".join(decision(plan, config)))
     return plan
 
 
@@ -116,15 +113,11 @@ def table_lines(plan: Plan) -> list[str]:
     ]
 
 
-def wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
-
-
 def decision(plan: Plan, asked: Config) -> list[str]:
     """What was decided, as flags, and what else it needs."""
     config, machine = plan.config, plan.machine
     if not plan.fits:
-        return wrapped(describe_misfit(plan, asked))
+        return [wrapped(describe_misfit(plan, asked))]
     changed = [f"--memory {config.memory}"]
     if config.needs_reference:
         changed.append(f"--reference-memory {config.reference_memory}")
@@ -137,5 +130,5 @@ def decision(plan: Plan, asked: Config) -> list[str]:
     taken = ("auto takes: " if asked.memory == "auto" else "it fits: ") + " ".join(changed)
     if asked.max_slots == "auto":
         taken += f" (about {min(config.max_slots, sampled_at_once(config, machine)[0])} rows)"
-    lines = [*wrapped(taken), copy]
+    lines = [wrapped(taken), copy]
     return lines + ([f"host memory of a node: {gib(plan.host)}"] if machine.device == "cuda" else [])

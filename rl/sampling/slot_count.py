@@ -10,6 +10,7 @@ from model.kv_cache import kv_bytes_per_token
 from model.transformer import Transformer
 from rl.records import Request
 from rl.sampling.grouped import PREFILL_TOKENS
+from rl.terminal import gib, wrapped
 
 MOST_SLOTS = 256  # of "auto"; more rows hardly raise the tokens per second (a GPU's decode step is bound by the cache by then)
 USED_SHARE = 0.9  # of free memory: allocators round up, and others want some too
@@ -34,7 +35,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = False) -> tuple[int, str]:
-    """Rows whose cache and draws fit into free memory, at most MOST_SLOTS, and the arithmetic as a line to be printed.
+    """Rows whose cache and draws fit into free memory, at most MOST_SLOTS, and the arithmetic, to be printed.
 
     Args:
         pack: whether a packed copy of the weights will be made.
@@ -52,15 +53,14 @@ def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = 
     free = free_bytes(model.device)
     fitting = int(USED_SHARE * free - prefill - copies) // (tokens * per_token + draws)
     line = (
-        f"sampler: {USED_SHARE:.0%} of {_gib(free)} free, less {_gib(prefill)} to compute prompts and {_gib(copies)} of packed "
-        f"weights; a row takes {tokens:,} tokens x {per_token:,} bytes + {draws / 2**20:.2f} MiB for draws: "
-        f"{max(fitting, 0):,} rows fit"
+        f"sampler: {USED_SHARE:.0%} of {gib(free)} free, less {gib(prefill)} to compute prompts and {gib(copies)} of packed "
+        f"weights; a row takes {tokens:,} tokens x {per_token:,} bytes and {gib(draws)} for draws: {max(fitting, 0):,} rows fit"
     )
     if fitting < 1:
         raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")
     rounded = fitting // ROUND_TO * ROUND_TO or fitting  # a little more or less free memory should not change the batch
     slots = min(rounded, MOST_SLOTS)
-    return slots, f"{line}, {slots} are used at once"
+    return slots, wrapped(f"{line}, {slots} are used at once")
 
 
 def draw_bytes(config: ModelConfig, new_tokens: int) -> int:
@@ -72,7 +72,3 @@ def prefill_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> int:
     """Bytes that computing prompts of so many tokens together takes: their keys and values twice, and a layer's activations."""
     width = 4 * config.hidden_size + 3 * config.intermediate_size
     return tokens * (2 * kv_bytes_per_token(config, dtype) + width * dtype.itemsize)
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
