@@ -4,6 +4,7 @@ import argparse
 import math
 import types
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 
 from rewards.total import needs_baseline
@@ -28,7 +29,9 @@ class Config:
     judge_extra_body: str | None = option(None, "JSON merged into each request, for example to switch a judge's thinking off")
     judge_concurrency: int = option(64, "calls to the judge's server at a time")
     judge_timeout: float = option(60.0, "seconds a call to the judge's server may take")
-    judge_max_failures: float = option(0.05, "share of missing scores in a step above which training pauses and asks again")
+    judge_max_failures: float = option(
+        0.05, "share of a step's scores, on a process, that may be missing; above it training asks again"
+    )
     judge_patience: float = option(600.0, "seconds to wait for a failing judge before the run saves and stops")
     judge_sees: Literal["answer", "response"] = option("answer", "what is judged: the answer body, or all (released code)")
 
@@ -248,6 +251,8 @@ def check(config: Config) -> None:
         raise ValueError("--keep-best needs --eval-benchmarks, whose metrics it chooses by")
     if config.kl_estimator == "k1-reward" and (config.beta == 0 or config.mask_truncated):
         raise ValueError("--kl-estimator k1-reward needs --beta above 0, and goes without --mask-truncated")
+    if config.run and (Path(config.run).is_absolute() or ".." in Path(config.run).parts):
+        raise ValueError(f"--run {config.run} leads out of --runs-dir; give a name, and the place by --runs-dir")
     if config.temperature <= 0:
         raise ValueError("--temperature must be above 0: a greedy policy explores nothing and has no log-probs")
     if config.kl_estimator == "k1-reward" and config.old_logprobs == "sampler":

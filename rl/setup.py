@@ -92,7 +92,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     decided = replace(plan.config, max_slots="auto") if config.max_slots == "auto" else plan.config
     reference = build_reference(decided, source, device) if config.needs_reference else None
     reference_weights = PlainWeights(reference, keep=False) if reference is not None else nullcontext()
-    with reference_weights as whole_reference:
+    with reference_weights if config.judge == "self" else nullcontext() as whole_reference:
         scorer = make_scorer(config, prompts, (whole_reference, tokenizer), device)
     described = describe_prompts(examples[0], renderer, stops, scorer)
     print(described)

@@ -249,7 +249,7 @@ def evaluation(tmp_path):
         "gsm8k.pasr": [record("gsm8k", "1", refined, 1.0, 0.0), record("gsm8k", "2", refined, 1.0)],
         "arc.vanilla": [record("arc", "1", "7", 1.0)],
         "arc.self-refine": [second | {"answer_turn": 0}, second | {"id": "2"}],
-        "arc.pasr": [record("arc", "1", refined, 1.0) | {"turns": []}],
+        "arc.pasr": [record("arc", "1", refined, 1.0), record("arc", "2", "", 0.0) | {"turns": []}],
     }
     for name, content in rows.items():
         (tmp_path / "records" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
@@ -270,6 +270,8 @@ def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     assert counts == {"right->right": 0, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's, and no other"
     by_rule = {n: v["count"] for n, v in analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()}
     assert by_rule == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 1, "right->wrong": 0}
+    assert found["source"]["left out"] == "1, of questions that could not be asked", "and are not malformed answers"
+    assert found["whether"]["wellformed"]["of"] == 3
     assert [answer.text for answer in read_records(evaluation, "self-refine", "rule")] == ["7", "all is well"]
     base = tmp_path_factory.mktemp("base")
     (base / "records").mkdir()
@@ -305,7 +307,7 @@ def test_an_evaluation_that_is_running_can_be_analysed(evaluation):
     """Bug guarded: a half-written last line taken for a broken file."""
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text(file.read_text() + '{"benchmark": "a')
-    assert len(read_records(evaluation, "pasr", "rule")) == 3
+    assert len(read_records(evaluation, "pasr", "rule")) == 4
 
 
 def test_rollouts_are_paired_with_the_references_answers(tmp_path):

@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM
 import evaluate
 from data.prompts import load_tokenizer
 from model import load_model, save_model
+from rewards.judge import RuleScorer
 from rl.config import PRESETS, Config, parse_config
 from rl.setup import open_session
+from rl.weight_sync import PlainWeights
 from train import main
 
 DEMO = ("train.py", "--sft-steps", "60", "--eval-questions", "20", "--wandb", "off", "--questions-per-step", "3")
@@ -174,6 +176,18 @@ def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
         session.run.close()
 
 
+@pytest.mark.parametrize(("judge", "entered"), [("rules", 0), ("self", 1)])
+def test_the_reference_is_made_whole_for_a_judge_alone(tmp_path, monkeypatch, judge, entered):
+    """Bug guarded: a copy of the reference on every GPU while a run is set up that only takes log-probs of it."""
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    enter, entries = PlainWeights.__enter__, []
+    monkeypatch.setattr(PlainWeights, "__enter__", lambda self: entries.append(1) or enter(self))
+    monkeypatch.setattr("rl.judges.LocalJudge", lambda *_, **__: RuleScorer())  # the task's tokenizer has no words for one
+    flags = ["--model", str(folder), "--data", str(data), "--judge", judge, "--runs-dir", str(tmp_path)]
+    open_session(parse_config(flags)).run.close()
+    assert len(entries) == entered
+
+
 @needs_tokenizers
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -226,6 +240,7 @@ def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
         "penalty without weight": (*real, "--kl-estimator", "k1-reward", "--beta", "0"),
         "another task's evaluation": (*real, "--eval-every", "5"),
         "judge without a name": (*real, "--judge", "http://localhost:1/v1"),
+        "out of the folder": (*real, "--run", "a/../../b"),
     }[name]
 
 
@@ -253,6 +268,7 @@ def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
         ("penalty without weight", "needs --beta above 0"),
         ("another task's evaluation", "needs --eval-benchmarks"),
         ("judge without a name", "needs --judge-model"),
+        ("out of the folder", "leads out of --runs-dir"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, name, words):

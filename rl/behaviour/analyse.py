@@ -18,7 +18,7 @@ from rl.checkpoint import newest_model
 from rl.config import Config
 from rl.distributed import pick_device
 from rl.evaluation.answer_records import load_settings
-from rl.evaluation.answers import SCORES, methods_of, read_records, read_rollouts
+from rl.evaluation.answers import SCORES, Answer, methods_of, read_records, read_rollouts
 from rl.judges import make_scorers
 from rl.run_folder import write_whole
 
@@ -50,26 +50,37 @@ def analyse_folder(
         ValueError: neither records nor rollouts, or not of the methods asked for.
     """
     if methods_of(folder):
-        plain_from = plain_from or folder
-        plain, refined = plain or _choose(plain_from, PLAIN), refined or _choose(folder, REFINED)
-        score = score or next((s for s in SCORES if any(a.score is not None for a in read_records(folder, refined, s))), "rule")
-        answers = read_records(plain_from, plain, score), read_records(folder, refined, score)
-        source = {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}", "scored by": score}
+        answers, source = _of_evaluation(folder, plain_from or folder, plain, refined, score)
     elif (folder / "rollouts").is_dir():
-        answers = read_rollouts(folder, last_steps)
-        steps = sorted({answer.id.partition("/")[0] for answer in answers[1]})
-        whose = "the initial policy's" if any(answer.tokens is None for answer in answers[0]) else "the policy's"
-        source = {
-            "folder": str(folder),
-            "plain answers": whose,
-            "rollouts": f"{steps[0]} to {steps[-1]}" if steps else "without answers",
-        }
+        answers, source = _of_run(folder, last_steps)
     else:
         raise ValueError(f"{folder} has neither records/ (of evaluate.py) nor rollouts/ (of train.py): nothing to analyse")
-    if not answers[1]:
+    asked = [[answer for answer in side if answer.text is not None] for side in answers]
+    if not asked[1]:
         raise ValueError(f"{folder} has no refine-prompt answers to analyse")
-    source["answers"] = f"{len(answers[0])} plain, {len(answers[1])} refined"
-    return {"source": source} | analyse(*answers, scorers=scorers, judge_limit=judge_limit)
+    source["answers"] = f"{len(asked[0])} plain, {len(asked[1])} refined"
+    if unasked := sum(map(len, answers)) - sum(map(len, asked)):
+        source["left out"] = f"{unasked}, of questions that could not be asked"
+    return {"source": source} | analyse(*asked, scorers=scorers, judge_limit=judge_limit)
+
+
+def _of_evaluation(
+    folder: Path, plain_from: Path, plain: str | None, refined: str | None, score: str | None
+) -> tuple[tuple[list[Answer], list[Answer]], dict[str, str]]:
+    """(plain, refined) answers, and where they come from."""
+    plain, refined = plain or _choose(plain_from, PLAIN), refined or _choose(folder, REFINED)
+    score = score or next((s for s in SCORES if any(a.score is not None for a in read_records(folder, refined, s))), "rule")
+    answers = read_records(plain_from, plain, score), read_records(folder, refined, score)
+    return answers, {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}", "scored by": score}
+
+
+def _of_run(folder: Path, last_steps: int) -> tuple[tuple[list[Answer], list[Answer]], dict[str, str]]:
+    """(plain, refined) answers, and where they come from."""
+    answers = read_rollouts(folder, last_steps)
+    steps = sorted({answer.id.partition("/")[0] for answer in answers[1]})
+    whose = "the initial policy's" if any(answer.tokens is None for answer in answers[0]) else "the policy's"
+    shown = f"{steps[0]} to {steps[-1]}" if steps else "without answers"
+    return answers, {"folder": str(folder), "plain answers": whose, "rollouts": shown}
 
 
 def _choose(folder: Path, names: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ class Answer:
 
     Attributes:
         benchmark, id, sample: plain and refined answers with the same three belong together.
-        text: the response, tags included.
+        text: the response, tags included; None if the question could not be asked.
         tokens: generated for it, over all turns; None where they were not kept.
         score: in [0, 1]; None where scoring failed.
     """
@@ -28,7 +28,7 @@ class Answer:
     id: str
     sample: int
     question: str
-    text: str
+    text: str | None
     tokens: int | None
     score: float | None
 
@@ -57,7 +57,7 @@ def read_records(folder: Path, method: str, score: str) -> list[Answer]:
     answers = []
     for file in files:
         for record in RecordFile(folder, file.stem.rpartition(".")[0], method, mend=False).records.values():
-            text = record.turns[record.answer_turn]["response"] if record.turns else ""  # none: it could not be asked
+            text = record.turns[record.answer_turn]["response"] if record.turns else None
             key = record.benchmark, record.id, record.sample
             answers.append(Answer(*key, record.question, text, record.tokens, record.scores.get(score)))
     return answers
