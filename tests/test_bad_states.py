@@ -247,6 +247,11 @@ def test_loading_executes_nothing(place, whole, tmp_path):
     assert damage(folder) is None
     with pytest.raises(ValueError, match=r"pathlib\.Path"):
         open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
+    reach = b"ctorch.distributed.checkpoint.metadata\nos\n0"  # a module that the module of an allowed class has imported
+    (folder / "state/.metadata").write_bytes(reach + (whole / "checkpoints/step_000008/state/.metadata").read_bytes())
+    rl.checkpoint._mark(folder, 8)
+    with pytest.raises(ValueError, match=r"metadata\.os"):
+        open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
 
     shutil.rmtree(folder)
     state, session = rl.checkpoint._state, open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
