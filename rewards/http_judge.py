@@ -59,10 +59,13 @@ class HttpJudge:
 
     Attributes:
         last_failure: what went wrong last, for a message to the user; "" if nothing has.
+        may_recover: a server that fails may come back.
 
     Raises:
         ValueError: an argument that cannot work.
     """
+
+    may_recover = True
 
     def __init__(
         self,

@@ -28,9 +28,11 @@ class Scorer(Protocol):
 
     Attributes:
         last_failure: why a score could not be had, for a message; "" if none has failed.
+        may_recover: whether a score that is missing may be had later.
     """
 
     last_failure: str
+    may_recover: bool
 
     def submit(self, item: Judgement) -> "Future[float | None]":
         """Take one answer; returns at once."""
@@ -51,7 +53,7 @@ class Scorer(Protocol):
 class RuleScorer:
     """`--judge rules`: exact, free, and cannot fail."""
 
-    last_failure = ""
+    last_failure, may_recover = "", False
 
     def __init__(self) -> None:
         self._calls = 0

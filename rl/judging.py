@@ -4,9 +4,9 @@ A step that lacks a few scores goes on without them. One that lacks many would t
 training waits for the judge, and stops rather than go on without it.
 """
 
-import time
-
 from rewards.judge import Judgement, Scorer
+from rl.distributed import say_once
+from rl.signals import sleep_unless_stopped
 
 FIRST_PAUSE = 5.0  # seconds; each further pause is twice as long
 
@@ -37,7 +37,8 @@ class ScoreBoard:
         """Every score by its place, None where it is missing; waits for stragglers and for a judge that is down.
 
         Raises:
-            JudgeUnavailable: more than `max_failures` of the scores are still missing after `patience` seconds of pauses.
+            JudgeUnavailable: more than `max_failures` of the scores are missing: for good, or still after `patience` seconds of
+                pauses, or when a stop signal comes.
         """
         waited, pause = 0.0, FIRST_PAUSE
         while True:
@@ -48,11 +49,14 @@ class ScoreBoard:
                 return scores
             why = f" ({self.scorer.last_failure})" if self.scorer.last_failure else ""
             share = f"{len(missing)} of {len(scores)} scores are missing{why}"
+            if not self.scorer.may_recover:
+                raise JudgeUnavailable(f"{share}, and asking this judge again would not help")
             if waited >= self.patience:
                 raise JudgeUnavailable(f"{share} after {waited:.0f} s of waiting for the judge")
             pause = min(pause, self.patience - waited)
-            print(f"\n{share}; asking again in {pause:.0f} s", flush=True)
-            time.sleep(pause)
+            say_once(f"\n{share}; asking again in {pause:.0f} s")
+            if received := sleep_unless_stopped(pause):
+                raise JudgeUnavailable(f"{share}, and {received} came while waiting for the judge")
             waited, pause = waited + pause, 2 * pause
             for place in missing:
                 self._futures[place] = self.scorer.submit(self._items[place])

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from model.shared_prefix import SharedPrefixAttention
 from model.transformer import Transformer
 from rewards.judge import Judgement
-from rewards.judge_prompt import FENCE_CLOSE, FENCE_OPEN, build_judge_prompt
+from rewards.judge_prompt import FENCE_CLOSE, FENCE_OPEN, build_judge_prompt, check_template
 
 GRADES = "0123456789"
 MIN_CONFIDENCE = 0.5  # of the likeliest option; less is no choice
@@ -48,7 +48,6 @@ Reference answer:
 
 Reply with the digit of your grade, 0 to 9, and nothing else."""
 
-PLACEHOLDERS = ("question", "reference", "answer")
 Prompt = tuple[int, ...]  # token ids
 
 
@@ -70,7 +69,7 @@ class LocalJudge:
         ValueError: the template lacks a placeholder, or a grade is not a single token behind the prompt.
     """
 
-    last_failure = ""  # a local judge cannot be away
+    may_recover = False  # it cannot be away: what it cannot score it never can
 
     def __init__(
         self,
@@ -82,9 +81,7 @@ class LocalJudge:
         read: Callable[[Tensor], Tensor] | None = None,
         batch_tokens: int = 16384,
     ) -> None:
-        missing = [name for name in PLACEHOLDERS if f"{{{name}}}" not in prompt_template]
-        if missing:
-            raise ValueError(f"the judge's prompt lacks {', '.join(f'{{{name}}}' for name in missing)}")
+        check_template(prompt_template)
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.model, self.tokenizer, self.template, self.batch_tokens = model, tokenizer, prompt_template, batch_tokens
@@ -93,6 +90,7 @@ class LocalJudge:
         self.grade_ids_G = torch.tensor(grade_ids, device=model.device)
         self._pending: list[tuple[Judgement, Future[float | None]]] = []
         self._calls = self._failed = 0
+        self.last_failure = ""
 
     def submit(self, item: Judgement) -> "Future[float | None]":
         future: Future[float | None] = Future()
@@ -107,9 +105,12 @@ class LocalJudge:
         items = sorted({item for item, _ in self._pending}, key=lambda item: (item.question, item.reference, item.answer))
         prompts = dict(zip(items, self._encode(items), strict=True))
         groups: dict[tuple[str, str], set[Prompt]] = {}
+        context = self.model.config.max_position_embeddings
         for item, prompt in prompts.items():
-            if len(prompt) <= self.model.config.max_position_embeddings:
+            if len(prompt) <= context:
                 groups.setdefault((item.question, item.reference), set()).add(prompt)
+            else:
+                self.last_failure = f"a prompt of {len(prompt)} tokens, where the judge reads {context}"
         scores: dict[Prompt, float | None] = {}
         for chunk in chunk_groups(list(groups.values()), self.batch_tokens):
             scores |= self._score(chunk)
@@ -160,6 +161,8 @@ class LocalJudge:
         logits_NG = torch.cat([self.model.logits(hidden_NE)[:, self.grade_ids_G] for hidden_NE in parts])
         scores = self._read(logits_NG).tolist()
         prompts = [prompt for group in chunk for prompt in group]
+        if any(score != score for score in scores):
+            self.last_failure = "probabilities of the judge that are not finite, or a choice it is not sure of"
         # a score that is not a number must not reach a mean
         return {prompt: score if score == score else None for prompt, score in zip(prompts, scores, strict=True)}
 

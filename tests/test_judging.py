@@ -1,5 +1,7 @@
 """Training with a judge that fails: what is asked again, what is given up, and that nothing is trained on the rest."""
 
+import os
+import signal
 import socket
 from concurrent.futures import Future
 from functools import partial
@@ -22,10 +24,13 @@ from rl.judging import JudgeUnavailable, ScoreBoard
 from rl.metrics import variance_share
 from rl.records import Completion, Group, Sample
 from rl.rollout import assign_rewards
+from rl.signals import StopSignals, sleep_unless_stopped
 
 
 class FailingScorer(RuleScorer):
     """Scores by rule, but fails whenever `fails(call)` says so; calls are counted from 1."""
+
+    may_recover = True
 
     def __init__(self, fails) -> None:
         super().__init__()
@@ -43,7 +48,7 @@ class FailingScorer(RuleScorer):
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch) -> list[float]:
     made: list[float] = []
-    monkeypatch.setattr(rl.judging.time, "sleep", made.append)
+    monkeypatch.setattr(rl.judging, "sleep_unless_stopped", made.append)
     return made
 
 
@@ -79,6 +84,29 @@ def test_a_judge_that_stays_away_is_an_error(pauses):
     with pytest.raises(JudgeUnavailable, match="20 of 20 scores are missing after 60 s"):
         board.collect()
     assert pauses == [5, 10, 20, 25]
+
+
+def test_a_judge_that_can_never_score_is_not_waited_for(pauses):
+    """Bug guarded: ten minutes of asking a model again about a prompt that is longer than it can read."""
+    scorer = FailingScorer(lambda call: True)
+    scorer.may_recover, scorer.last_failure = False, "a prompt of 9 tokens, where the judge reads 8"
+    board = ScoreBoard(scorer, max_failures=0.05, patience=600)
+    ask(board, 20)
+    with pytest.raises(JudgeUnavailable, match=r"20 of 20 scores are missing \(a prompt of 9 tokens.* would not help"):
+        board.collect()
+    assert (pauses, scorer.calls) == ([], 20)
+
+
+def test_a_stop_signal_ends_the_waiting(monkeypatch):
+    """Bug guarded: a run that is killed with its checkpoint unwritten: it was asleep when the scheduler asked it to end."""
+    monkeypatch.setattr(rl.judging, "sleep_unless_stopped", sleep_unless_stopped)
+    board = ScoreBoard(FailingScorer(lambda call: True), max_failures=0.05, patience=600)
+    ask(board, 20)
+    with StopSignals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(JudgeUnavailable, match="SIGUSR1 came while waiting"):
+            board.collect()
+    assert sleep_unless_stopped(0.0) is None, "of a context that is over"
 
 
 def test_nothing_asked_is_nothing_missing():

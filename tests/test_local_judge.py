@@ -171,8 +171,10 @@ def test_stats_and_failures():
     assert judge.take_stats() == {"judge/calls": len(ITEMS), "judge/failed": 0}
     long = Judgement("Q", "R", "A" * judge.model.config.max_position_embeddings)
     assert scores_of(judge, [long, ITEMS[0]])[0] is None
+    assert f"where the judge reads {judge.model.config.max_position_embeddings}" in judge.last_failure
     judge.model.lm_head.weight.data.fill_(torch.nan)
     assert scores_of(judge, ITEMS[:2]) == [None, None]
+    assert "not finite" in judge.last_failure
     assert judge.take_stats() == {"judge/calls": 4, "judge/failed": 3}
 
 
