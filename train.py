@@ -130,7 +130,7 @@ def run_demo(session: Session) -> dict | None:
 def run_real(session: Session) -> dict | None:
     """Train on the user's questions, evaluated before, after and in between if so told. None if stopped by a signal."""
     run, best = session.run, session.best
-    if session.evaluation is not None and session.first_step == 0:
+    if session.evaluation is not None and session.first_step == 0 and not run.read_metrics():
         before = evaluate_step(session, 0)
         best.update(0, before)
         run.log(0, {"num_tokens": 0} | before)

@@ -80,6 +80,9 @@ def save_checkpoint(
     """
     target = checkpoint_folder(run, step)
     part = target.with_name(f".{target.name}.part")
+    if from_main(lambda: damage(target) is None):  # of this step already: replacing it would put it at risk
+        from_main(lambda: _prune(run, keep, best))
+        return target
     try:
         with shared_fate(OSError):
             _begin(part)

@@ -17,6 +17,7 @@ from rl.config import PRESETS, Config, parse_config
 from rl.evaluation.best import BestStep
 from rl.evaluation.division import Evaluation
 from rl.evaluation.while_training import TrainingEvaluation
+from rl.judging import JudgeUnavailable
 
 
 def own(place, count: int = 5) -> str:  # noqa: F811
@@ -32,6 +33,15 @@ def make(place, **changes) -> TrainingEvaluation:  # noqa: F811
     folder = place / "model"
     config = Config(**{**PRESETS["default"], "eval_benchmarks": own(place), "model": str(folder), **changes})
     return TrainingEvaluation(config, PromptRenderer(load_tokenizer(folder), load_prompts(None, folder)))
+
+
+def raises(error: Exception):
+    """A function that does."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 def pretend(patch, values: dict[int, float]) -> None:
@@ -67,6 +77,18 @@ def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):  # noq
     assert train.main(flags(place, "without", "--data", str(place / "rest.jsonl"))) == 0
     one, two = (place / "runs" / run / "checkpoints" / "step_000008" / "model.safetensors" for run in ("with", "without"))
     assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.usefixtures("reward_for_length")
+def test_step_zero_is_evaluated_once(place, monkeypatch, capsys):  # noqa: F811
+    """Bug guarded: a second line for step 0 after a resume from the checkpoint of step 0, where a judge was away at once."""
+    with monkeypatch.context() as patch:
+        patch.setattr("rl.rollout.Rollout.collect", raises(JudgeUnavailable("away")))
+        with pytest.raises(SystemExit):
+            train.main(evaluated(place, "zero"))
+    assert "stopped after step 0: away" in capsys.readouterr().out
+    assert train.main(evaluated(place, "zero", "--resume", "auto")) == 0
+    assert [row["step"] for row in lines_of(place / "runs" / "zero" / "metrics.jsonl")] == list(range(STEPS + 1))
 
 
 @pytest.mark.usefixtures("reward_for_length")
