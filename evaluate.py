@@ -21,7 +21,7 @@ from data.benchmarks import digest, load_benchmark, parse_benchmarks
 from model.checkpoint import fingerprint
 from rewards.format import format_reward
 from rl.behaviour.analyse import publish, run_analysis
-from rl.config import Config
+from rl.config import Config, is_server
 from rl.distributed import pick_device
 from rl.evaluation import differences, tables
 from rl.evaluation.answer_records import OutputFolder
@@ -30,7 +30,7 @@ from rl.evaluation.loading import LoadedModel, load_for_asking
 from rl.evaluation.methods import Answerer, Decoding, parse_methods
 from rl.evaluation.paper_figures import paper_model
 from rl.evaluation.run import run_benchmark
-from rl.judges import is_server, judge_identity, make_scorers
+from rl.judges import judge_identity, make_scorers
 from rl.records import Completion, Request
 from rl.run_folder import write_whole
 from rl.sampler import Sampler
@@ -118,10 +118,9 @@ class Asker:
         ids, context = self.renderer.ids(question, mode), self.loaded.model.config.max_position_embeddings
         if len(ids) >= context:
             raise ValueError(f"the question takes {len(ids):,} tokens, this model reads at most {context:,}: shorten it")
-        longest = len(ids) + given.max_new_tokens
-        sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=longest)
-        key = (given.seed, "ask", question, mode)
-        return sampler.generate([Request(ids, 1, given.max_new_tokens, given.temperature, key, given.top_p)])[0][0]
+        sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=context)
+        room, key = min(given.max_new_tokens, context - len(ids)), (given.seed, "ask", question, mode)
+        return sampler.generate([Request(ids, 1, room, given.temperature, key, given.top_p)])[0][0]
 
     def show(self, question: str) -> None:
         """Print the refined and the plain answer."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -114,7 +115,7 @@ class PromptRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, plain_thinking: bool = True) -> None:
         self.tokenizer, self.prompts, self.plain_thinking = tokenizer, prompts, plain_thinking
-        self._ids: dict[tuple[str, str], list[int]] = {}  # templates are slow; questions come back every epoch
+        self._ids: dict[tuple[str, str], array] = {}  # templates are slow; questions come back every epoch
 
     def text(self, question: str, mode: str, turns: Sequence[tuple[str, str]] = ()) -> str:
         """The rendered prompt, up to where the model goes on.
@@ -145,8 +146,8 @@ class PromptRenderer:
             ValueError: the question holds characters that the tokenizer has no token for.
         """
         if (question, mode) not in self._ids:
-            self._ids[question, mode] = self.encode(self.text(question, mode), question)
-        return self._ids[question, mode]
+            self._ids[question, mode] = array("I", self.encode(self.text(question, mode), question))  # 4 bytes an id
+        return self._ids[question, mode].tolist()
 
     def encode(self, prompt: str, question: str) -> list[int]:
         """Token ids of a prompt that `text` rendered for a question; errors as in `ids`."""

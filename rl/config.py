@@ -2,12 +2,18 @@
 
 import argparse
 import math
+import os
 import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 
 from rewards.total import needs_baseline
+
+
+def is_server(judge: str) -> bool:
+    """Whether --judge is an address."""
+    return judge.startswith(("http://", "https://"))
 
 
 def option(default, help: str):
@@ -27,7 +33,7 @@ class Config:
     judge: str = option("self", "who scores answers (Eq. 5): self (frozen reference), rules, a model folder, http(s)://host/v1")
     judge_model: str | None = option(None, "name of the model on the judge's server")
     judge_extra_body: str | None = option(None, "JSON merged into each request, for example to switch a judge's thinking off")
-    judge_concurrency: int = option(64, "calls to the judge's server at a time")
+    judge_concurrency: int = option(64, "calls to the judge's server at a time, of each process")
     judge_timeout: float = option(60.0, "seconds a call to the judge's server may take")
     judge_max_failures: float = option(
         0.05, "share of a step's scores, on a process, that may be missing; above it training asks again"
@@ -54,7 +60,7 @@ class Config:
     wandb_group: str | None = option(None, "group of runs in wandb; default: the flags that differ from the preset but seeds")
     table_every: int = option(50, "steps between tables of samples in wandb; 0: none")
 
-    questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together")
+    questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together (paper: 1 on each)")
     group_size: int = option(8, "G, refine-prompt responses per question (paper: 8)")
     num_plain: int = option(8, "n, plain answers per question for the baseline (paper: 8)")
     temperature: float = option(1.0, "of sampling; log-probs are of the same distribution (released code: 0.9)")
@@ -122,8 +128,13 @@ class Config:
         return 0 if not self.uses_plain else 1 if self.refine_reward == "single" else self.num_plain
 
     @property
+    def reference_writes_plain(self) -> bool:
+        """Whether plain answers are the initial policy's."""
+        return self.uses_plain and self.plain_policy == "reference"
+
+    @property
     def needs_reference(self) -> bool:
-        return self.beta > 0 or self.judge == "self" or (self.uses_plain and self.plain_policy == "reference")
+        return self.beta > 0 or self.judge == "self" or self.reference_writes_plain
 
 
 PRESETS: dict[str, dict] = {
@@ -145,7 +156,7 @@ PRESETS: dict[str, dict] = {
         "data": "division",
     },
     "paper": {
-        "questions_per_step": 1,
+        "questions_per_step": 1,  # on each GPU, see parse_config
         "steps": 750,
         "warmup_steps": 0,
         "aggregation": "seq",
@@ -173,7 +184,10 @@ def parse_config(argv: list[str] | None = None) -> Config:
         _add_flag(parser, spec)
     given = vars(parser.parse_args(argv))
     preset = given.get("preset") or ("default" if given.get("model") else "demo")
-    config = Config(**{**PRESETS[preset], **given, "preset": preset})
+    chosen = {**PRESETS[preset], **given, "preset": preset}
+    if preset == "paper" and "questions_per_step" not in given:
+        chosen["questions_per_step"] *= given.get("gpus") or int(os.environ.get("WORLD_SIZE", "1"))
+    config = Config(**chosen)
     check(config)
     return config
 
@@ -259,12 +273,14 @@ def check(config: Config) -> None:
         raise ValueError("--kl-estimator k1-reward needs --old-logprobs trainer")
     if config.importance_cap and config.old_logprobs == "sampler":
         raise ValueError("--importance-cap corrects the trainer's ratio; it needs --old-logprobs trainer")
-    if config.reference_memory == "host" and config.uses_plain and config.plain_policy == "reference":
+    if config.reference_memory == "host" and config.reference_writes_plain:
         raise ValueError(
             "--plain-policy reference decodes with the reference, and from host memory every token would wait for all weights; "
             "use --reference-memory device, or --plain-policy current"
         )
+    if config.model is None and config.preset != "demo":
+        raise ValueError(f"--preset {config.preset} needs --model; without one there is only the demo")
     if config.model is None and (config.data != PRESETS["demo"]["data"] or config.judge != "rules"):
         raise ValueError("--data and --judge need --model: the tiny model of the demo reads nothing but its own task")
-    if config.judge.startswith(("http://", "https://")) and not config.judge_model:
+    if is_server(config.judge) and not config.judge_model:
         raise ValueError("--judge with a server needs --judge-model NAME: which of its models is to judge?")

@@ -18,7 +18,7 @@ from rewards.accuracy import rules_version
 from rewards.http_judge import HttpJudge
 from rewards.judge import RuleScorer, Scorer, parse_score
 from rewards.judge_prompt import JUDGE_PROMPT
-from rl.config import Config
+from rl.config import Config, is_server
 from rl.local_judge import GRADE_PROMPT, GRADES, LocalJudge, mean_grade
 from rl.memory.build import load_frozen
 from rl.preflight import preflight
@@ -46,10 +46,6 @@ class JudgePrompt:
 def training_prompt(prompts: Prompts) -> JudgePrompt:
     """Eq. 5."""
     return JudgePrompt(prompts.judge or JUDGE_PROMPT, prompts.grade or GRADE_PROMPT)
-
-
-def is_server(judge: str) -> bool:
-    return judge.startswith(("http://", "https://"))
 
 
 def make_scorer(

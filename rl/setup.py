@@ -21,7 +21,7 @@ from rl.evaluation.best import BestStep
 from rl.evaluation.while_training import TrainingEvaluation
 from rl.judges import judge_identity, make_scorer, training_prompt
 from rl.memory.build import Policy, build_policy, build_reference
-from rl.memory.table import plan_run
+from rl.memory.table import plan_run, read_model_config
 from rl.resume import find_checkpoint
 from rl.rollout import Rollout
 from rl.run_folder import RunFolder
@@ -46,7 +46,6 @@ class Session:
     source: Path
     renderer: PromptRenderer
     stream: ExampleStream
-    policy: Transformer
     updater: Updater
     rollout: Rollout
     first_step: int
@@ -77,14 +76,13 @@ def open_session(config: Config) -> Session | None:
 
 
 def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoint: Path | None) -> Session:
-    device = pick_device(config.device)
-    source = find_source(config)
-    tokenizer = load_tokenizer(source)
-    prompts = load_prompts(config.prompts, source)
+    """Load everything, then take the run folder over: whatever may fail comes before the first change to it."""
+    device, source = pick_device(config.device), find_source(config)
+    tokenizer, prompts = load_tokenizer(source), load_prompts(config.prompts, source)
     renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
     evaluation = TrainingEvaluation(config, renderer) if config.eval_benchmarks else None
     examples = evaluation.hold_out(examples) if evaluation else examples
-    examples = drop_long_prompts(examples, renderer, config.max_prompt_tokens)
+    examples = drop_long_prompts(examples, renderer, longest_prompt(config, source))
     stops = stop_ids(source, tokenizer)
 
     plan = plan_run(config, source, device)
@@ -98,24 +96,38 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     print(described)
     policy = build_policy(decided, source, device, keep_copy=plan.keep_copy)
     check_vocabulary(tokenizer, policy.model.config.vocab_size)
-    existing = len(complete_checkpoints(run.path))
-    parameters, export_bytes = sum(p.numel() for p in policy.model.parameters()), stored_dtype(source).itemsize
-    print(check_disk(run.path, parameters, export_bytes, keep=config.keep + bool(config.keep_best), existing=existing))
+    print(_check_disk(config, run, policy.model, source))
     updater = Updater(policy.model, reference if config.beta > 0 else None, decided, policy.optimizer)
+    rollout = _make_rollout(decided, renderer, scorer, policy, reference_weights, list(stops), source)
     first_step = load_checkpoint(checkpoint, updater) if checkpoint else 0
+    rollout.take_weights(version=updater.optimizer_steps)
+
     from_main(lambda: run.cut_back(first_step if checkpoint else -1))
     from_main(lambda: set_aside_later(run.path, first_step))
+    from_main(lambda: run.accept(config, None if rollout.baselines is None else rollout.baselines.path.name))
+    run.keep_prompts(described)
     if config.resume != "never":
         print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
+    stream, best = ExampleStream(examples, config.seed), BestStep(config.keep_best, run.read_metrics())
+    return Session(config, run, source, renderer, stream, updater, rollout, first_step, evaluation, best)
 
-    rollout = _make_rollout(decided, renderer, scorer, policy, reference_weights, list(stops), source)
-    rollout.take_weights(version=updater.optimizer_steps)
-    stream = ExampleStream(examples, config.seed)
-    best = BestStep(config.keep_best, run.read_metrics())
-    cache = None if rollout.baselines is None else rollout.baselines.path.name
-    from_main(lambda: run.accept(config, cache))
-    run.keep_prompts(described)
-    return Session(config, run, source, renderer, stream, policy.model, updater, rollout, first_step, evaluation, best)
+
+def longest_prompt(config: Config, source: Path) -> int:
+    """Tokens that a prompt may have: --max-prompt-tokens, or what the longest answer leaves of the model's context.
+
+    Raises:
+        ValueError: it leaves nothing.
+    """
+    context = read_model_config(str(source)).max_position_embeddings
+    if config.max_new_tokens >= context:
+        raise ValueError(f"--max-new-tokens {config.max_new_tokens} fills the model's context of {context} tokens: lower it")
+    return min(config.max_prompt_tokens, context - config.max_new_tokens)
+
+
+def _check_disk(config: Config, run: RunFolder, model: Transformer, source: Path) -> str:
+    parameters, export_bytes = sum(p.numel() for p in model.parameters()), stored_dtype(source).itemsize
+    keep, existing = config.keep + bool(config.keep_best), len(complete_checkpoints(run.path))
+    return check_disk(run.path, parameters, export_bytes, keep=keep, existing=existing)
 
 
 def find_source(config: Config) -> Path:
@@ -139,7 +151,7 @@ def _make_rollout(
     rollout = Rollout(config, renderer, sampler, scorer, weights=policy.weights)
     if config.judge == "self":
         rollout.judge_weights = reference_weights
-    if config.uses_plain and config.plain_policy == "reference":
+    if config.reference_writes_plain:
         rollout.reference_weights = reference_weights
         rollout.reference_sampler = Sampler(reference_weights.model, **limits)
         setting = {
@@ -171,9 +183,12 @@ def drop_long_prompts(examples: list[Example], renderer: PromptRenderer, limit: 
     """
     kept = [e for e in examples if max(len(renderer.ids(e.question, mode)) for mode in ("refine", "plain")) <= limit]
     if len(kept) < len(examples):
-        print(f"dropped {len(examples) - len(kept)} of {len(examples)} questions: prompt over --max-prompt-tokens {limit}")
+        print(f"dropped {len(examples) - len(kept)} of {len(examples)} questions: their prompts have over {limit} tokens")
     if not kept:
-        raise ValueError(f"no prompt fits into --max-prompt-tokens {limit}; raise it")
+        raise ValueError(
+            f"no prompt fits into {limit} tokens: raise --max-prompt-tokens, or lower --max-new-tokens if the model's context "
+            "is what leaves no more"
+        )
     return kept
 
 

@@ -67,7 +67,7 @@ def test_a_checkpoint_of_nan_weights_is_refused(place, whole):
     session = open_session(parse_config(flags(place, "nan", "--resume", "auto")))
     session.run.close()
     with torch.no_grad():
-        session.policy.model.norm.weight[0] = float("nan")
+        session.updater.policy.model.norm.weight[0] = float("nan")
     shutil.rmtree(folder)
     rl.checkpoint.save_checkpoint(place / "runs/nan", 8, session.updater, session.renderer, session.source, keep=9)
     with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN"):
@@ -129,6 +129,34 @@ def test_failed_set_up_leaves_a_run_as_it_was(place, whole, tmp_path):
     assert resumed_step(place, "untouched") == 8
 
 
+@pytest.mark.parametrize("late", ["baselines", "accept"])
+def test_what_fails_late_in_set_up_has_cut_nothing_back(place, whole, monkeypatch, late):
+    """Bug guarded: metrics and checkpoints behind the one that is continued, taken away for a run that then does not begin."""
+    run = copied(place, whole, f"late-{late}")
+    before = sorted(p for p in run.rglob("*")), (run / "metrics.jsonl").read_bytes()
+
+    def fail(*_, **__):
+        raise ValueError("no")
+
+    monkeypatch.setattr(*("rl.setup._make_rollout", fail) if late == "baselines" else ("rl.setup.load_checkpoint", fail))
+    with pytest.raises(ValueError, match="no"):
+        open_session(parse_config([*flags(place, run.name), "--resume", str(run / "checkpoints/step_000006")]))
+    assert (sorted(p for p in run.rglob("*")), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_complete_checkpoint_is_never_replaced(place, whole, monkeypatch):
+    """Bug guarded: a judge that is away right after a save, and a kill while the same step is saved over it."""
+    run = copied(place, whole, "again")
+    session = open_session(parse_config(flags(place, "again", "--resume", "auto")))
+    session.run.close()
+    folder = run / "checkpoints/step_000008"
+    before = (folder / "COMPLETE").stat().st_mtime_ns
+    monkeypatch.setattr(rl.checkpoint, "_begin", lambda part: pytest.fail("written again"))
+    assert rl.checkpoint.save_checkpoint(run, 8, session.updater, session.renderer, session.source, keep=1) == folder
+    assert (folder / "COMPLETE").stat().st_mtime_ns == before
+    assert complete_checkpoints(run) == [folder], "older ones go as ever"
+
+
 def test_a_finished_run_can_be_extended(place, whole):
     """Bug guarded: "finished; nothing to do" for a run that was asked for more steps."""
     run = place / "runs/extended"
@@ -160,7 +188,7 @@ def test_a_checkpoint_before_the_first_optimizer_step(place, whole, tmp_path, sk
     session = open_session(parse_config(flags(place, name, "--resume", "auto")))
     session.run.close()
     if skipped:
-        session.policy.lm_head.weight.grad = torch.full_like(session.policy.lm_head.weight, float("nan"))
+        session.updater.policy.lm_head.weight.grad = torch.full_like(session.updater.policy.lm_head.weight, float("nan"))
     rl.checkpoint.save_checkpoint(run, 1, session.updater, session.renderer, session.source, keep=1)
     again = open_session(parse_config(flags(place, name, "--resume", "auto")))
     again.run.close()

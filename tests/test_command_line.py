@@ -21,10 +21,12 @@ from conftest import (
 from transformers import AutoModelForCausalLM
 
 import evaluate
-from data.prompts import load_tokenizer
+from data.division import build_tokenizer
+from data.prompts import Prompts, load_tokenizer
 from model import load_model, save_model
 from rewards.judge import RuleScorer
 from rl.config import PRESETS, Config, parse_config
+from rl.evaluation.loading import load_for_asking
 from rl.setup import open_session
 from rl.weight_sync import PlainWeights
 from train import main
@@ -186,6 +188,35 @@ def test_the_reference_is_made_whole_for_a_judge_alone(tmp_path, monkeypatch, ju
     flags = ["--model", str(folder), "--data", str(data), "--judge", judge, "--runs-dir", str(tmp_path)]
     open_session(parse_config(flags)).run.close()
     assert len(entries) == entered
+
+
+def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
+    """Bug guarded: positions beyond those that a model was trained on, in training and when it is asked."""
+    model = make_model("qwen3", torch.float32, vocab_size=len(build_tokenizer(Prompts())), max_position_embeddings=20)
+    save_model(model, build_tokenizer(Prompts()), tmp_path / "model")
+    data = write_questions(tmp_path / "data.jsonl")
+    flags = ["--model", str(tmp_path / "model"), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="fills the model's context of 20 tokens"):
+        open_session(parse_config([*flags, "--max-new-tokens", "20"]))
+    with pytest.raises(ValueError, match="no prompt fits into 2 tokens"):
+        open_session(parse_config([*flags, "--max-new-tokens", "18"]))
+    open_session(parse_config([*flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
+    loaded = load_for_asking(str(tmp_path / "model"), revision=None, prompts=None, device="cpu")
+    asker = evaluate.Asker(evaluate.parse_arguments(["--temperature", "1"]), loaded)
+    asked = [asker.answer(f"{n}/31", "refine").ids for n in range(100, 110)]
+    assert max(map(len, asked)) <= 20 - 8
+
+
+def test_the_papers_preset_takes_a_question_on_each_gpu(monkeypatch):
+    """Bug guarded: one question for eight GPUs, seven of which wait."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 8
+    assert parse_config(["--model", "m", "--preset", "paper", "--gpus", "4", "--plan"]).questions_per_step == 4
+    assert parse_config(["--model", "m", "--preset", "paper", "--questions-per-step", "3"]).questions_per_step == 3
+    monkeypatch.delenv("WORLD_SIZE")
+    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 1
+    with pytest.raises(ValueError, match="--preset paper needs --model"):
+        parse_config(["--preset", "paper"])
 
 
 @needs_tokenizers

@@ -118,7 +118,7 @@ def _passes(config: Config, machine: Machine) -> list[tuple[list[str], int, int]
 
 def _candidates(config: Config, machine: Machine, modes: list[str], least_tokens: int | None) -> Iterator[Config]:
     """Every way to run in one of some modes, fastest first; micro-batches are not made smaller if `least_tokens` is None."""
-    decodes = config.uses_plain and config.plain_policy == "reference"
+    decodes = config.reference_writes_plain
     may_stream = config.needs_reference and not decodes and machine.device == "cuda"
     places = ["device", "host"][: 1 + may_stream] if config.reference_memory == "auto" else [config.reference_memory]
     checkpointing, tokens = [config.activation_checkpointing], [config.micro_batch_tokens]

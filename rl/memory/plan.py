@@ -198,7 +198,7 @@ def _reference(shapes: Shapes, config: Config, machine: Machine) -> float:
 
 def _decodes(config: Config) -> bool:
     """Whether the reference writes plain answers."""
-    return config.uses_plain and config.plain_policy == "reference"
+    return config.reference_writes_plain
 
 
 def _cuts_reference(config: Config, machine: Machine) -> bool:

@@ -9,9 +9,8 @@ from huggingface_hub import hf_hub_download
 from model import ModelConfig
 from model.checkpoint import read_json
 from model.kv_cache import kv_bytes_per_token
-from rl.config import Config
+from rl.config import Config, is_server
 from rl.distributed import pick_device, world_size
-from rl.judges import is_server
 from rl.memory.choice import Plan, check_memory, decide, describe_misfit, smallest_change, this_machine
 from rl.memory.plan import GIB, ITEMS, PHASES, Machine, Shapes, sampled_at_once, shares_weights
 from rl.terminal import gib, gigabytes, wrapped
