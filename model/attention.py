@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, H query heads, K key/value heads, D head dimensio
 """
 
 import inspect
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 import torch.nn.functional as F
@@ -78,9 +78,17 @@ def flash_attention(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch 2.11 lets the kernel handle unequal head counts by itself; later versions want to be told.
-    gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    # torch 2.11 lets the kernel handle unequal head counts by itself; later versions want to be told
+    gqa = {"enable_gqa": True} if "enable_gqa" in varlen_options() else {}
     return varlen_attn(q_THD, k_UKD, v_UKD, cu_q, cu_k, longest_q, longest_k, window_size=(-1, 0), **gqa)
+
+
+@cache
+def varlen_options() -> frozenset[str]:
+    """What the public wrapper of the variable-length kernel can be told; it grew from torch 2.11 on."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def first_fit(lengths: list[int], row_length: int) -> tuple[list[int], int]:

@@ -8,13 +8,11 @@ Shapes: L layers, S slots, B slots that are computed, M tokens of a slot, T toke
 heads, D head dim.
 """
 
-import inspect
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention import varlen_options
 from model.config import ModelConfig
 from model.precision import has_flash_kernels
 
@@ -56,13 +54,6 @@ class StaticCache:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BM[:, None, None], enable_gqa=True).transpose(1, 2)
 
 
-@cache
-def _wrapper_takes_lengths() -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "seqused_k" in inspect.signature(varlen_attn).parameters
-
-
 def flash_decode(q_BHD: Tensor, k_BMKD: Tensor, v_BMKD: Tensor, cu_q: Tensor, cu_k: Tensor, length_B: Tensor) -> Tensor:
     """Attention from one query a row to the first `length_B` tokens of its slot; CUDA and half precision only.
 
@@ -73,7 +64,7 @@ def flash_decode(q_BHD: Tensor, k_BMKD: Tensor, v_BMKD: Tensor, cu_q: Tensor, cu
 
     M = k_BMKD.shape[1]
     k, v = k_BMKD.flatten(0, 1), v_BMKD.flatten(0, 1)
-    if _wrapper_takes_lengths():
+    if "seqused_k" in varlen_options():
         return varlen_attn(q_BHD, k, v, cu_q, cu_k, 1, M, enable_gqa=True, seqused_k=length_B, num_splits=1)
     # torch 2.11: the kernel has the argument, its public wrapper does not
     return torch.ops.aten._flash_attention_forward(q_BHD, k, v, cu_q, cu_k, 1, M, 0.0, False, False, seqused_k=length_B)[0]

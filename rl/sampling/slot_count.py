@@ -20,12 +20,12 @@ DRAW_BYTES = 24  # uniform, id and log-prob of a new token
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: on CUDA with what PyTorch holds unused, on a CPU what the system calls available,
+    """Bytes that can still be allocated in one piece: on CUDA what the driver has, on a CPU what the system calls available,
     shared by the processes that torchrun has started on it. Where the system does not say (macOS), half of its memory.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        torch.cuda.empty_cache()  # what stays reserved then is in pieces, which one large cache cannot use
+        return torch.cuda.mem_get_info(device)[0]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     report = Path("/proc/meminfo")
     if report.exists():
