@@ -150,7 +150,7 @@ def logprobs_once(chunked: bool) -> None:
     weight_VE = (torch.randn(vocab, width, generator=generator) / width**0.5).requires_grad_()
     target_N = torch.randint(0, vocab, (tokens,), generator=generator)
     if chunked:
-        logp_N, _ = ChunkedLogProbs.apply(hidden_NE, weight_VE, target_N, 1.0, max(1, CHUNK_ELEMENTS["cpu"] // vocab))
+        logp_N, _ = ChunkedLogProbs.apply(hidden_NE, weight_VE, target_N, 1.0, max(1, CHUNK_ELEMENTS // vocab))
     else:
         logp_N = (hidden_NE @ weight_VE.T).log_softmax(-1).gather(1, target_N[:, None])[:, 0]
     logp_N.sum().backward()

@@ -14,8 +14,7 @@ from model.precision import at_least_fp32
 from model.shared_prefix import SharedPrefixAttention
 from model.transformer import Transformer, head_logits
 
-# Logits held at once, in elements. A chunk's backward reads and writes the head's whole gradient, so a GPU wants few of them.
-CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**27}
+CHUNK_ELEMENTS = 2**25  # logits held at once, in elements
 
 
 class ChunkedLogProbs(torch.autograd.Function):
@@ -173,7 +172,7 @@ def _scoring(before_N: Tensor, target_N: Tensor, temperature: float, chunk: int 
         raise ValueError(f"log-probs need a temperature above 0, got {temperature}: a greedy policy has none")
 
     def score(hidden_1TE: Tensor, weight_VE: Tensor) -> tuple[Tensor, Tensor]:
-        rows = chunk or max(1, CHUNK_ELEMENTS[weight_VE.device.type] // len(weight_VE))
+        rows = chunk or max(1, CHUNK_ELEMENTS // len(weight_VE))
         return ChunkedLogProbs.apply(hidden_1TE[0, before_N], weight_VE, target_N, temperature, rows)
 
     return score

@@ -180,7 +180,7 @@ def phases(
         table["judge"]["reference"] += _whole_reference(shapes, config, machine) if config.judge == "self" else 0
     if config.beta > 0:
         table["reference"]["activations"] = micro_batch(config, machine) * _scoring_bytes(shapes.config, c)
-        table["reference"]["logits"] = 2 * 4 * CHUNK_ELEMENTS[machine.device]
+        table["reference"]["logits"] = 2 * 4 * CHUNK_ELEMENTS
         table["reference"]["gathered"] = _gathered_reference(shapes, config, machine)
     table["update"]["gradients"] = kept * 4
     _update(table["update"], shapes, config, machine)
@@ -257,7 +257,7 @@ def _update(items: dict[str, float], shapes: Shapes, config: Config, machine: Ma
         saved += c * (shapes.parameters - 2 * shapes.head)  # autograd keeps the cast weights of every layer
     layer_gradients = (c + 4) * shapes.layer * is_sharded
     head = (c * (is_sharded or casts) + 4 + c) * shapes.head
-    logits = 2 * 4 * CHUNK_ELEMENTS[machine.device]
+    logits = 2 * 4 * CHUNK_ELEMENTS
     if head + logits >= running + weights + layer_gradients:
         items["activations"], items["gathered"], items["logits"] = saved, head, logits
     else:
