@@ -39,6 +39,10 @@ from rl.user_errors import one_line_errors
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
 
 
+def slots(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description="Ask a model with both prompts, or run benchmarks on it.", allow_abbrev=False
@@ -65,7 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--judge", default="rules", help="scores beside the rules: self, a model folder, http(s)://host/v1")
     group.add_argument("--judge-model", help="name of the model on the judge's server")
     group.add_argument("--judge-extra-body", help="JSON merged into each request to the judge's server")
-    group.add_argument("--max-slots", type=int, default=64, help="sequences decoded at once (default: 64)")
+    group.add_argument("--max-slots", type=slots, default="auto", help="sequences decoded at once (default: auto, what fits)")
     group.add_argument("--out", metavar="DIR", help="records and tables go here; default: runs/evaluations/NAME of the model")
     group.add_argument(
         "--compare", metavar="paper|MODEL", help="the paper's figures below ours: of this model, or of the named"
@@ -93,7 +97,7 @@ def check(given: argparse.Namespace) -> None:
     if not (given.model or given.diff or given.table or given.analyse):
         raise ValueError("--model is missing: which model is to be asked?")
     for name in ("samples", "max_new_tokens", "max_slots"):
-        if getattr(given, name) < 1:
+        if getattr(given, name) != "auto" and getattr(given, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     if given.last_steps < 0:
         raise ValueError("--last-steps must be at least 0")

@@ -64,7 +64,7 @@ def select_samples(groups: list[Group], config: Config) -> list[Sample]:
     """
     for group in groups:
         for sample in group.refine_samples:
-            _refuse_truncated_distribution(sample)
+            _refuse_other_distribution(sample, config)
     assign_advantages(groups, config)
     chosen = []
     for group in groups:
@@ -96,11 +96,13 @@ def assign_advantages(groups: list[Group], config: Config) -> None:
             sample.advantage = 0.0 if group.dropped else float(advantages_NG[n, g])
 
 
-def _refuse_truncated_distribution(sample: Sample) -> None:
-    if sample.completion.top_p != 1.0:
+def _refuse_other_distribution(sample: Sample, config: Config) -> None:
+    """Log-probs are those of the policy at --temperature: a sample from anything else would be trained on with wrong ones."""
+    drawn = sample.completion
+    if (drawn.top_p, drawn.temperature) != (1.0, config.temperature):
         raise ValueError(
-            f"a sample was drawn with top_p {sample.completion.top_p}: its log-probs are not those of the policy. "
-            "Train with top_p 1; nucleus sampling is for evaluation"
+            f"a sample was drawn with top_p {drawn.top_p} at temperature {drawn.temperature}: train on samples of the whole "
+            f"distribution at --temperature {config.temperature}"
         )
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 
-from rewards.total import needs_baseline
+from rewards.total import REFINE_REWARDS, needs_baseline
+from rl.advantages import NORMS
+from rl.loss import AGGREGATIONS, KL_ESTIMATORS
 
 
 def is_server(judge: str) -> bool:
@@ -71,7 +73,7 @@ class Config:
     plain_thinking: Literal["on", "off"] = option("on", "off: plain prompt rendered without native thinking (Qwen3)")
     monitor_plain: bool = option(False, "sample plain answers even where --refine-reward needs none")
 
-    refine_reward: Literal["compare", "single", "presence", "none"] = option(
+    refine_reward: Literal[REFINE_REWARDS] = option(
         "compare", "Eq. 6; single: one plain answer (w/o multi-answer); presence: paid always (w/o comparison); none"
     )
     zeta: float = option(0.05, "half width of the tie band of Eq. 6 (released code: 0)")
@@ -79,15 +81,15 @@ class Config:
     format_weight: float = option(1.0, "of r_format in Eq. 7 (paper: 1)")
     accuracy_weight: float = option(1.0, "of r_acc in Eq. 7 (paper: 1)")
     refine_weight: float = option(1.0, "of r_refine in Eq. 7 (paper: 1)")
-    adv_norm: Literal["group", "batch", "none"] = option("group", "what advantages are divided by: a std, or nothing")
+    adv_norm: Literal[NORMS] = option("group", "what advantages are divided by: a std, or nothing")
     adv_eps: float = option(1e-4, "xi, floor of that std (Eq. 2; released code: 1e-4)")
     mask_truncated: bool = option(False, "leave responses that hit --max-new-tokens out of the loss")
 
     beta: float = option(0.04, "weight of the KL penalty (paper: 0.04); 0 loads no reference for it")
-    kl_estimator: Literal["k3", "k3-ratio", "k1-reward"] = option("k3", "k3 in the loss (Eq. 3), k3 x ratio, k1 in the reward")
+    kl_estimator: Literal[KL_ESTIMATORS] = option("k3", "k3 in the loss (Eq. 3), k3 x ratio, k1 in the reward")
     clip_low: float = option(0.2, "ratio is clipped below at 1 - clip_low (paper: 0.2)")
     clip_high: float = option(0.2, "ratio is clipped above at 1 + clip_high (paper: 0.2)")
-    aggregation: Literal["seq", "token", "const"] = option("token", "of tokens: seq (Eq. 3), token (DAPO), const (Dr. GRPO)")
+    aggregation: Literal[AGGREGATIONS] = option("token", "of tokens: seq (Eq. 3), token (DAPO), const (Dr. GRPO)")
     old_logprobs: Literal["trainer", "sampler"] = option("trainer", "whose log-probs are the denominator of the ratio")
     importance_cap: float = option(0.0, "truncated importance weight trainer/sampler on each token, capped here; 0: off")
     epochs_per_batch: int = option(1, "passes over a rollout batch")

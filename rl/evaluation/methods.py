@@ -6,9 +6,12 @@ it; earlier native thinking is left out of it, as Qwen3's chat template does by 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 from data.benchmark_rows import BenchmarkItem
 from data.prompts import PromptRenderer
+from model import Transformer
 from rewards.format import answer_body, plain_answer
 from rl.records import Completion, Request
 from rl.sampler import Sampler
@@ -98,7 +101,7 @@ class Decoding:
     samples: int = 1
     max_new_tokens: int = 1500
     seed: int = 0
-    max_slots: int = 64
+    max_slots: int | Literal["auto"] = "auto"
     paper: bool = False
 
 
@@ -118,7 +121,7 @@ class Answerer:
         shortened: responses that had less than max_new_tokens of room, since the last time this was set to 0.
     """
 
-    sampler_model: object
+    model: Transformer
     renderer: PromptRenderer
     stop_ids: list[int]
     context: int
@@ -171,11 +174,11 @@ class Answerer:
             turn = Turn(prompt, text, len(completion.ids), completion.finish_reason)
             deliver(item, sample + i, [*before, turn])
 
-        longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
-        slots = self.decoding.max_slots
-        Sampler(self.sampler_model, stop_ids=self.stop_ids, max_slots=slots, max_len=longest).generate(
-            requests, on_finish=finish
-        )
+        self._sampler.generate(requests, on_finish=finish)
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=self.decoding.max_slots, max_len=self.context)
 
     def _encode(self, prompt: str, question: str) -> list[int]:
         try:

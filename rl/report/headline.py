@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from rl.config import PRESETS, Config, to_flag
 from rl.report.figures import format_number
 from rl.report.runs import RunRecord
+from rl.resume import FREE_ON_RESUME
 
 ENDS = 10  # steps averaged at each end of a run, where no evaluation tells better
-NOT_SETTINGS = {"run", "runs_dir", "resume", "resume_with_changes", "preset", "wandb", "wandb_group", "table_every", "device"}
 
 
 @dataclass(frozen=True)
@@ -18,27 +18,25 @@ class Quantity:
     Attributes:
         evaluation: its name in eval/, used where a run has it.
         metric: its name in metrics.jsonl, used otherwise.
-        better: 1 if more is better, -1 if less is, 0 if neither.
     """
 
     label: str
     evaluation: str
     metric: str
-    better: int = 0
 
 
 QUANTITIES = (
-    Quantity("Accuracy, refine prompt", "greedy/refined_accuracy", "pasr/refined_accuracy", 1),
+    Quantity("Accuracy, refine prompt", "greedy/refined_accuracy", "pasr/refined_accuracy"),
     Quantity("Accuracy, plain prompt", "greedy/plain_accuracy", "pasr/plain_accuracy"),
-    Quantity("Benchmarks, refine prompt", "eval/average/pasr/accuracy", "", 1),
+    Quantity("Benchmarks, refine prompt", "eval/average/pasr/accuracy", ""),
     Quantity("Benchmarks, plain prompt", "eval/average/vanilla/accuracy", ""),
-    Quantity("P(refine | wrong)", "sampled/p_refine_wrong", "pasr/p_refine_wrong", 1),
-    Quantity("P(refine | right)", "sampled/p_refine_right", "pasr/p_refine_right", -1),
+    Quantity("P(refine | wrong)", "sampled/p_refine_wrong", "pasr/p_refine_wrong"),
+    Quantity("P(refine | right)", "sampled/p_refine_right", "pasr/p_refine_right"),
     Quantity("Responses that refine", "sampled/refine_rate", "pasr/refine_frac"),
-    Quantity("Refined responses that win", "", "pasr/win", 1),
+    Quantity("Refined responses that win", "", "pasr/win"),
     Quantity("Tokens per response", "sampled/tokens", "completions/mean_length"),
-    Quantity("Well formed", "sampled/wellformed", "pasr/format_c1", 1),
-    Quantity("Reward", "", "reward", 1),
+    Quantity("Well formed", "sampled/wellformed", "pasr/format_c1"),
+    Quantity("Reward", "", "reward"),
 )
 
 
@@ -80,7 +78,7 @@ def headline_rows(runs: list[RunRecord]) -> list[dict]:
 
 def differing_flags(runs: list[RunRecord]) -> list[dict]:
     """The settings in which the runs differ; of a single run, those in which it differs from its preset."""
-    names = [spec.name for spec in fields(Config) if spec.name not in NOT_SETTINGS]
+    names = [spec.name for spec in fields(Config) if spec.name not in FREE_ON_RESUME | {"preset"}]
     known = [run.config for run in runs if run.config]
     if not known:
         return []
