@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from rewards.chat_server import JudgeRefusedError
 from rl import demo
-from rl.batch import select_samples
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
@@ -27,6 +26,7 @@ from rl.judging import JudgeUnavailable
 from rl.memory.table import plan_text
 from rl.report import write_report
 from rl.rollout import assign_rewards
+from rl.selection import select_samples
 from rl.setup import Session, open_session
 from rl.signals import StopSignals
 from rl.user_errors import one_line_errors
@@ -43,8 +43,8 @@ def train(session: Session) -> bool:
         for step in bar:
             questions = session.stream.take(step, config.questions_per_step)  # x
             with clock("rollout"), stop_without_judge(session, step):
-                groups = rollout.collect(questions, step)  # y, y' ~ pi. Eq. 5: accuracy of each; r̄ of the plain answers
-                assign_rewards(groups, config)  # Eq. 4: format. Eq. 6: refinement, against r̄. Eq. 7: total reward
+                groups = rollout.collect(questions, step)  # y, y' ~ pi. Eq. 4: format. Eq. 5: accuracy; r̄ of plain answers
+                assign_rewards(groups, config)  # Eq. 6: refinement, against r̄. Eq. 7: total reward
             with clock("update"):
                 samples = select_samples(groups, config)  # Eq. 2: advantages
                 update = updater.update(samples, groups, step)  # Eq. 3: clipped objective with KL

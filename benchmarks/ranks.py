@@ -30,13 +30,13 @@ from data.division import build_tokenizer, load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import ModelConfig, Transformer, save_model
 from rewards.judge import RuleScorer
-from rl.batch import select_samples
 from rl.config import PRESETS, Config
 from rl.distributed import gather, leave, process_group, rank
 from rl.memory.build import build_policy, build_reference
 from rl.records import Group
 from rl.rollout import Rollout
 from rl.sampler import Sampler
+from rl.selection import select_samples
 from rl.update import Updater
 
 

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.peers import hugging_face_model
 from benchmarks.workload import LONGEST, SAMPLES, Case, cpu_time, make_case
 from rewards.format import format_reward
-from rl.batch import select_samples
 from rl.config import Config
 from rl.records import Group, Request, Sample
 from rl.sampler import Sampler
+from rl.selection import select_samples
 from rl.update import Updater
 
 END, LR = 1, 1e-6

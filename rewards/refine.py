@@ -1,5 +1,6 @@
 """Eq. 6, the refinement reward, and the baseline it compares with."""
 
+REFINE_REWARDS = ("compare", "single", "presence", "none")  # of --refine-reward
 ROUNDING = 1e-9  # a gap of exactly zeta is a tie; this absorbs the rounding of the subtraction and of the mean
 
 
@@ -32,6 +33,27 @@ def refine_reward(accuracy: float, baseline: float, *, zeta: float, refined: boo
     if gap < -zeta - ROUNDING:
         return -1.0
     return -0.5
+
+
+def needs_baseline(mode: str) -> bool:
+    """Whether a refinement reward compares with plain answers (Eq. 6), so that they must be sampled."""
+    return mode in ("compare", "single")
+
+
+def refinement_reward(mode: str, accuracy: float, baseline: float | None, *, zeta: float, refined: bool) -> float:
+    """r_refine as `--refine-reward` has it.
+
+    Args:
+        mode: "compare" (Eq. 6, r̄ from n plain answers), "single" (Eq. 6, r̄ from one), "presence", "none".
+        baseline: r̄; needed for "compare" and "single" only.
+    """
+    assert mode in REFINE_REWARDS, mode
+    if mode == "none":
+        return 0.0
+    if mode == "presence":
+        return presence_reward(refined=refined)
+    assert baseline is not None, "a question without a baseline must be dropped, not scored"
+    return refine_reward(accuracy, baseline, zeta=zeta, refined=refined)
 
 
 def presence_reward(*, refined: bool) -> float:

@@ -5,7 +5,7 @@ rollout, records                   prompts -> sampler -> rewards: the groups of 
 sampler, sampling/                 generation from a KV cache
 judges, judging, local_judge       the scorer of --judge; asked as answers end; the one in this process
 preflight, baselines               is the judge able to judge; r̄ under --plain-policy reference
-advantages, batch                  Eq. 2; who is trained on, in which micro-batch
+advantages, selection, batch       Eq. 2; who is trained on; in which micro-batch
 logprobs, loss                     log pi(y_t); Eq. 3
 update, optim                      optimizer steps
 weight_sync                        the new weights, for the sampler

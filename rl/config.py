@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 
-from rewards.total import REFINE_REWARDS, needs_baseline
+from rewards.refine import REFINE_REWARDS, needs_baseline
 from rl.advantages import NORMS
 from rl.loss import AGGREGATIONS, KL_ESTIMATORS
 

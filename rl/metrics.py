@@ -11,7 +11,7 @@ from rewards.format import (
     parse_response,
     refines_inside_think,
 )
-from rewards.total import needs_baseline
+from rewards.refine import needs_baseline
 from rl.config import Config
 from rl.records import Group, Sample
 

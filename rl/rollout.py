@@ -13,15 +13,15 @@ from data.prompts import PromptRenderer
 from rewards.chat_server import JudgeRefusedError
 from rewards.format import answer_body, format_reward, parse_response, plain_answer
 from rewards.judge import RIGHT, Judgement, Scorer
-from rewards.refine import baseline_accuracy
-from rewards.total import needs_baseline, reward_response
+from rewards.refine import baseline_accuracy, needs_baseline, refinement_reward
+from rewards.total import total_reward
 from rl.baselines import BaselineCache
 from rl.config import Config
 from rl.distributed import deal, gather, gather_dealt, shared_fate
 from rl.judging import JudgeUnavailable, ScoreBoard
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
-from rl.weight_sync import PlainWeights
+from rl.weight_sync import WholeWeights
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Rollout:
         reference_sampler: draws plain answers from the initial policy, for --plain-policy reference; else None.
         baselines: r̄ of questions already answered by the reference; None without a reference sampler.
         weights, reference_weights, judge_weights: contexts in which the models of sampler, reference sampler and judge may be
-            used. Entering one can take all ranks (`PlainWeights`).
+            used. Entering one can take all ranks (`WholeWeights`).
         judge_stats: `judge/*` metrics of the last rollout, and `baseline/*`: r̄ that had to be sampled, and their judge calls.
         judge_wait: seconds the last rollout waited for scores alone, on the rank where that was longest.
     """
@@ -44,7 +44,7 @@ class Rollout:
     scorer: Scorer
     reference_sampler: Sampler | None = None
     baselines: BaselineCache | None = None
-    weights: PlainWeights | nullcontext = field(default_factory=nullcontext)
+    weights: WholeWeights | nullcontext = field(default_factory=nullcontext)
     reference_weights: AbstractContextManager = field(default_factory=nullcontext)
     judge_weights: AbstractContextManager = field(default_factory=nullcontext)
     judge_stats: dict[str, float] = field(default_factory=dict)
@@ -184,7 +184,7 @@ def judged_text(sample: Sample, judge_sees: str) -> str:
 
 
 def assign_rewards(groups: list[Group], config: Config) -> None:
-    """Eq. 4, 6 and 7 for every refine-prompt sample, in place. Without a needed baseline the question is dropped."""
+    """Eq. 6 and 7 for every refine-prompt sample, in place. A question that needs a baseline and has none is dropped."""
     weights = (config.format_weight, config.accuracy_weight, config.refine_weight)
     for group in groups:
         if needs_baseline(config.refine_reward) and group.baseline is None:
@@ -192,10 +192,7 @@ def assign_rewards(groups: list[Group], config: Config) -> None:
             continue
         closed = config.gate_refine and not any((s.accuracy or 0.0) >= RIGHT for s in group.refine_samples)
         mode = "none" if closed else config.refine_reward
-        for sample in group.refine_samples:
-            if sample.accuracy is None:
-                continue
-            reward = reward_response(
-                sample.text, sample.accuracy, group.baseline, refine_mode=mode, zeta=config.zeta, weights=weights
-            )
-            sample.refine, sample.reward = reward.refine, reward.total
+        for sample in (s for s in group.refine_samples if s.accuracy is not None):
+            refined = sample.refinements > 0
+            sample.refine = refinement_reward(mode, sample.accuracy, group.baseline, zeta=config.zeta, refined=refined)
+            sample.reward = total_reward(sample.format, sample.accuracy, sample.refine, weights)

@@ -27,7 +27,7 @@ from rl.rollout import Rollout
 from rl.run_folder import RunFolder
 from rl.sampler import Sampler
 from rl.update import Updater
-from rl.weight_sync import PlainWeights
+from rl.weight_sync import WholeWeights
 
 
 @dataclass
@@ -89,7 +89,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     # slots that were left to auto are measured when there is something to sample
     decided = replace(plan.config, max_slots="auto") if config.max_slots == "auto" else plan.config
     reference = build_reference(decided, source, device) if config.needs_reference else None
-    reference_weights = PlainWeights(reference, keep=False) if reference is not None else nullcontext()
+    reference_weights = WholeWeights(reference, keep=False) if reference is not None else nullcontext()
     with reference_weights if config.judge == "self" else nullcontext() as whole_reference:
         scorer = make_scorer(config, prompts, (whole_reference, tokenizer), device)
     described = describe_prompts(examples[0], renderer, stops, scorer)
@@ -142,7 +142,7 @@ def _make_rollout(
     renderer: PromptRenderer,
     scorer: Scorer,
     policy: Policy,
-    reference_weights: PlainWeights | nullcontext,
+    reference_weights: WholeWeights | nullcontext,
     stops: list[int],
     source: Path,
 ) -> Rollout:

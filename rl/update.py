@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from model.transformer import Transformer
-from rl.batch import MicroBatch, assign_advantages, denominator, make_dummy, make_minibatches
+from rl.batch import MicroBatch, denominator, make_dummy, make_minibatches
 from rl.config import Config
 from rl.distributed import gather, rank, sum_over_ranks, world_size
 from rl.logprobs import shared_prompt_logprobs
@@ -20,6 +20,7 @@ from rl.loss import grpo_loss
 from rl.memory.exact_bf16 import ExactBF16AdamW
 from rl.optim import adamw, create_state, lr_factor, set_lr
 from rl.records import Group, Sample
+from rl.selection import assign_advantages
 
 MAX_SKIPPED_IN_A_ROW = 5
 STATISTICS = ("loss", "entropy", "tokens", "kl", "clipped_low", "clipped_high")  # summed over micro-batches and ranks

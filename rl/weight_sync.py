@@ -37,7 +37,7 @@ def sync_weights(policy: Transformer, sampler_model: Transformer) -> None:
         target.copy_(whole(source, target.dtype, target.device))
 
 
-class PlainWeights:
+class WholeWeights:
     """A whole model with the weights of one that is sharded or of another dtype, there while it is used: `with weights: ...`
 
     All ranks enter together, and then compute at their own pace. The model object stays the same; its memory comes and goes.

@@ -20,7 +20,7 @@ from rl.distributed import make_mesh, world_size
 from rl.memory.streaming import stream_from_host
 from rl.sharding import load_sharded
 from rl.update import make_optimizer
-from rl.weight_sync import PlainWeights
+from rl.weight_sync import WholeWeights
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Policy:
 
     model: Transformer
     optimizer: torch.optim.Optimizer
-    weights: PlainWeights
+    weights: WholeWeights
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -57,7 +57,7 @@ def build_policy(config: Config, source: Path, device: torch.device, *, keep_cop
         model.compute_dtype = compute
     model.activation_checkpointing = config.activation_checkpointing
     optimizer = make_optimizer(model, config)
-    return Policy(model, optimizer, PlainWeights(model, keep=keep_copy))
+    return Policy(model, optimizer, WholeWeights(model, keep=keep_copy))
 
 
 def build_reference(config: Config, source: Path, device: torch.device) -> Transformer:
