@@ -21,7 +21,8 @@ from data.benchmarks import digest, load_benchmark, parse_benchmarks
 from model.checkpoint import fingerprint
 from rewards.format import format_reward
 from rl.behaviour.analyse import publish, run_analysis
-from rl.config import Config, is_server
+from rl.config import Config
+from rl.config_checks import check_judge
 from rl.distributed import pick_device
 from rl.evaluation import differences, tables
 from rl.evaluation.answer_records import OutputFolder
@@ -107,8 +108,7 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError("--samples above 1 needs --temperature above 0: greedy answers are all the same")
     if given.paper_decoding and given.temperature:
         raise ValueError("--paper-decoding sets the temperatures itself; leave --temperature at 0")
-    if is_server(given.judge) and not given.judge_model:
-        raise ValueError("--judge with a server needs --judge-model NAME: which of its models is to judge?")
+    check_judge(judge_config(given, Path()))
 
 
 class Asker:
@@ -175,7 +175,7 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
         "seed": given.seed,
         "limit": given.limit,
         "paper_decoding": given.paper_decoding,
-        "judge": None if judge.judge == "rules" else judge_identity(judge, loaded.folder, ASKED.values()),
+        "judge": None if judge.judge_kind == "named" else judge_identity(judge, loaded.folder, ASKED.values()),
         "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
         "data": {name: digest(rows) for name, rows in items.items()},
     }

@@ -1,4 +1,4 @@
-"""Questions with reference answers: read from JSON or JSONL, in an order that is a pure function of the seed."""
+"""Questions with reference answers: read from JSON, JSONL or the hub, in an order that is a pure function of the seed."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KEYS = (("question", "answer"), ("instruction", "output"))
+HUB = "hub:"  # begins the name of a data set on the hub
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,33 @@ class Example:
     reference: str
 
 
-def load_examples(path: str | Path) -> list[Example]:
-    """Read a JSON list, or JSONL, of objects with (question, answer) or (instruction, output).
+def load_examples(source: str | Path) -> list[Example]:
+    """Read objects with (question, answer) or (instruction, output).
+
+    Args:
+        source: a JSON list, or JSONL; or `hub:OWNER/NAME:CONFIG:SPLIT`, a data set on the hub.
 
     Raises:
-        ValueError: no such file, not JSON, a row without question or answer (the row is named), or no rows at all.
+        ValueError: it cannot be had, is not JSON, a row is without question or answer (it is named), or there are no rows.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no data file at {path}")
-    rows = read_rows(path)
+    if str(source).startswith(HUB):
+        rows, stem = _hub_rows(str(source)), str(source).removeprefix(HUB)
+    elif Path(source).is_file():
+        rows, stem = read_rows(Path(source)), Path(source).stem
+    else:
+        raise ValueError(f"no data file at {source}")
     if not rows:
-        raise ValueError(f"{path} holds no examples")
-    return [_to_example(row, f"{path}, {place}", f"{path.stem}-{index}") for index, (place, row) in enumerate(rows)]
+        raise ValueError(f"{source} holds no examples")
+    return [_to_example(row, f"{source}, {place}", f"{stem}-{index}") for index, (place, row) in enumerate(rows)]
+
+
+def _hub_rows(source: str) -> list[tuple[str, object]]:
+    from data.hub_rows import HubSplit  # late: pyarrow takes a while, and files need none
+
+    parts = source.removeprefix(HUB).split(":")
+    if len(parts) != 3 or not all(parts):
+        raise ValueError(f"{source}: a data set on the hub is hub:OWNER/NAME:CONFIG:SPLIT, say hub:openai/gsm8k:main:train")
+    return HubSplit(*parts).rows()
 
 
 def read_rows(path: Path) -> list[tuple[str, object]]:

@@ -78,6 +78,9 @@ class RuleScorer:
         pass
 
 
+NAMED_JUDGES = {"rules": RuleScorer}  # --judge NAME: scorers that need neither a model nor a server
+
+
 def parse_score(reply: str) -> float | None:
     """A judge's reply as a score. The whole reply must be one number in [0, 1]; anything else is None, a parse failure.
 

@@ -1,6 +1,6 @@
 """Everything that turns rewards into better weights. First what a step passes through, in that order:
 
-config, setup                      the command line; everything a run needs before its first step
+config, config_checks, setup       the command line; everything a run needs before its first step
 rollout, records                   prompts -> sampler -> rewards: the groups of a step
 sampler, sampling/                 generation from a KV cache
 judges, judging, local_judge       the scorer of --judge; asked as answers end; the one in this process

@@ -1,21 +1,16 @@
 """The configuration: one frozen dataclass is the command line. Every default stands here, once."""
 
 import argparse
-import math
 import os
 import types
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 
+from rewards.judge import NAMED_JUDGES
 from rewards.refine import REFINE_REWARDS, needs_baseline
 from rl.advantages import NORMS
+from rl.config_checks import DEMO_DATA, check, to_flag
 from rl.loss import AGGREGATIONS, KL_ESTIMATORS
-
-
-def is_server(judge: str) -> bool:
-    """Whether --judge is an address."""
-    return judge.startswith(("http://", "https://"))
 
 
 def option(default, help: str):
@@ -30,7 +25,9 @@ class Config:
     preset: Literal["demo", "default", "paper"] | None = option(None, "named defaults; demo if no --model, else default")
     model: str | None = option(None, "checkpoint folder or hub id; none: the embedded task and its tiny model")
     revision: str | None = option(None, "branch, tag or commit of a hub id")
-    data: str = option("evol-instruct", "JSON or JSONL with (question, answer) or (instruction, output), or evol-instruct")
+    data: str = option(
+        "evol-instruct", "file of (question, answer) or (instruction, output), hub:NAME:CONFIG:SPLIT, evol-instruct"
+    )
     prompts: str | None = option(None, 'JSON file that replaces any of the prompts "refine", "plain", "judge", "grade"')
     judge: str = option("self", "who scores answers (Eq. 5): self (frozen reference), rules, a model folder, http(s)://host/v1")
     judge_model: str | None = option(None, "name of the model on the judge's server")
@@ -130,13 +127,22 @@ class Config:
         return 0 if not self.uses_plain else 1 if self.refine_reward == "single" else self.num_plain
 
     @property
+    def judge_kind(self) -> Literal["named", "self", "server", "model"]:
+        """What --judge is: one of NAMED_JUDGES, the frozen reference, an address, or another model."""
+        if self.judge in NAMED_JUDGES:
+            return "named"
+        if self.judge.startswith(("http://", "https://")):
+            return "server"
+        return "self" if self.judge == "self" else "model"
+
+    @property
     def reference_writes_plain(self) -> bool:
         """Whether plain answers are the initial policy's."""
         return self.uses_plain and self.plain_policy == "reference"
 
     @property
     def needs_reference(self) -> bool:
-        return self.beta > 0 or self.judge == "self" or self.reference_writes_plain
+        return self.beta > 0 or self.judge_kind == "self" or self.reference_writes_plain
 
 
 PRESETS: dict[str, dict] = {
@@ -155,7 +161,7 @@ PRESETS: dict[str, dict] = {
         "zeta": 0.3,
         "plain_policy": "reference",
         "judge": "rules",
-        "data": "division",
+        "data": DEMO_DATA,
     },
     "paper": {
         "questions_per_step": 1,  # on each GPU, see parse_config
@@ -194,10 +200,6 @@ def parse_config(argv: list[str] | None = None) -> Config:
     return config
 
 
-def to_flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _add_flag(parser: argparse.ArgumentParser, spec) -> None:
     flag = to_flag(spec.name)
     values = {name: preset[spec.name] for name, preset in PRESETS.items() if spec.name in preset}
@@ -222,67 +224,3 @@ def _or_word(kind: type, words: dict):
 
     parse.__name__ = kind.__name__  # argparse names it in its error message
     return parse
-
-
-def check(config: Config) -> None:
-    """Refuse values that cannot work, with what to do instead.
-
-    Raises:
-        ValueError: the first problem found.
-    """
-
-    def at_least(minimum, *names: str) -> None:
-        for name in names:
-            if getattr(config, name) < minimum:
-                raise ValueError(f"{to_flag(name)} is {getattr(config, name)}; it must be at least {minimum}")
-
-    at_least(2, "group_size")
-    at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "keep")
-    if config.max_slots != "auto":
-        at_least(1, "max_slots")
-    at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions", "eval_limit")
-    at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
-    at_least(
-        0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "eval_temperature", "table_every"
-    )
-    at_least(1, "judge_concurrency")
-    if config.dist_timeout * 60 <= config.judge_patience:
-        raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")
-    for spec in fields(Config):
-        value = getattr(config, spec.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{to_flag(spec.name)} is {value}; it must be a finite number")
-    for name in ("gpus", "gpu_gib", "host_gib"):
-        if getattr(config, name) is not None and getattr(config, name) <= 0:
-            raise ValueError(f"{to_flag(name)} is {getattr(config, name)}; it must be above 0")
-    if config.max_grad_norm is not None and config.max_grad_norm <= 0:
-        raise ValueError("--max-grad-norm must be above 0; to switch clipping off, say none")
-    if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):
-        raise ValueError("--adam-beta1 and --adam-beta2 must be at least 0 and below 1")
-    if config.eval_every and config.model and not config.eval_benchmarks:
-        raise ValueError("--eval-every with --model needs --eval-benchmarks: which questions are to be asked?")
-    if config.eval_benchmarks and not config.model:
-        raise ValueError("--eval-benchmarks needs --model: the demo evaluates its own task")
-    if config.keep_best and not config.eval_benchmarks:
-        raise ValueError("--keep-best needs --eval-benchmarks, whose metrics it chooses by")
-    if config.kl_estimator == "k1-reward" and (config.beta == 0 or config.mask_truncated):
-        raise ValueError("--kl-estimator k1-reward needs --beta above 0, and goes without --mask-truncated")
-    if config.run and (Path(config.run).is_absolute() or ".." in Path(config.run).parts):
-        raise ValueError(f"--run {config.run} leads out of --runs-dir; give a name, and the place by --runs-dir")
-    if config.temperature <= 0:
-        raise ValueError("--temperature must be above 0: a greedy policy explores nothing and has no log-probs")
-    if config.kl_estimator == "k1-reward" and config.old_logprobs == "sampler":
-        raise ValueError("--kl-estimator k1-reward needs --old-logprobs trainer")
-    if config.importance_cap and config.old_logprobs == "sampler":
-        raise ValueError("--importance-cap corrects the trainer's ratio; it needs --old-logprobs trainer")
-    if config.reference_memory == "host" and config.reference_writes_plain:
-        raise ValueError(
-            "--plain-policy reference decodes with the reference, and from host memory every token would wait for all weights; "
-            "use --reference-memory device, or --plain-policy current"
-        )
-    if config.model is None and config.preset != "demo":
-        raise ValueError(f"--preset {config.preset} needs --model; without one there is only the demo")
-    if config.model is None and (config.data != PRESETS["demo"]["data"] or config.judge != "rules"):
-        raise ValueError("--data and --judge need --model: the tiny model of the demo reads nothing but its own task")
-    if is_server(config.judge) and not config.judge_model:
-        raise ValueError("--judge with a server needs --judge-model NAME: which of its models is to judge?")

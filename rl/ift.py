@@ -21,7 +21,8 @@ from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_to
 from model import load_model, save_model
 from model.checkpoint import read_json, resolve_checkpoint, stored_dtype
 from rl.checkpoint import newest_model
-from rl.config import Config, option, to_flag
+from rl.config import Config, option
+from rl.config_checks import to_flag
 from rl.distributed import pick_device
 from rl.memory.build import compute_dtype
 from rl.optim import adamw

@@ -16,9 +16,9 @@ from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint
 from rewards.accuracy import rules_version
 from rewards.http_judge import HttpJudge
-from rewards.judge import RuleScorer, Scorer, parse_score
+from rewards.judge import NAMED_JUDGES, Scorer, parse_score
 from rewards.judge_prompt import JUDGE_PROMPT
-from rl.config import Config, is_server
+from rl.config import Config
 from rl.local_judge import GRADE_PROMPT, GRADES, LocalJudge, mean_grade
 from rl.memory.build import load_frozen
 from rl.preflight import preflight
@@ -52,8 +52,8 @@ def make_scorer(
     config: Config, prompts: Prompts, own: tuple[Transformer, PreTrainedTokenizerBase] | None, device: torch.device
 ) -> Scorer:
     """The scorer of a training run; arguments and errors as in `make_scorers`."""
-    if config.judge == "rules":
-        return RuleScorer()
+    if config.judge_kind == "named":
+        return NAMED_JUDGES[config.judge]()
     return make_scorers(config, {"answer": training_prompt(prompts)}, own, device, tried="answer")["answer"]
 
 
@@ -65,7 +65,7 @@ def make_scorers(
     *,
     tried: str,
 ) -> dict[str, Scorer]:
-    """A scorer for each prompt, by name; none for `--judge rules`. One is let score a handful of answers whose worth is known.
+    """A scorer for each prompt, by name; none of a judge in NAMED_JUDGES. One is let score answers whose worth is known.
 
     Args:
         config: names the judge; the cache of a server's scores goes into its runs_dir.
@@ -75,23 +75,30 @@ def make_scorers(
     Raises:
         ValueError: the judge cannot be reached, or refuses every call.
     """
-    if config.judge == "rules":
+    if config.judge_kind == "named":
         return {}
-    if is_server(config.judge):
+    if config.judge_kind == "server":
         scorers: dict[str, Scorer] = {name: _server_judge(config, prompt) for name, prompt in asked.items()}
     else:
-        folder = None if config.judge == "self" else resolve_checkpoint(config.judge)
-        model, tokenizer = own if folder is None else (load_frozen(folder, device), load_tokenizer(folder))
+        model, tokenizer = own if config.judge_kind == "self" else _load_judge(config, device)
         scorers = {
             name: LocalJudge(model, tokenizer, prompt_template=prompt.local, symbols=prompt.symbols, read=prompt.read)
             for name, prompt in asked.items()
         }
     result = preflight(scorers[tried])
     if result.is_unreachable:
-        raise ValueError(f"the judge {config.judge} does not answer: {scorers[tried].last_failure or 'every score failed'}")
+        hint = ": is a server running there?" if config.judge_kind == "server" else ""
+        raise ValueError(
+            f"the judge {config.judge} does not answer ({scorers[tried].last_failure or 'every score failed'}){hint}"
+        )
     if not result.is_able:
         print(result.warning())
     return scorers
+
+
+def _load_judge(config: Config, device: torch.device) -> tuple[Transformer, PreTrainedTokenizerBase]:
+    folder = resolve_checkpoint(config.judge)
+    return load_frozen(folder, device), load_tokenizer(folder)
 
 
 def _server_judge(config: Config, prompt: JudgePrompt) -> HttpJudge:
@@ -131,11 +138,11 @@ def judge_identity(config: Config, source: Path, asked: Iterable[JudgePrompt]) -
     Args:
         source: folder of the model that `--judge self` stands for.
     """
-    if config.judge == "rules":
-        return ["rules", rules_version()]
-    if is_server(config.judge):
+    if config.judge_kind == "named":
+        return [config.judge, rules_version()]
+    if config.judge_kind == "server":
         return [config.judge_model, config.judge_extra_body, _digest(prompt.server for prompt in asked)]
-    folder = source if config.judge == "self" else resolve_checkpoint(config.judge)
+    folder = source if config.judge_kind == "self" else resolve_checkpoint(config.judge)
     return [fingerprint(folder), _digest(prompt.local for prompt in asked)]
 
 

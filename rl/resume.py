@@ -5,7 +5,8 @@ from pathlib import Path
 
 from model.checkpoint import read_json
 from rl.checkpoint import complete_checkpoints, damage, damaged_checkpoints
-from rl.config import Config, to_flag
+from rl.config import Config
+from rl.config_checks import to_flag
 
 # flags that may differ when a run is continued: they do not change what is computed
 FREE_ON_RESUME = {

@@ -90,7 +90,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     decided = replace(plan.config, max_slots="auto") if config.max_slots == "auto" else plan.config
     reference = build_reference(decided, source, device) if config.needs_reference else None
     reference_weights = WholeWeights(reference, keep=False) if reference is not None else nullcontext()
-    with reference_weights if config.judge == "self" else nullcontext() as whole_reference:
+    with reference_weights if config.judge_kind == "self" else nullcontext() as whole_reference:
         scorer = make_scorer(config, prompts, (whole_reference, tokenizer), device)
     described = describe_prompts(examples[0], renderer, stops, scorer)
     print(described)
@@ -149,7 +149,7 @@ def _make_rollout(
     limits = dict(stop_ids=stops, max_slots=config.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens)
     sampler = Sampler(policy.weights.model, **limits)
     rollout = Rollout(config, renderer, sampler, scorer, weights=policy.weights)
-    if config.judge == "self":
+    if config.judge_kind == "self":
         rollout.judge_weights = reference_weights
     if config.reference_writes_plain:
         rollout.reference_weights = reference_weights

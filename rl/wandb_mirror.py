@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rewards.format import mark_refinements
-from rl.config import PRESETS, Config, to_flag
+from rl.config import PRESETS, Config
+from rl.config_checks import to_flag
 from rl.records import Group
 from rl.resume import FREE_ON_RESUME
 

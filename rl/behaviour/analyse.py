@@ -112,7 +112,7 @@ def run_analysis(folder: Path, config: Config, **options) -> dict:
         config: its judge flags are used. rules: without the judge's parts; self: the model that gave the refined answers.
         options: of `analyse_folder`.
     """
-    if config.judge == "self":
+    if config.judge_kind == "self":
         model = load_settings(folder)["model"] if methods_of(folder) else folder
         config = replace(config, judge=str(newest_model(Path(model))))
     with ExitStack() as stack:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from rl.config import Config, to_flag
+from rl.config import Config
+from rl.config_checks import to_flag
 from rl.distributed import gather
 from rl.memory.plan import GIB, ITEMS, Machine, Shapes, disk_bytes, host_bytes, longest_sequence, phases, sampled_at_once
 from rl.sampling.slot_count import MOST_SLOTS
@@ -160,7 +161,7 @@ def _changes(plan: Plan, asked: Config) -> Iterator[tuple[str, Config, Machine]]
         if differing := different_flags(lowered, plan.config):
             yield differing, lowered, machine
         yield "--memory auto", replace(asked, memory="auto", reference_memory="auto"), machine
-    if asked.needs_reference and asked.judge == "self":
+    if asked.needs_reference and asked.judge_kind == "self":
         without = replace(asked, beta=0.0, judge="rules", plain_policy="current")
         yield "no reference model: --beta 0 with --judge rules or a judge's server", without, machine
     elif asked.needs_reference:

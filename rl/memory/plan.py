@@ -174,10 +174,10 @@ def phases(
         table["rollout"]["reference"] += _whole_reference(shapes, config, machine)
     _rollout(table["rollout"], shapes, config, machine)
     grader = judge or shapes
-    if config.judge == "self" or judge:
+    if config.judge_kind == "self" or judge:
         table["judge"]["activations"] = JUDGE_TOKENS * forward_bytes(grader.config, c)
         table["judge"]["logits"] = 2 * HEAD_ROWS * grader.config.vocab_size * 4
-        table["judge"]["reference"] += _whole_reference(shapes, config, machine) if config.judge == "self" else 0
+        table["judge"]["reference"] += _whole_reference(shapes, config, machine) if config.judge_kind == "self" else 0
     if config.beta > 0:
         table["reference"]["activations"] = micro_batch(config, machine) * _scoring_bytes(shapes.config, c)
         table["reference"]["logits"] = 2 * 4 * CHUNK_ELEMENTS

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from model import ModelConfig
 from model.checkpoint import read_json
 from model.kv_cache import kv_bytes_per_token
-from rl.config import Config, is_server
+from rl.config import Config
 from rl.distributed import pick_device, world_size
 from rl.memory.choice import Plan, check_memory, decide, describe_misfit, smallest_change, this_machine
 from rl.memory.plan import GIB, ITEMS, PHASES, Machine, Shapes, sampled_at_once, shares_weights
@@ -69,9 +69,7 @@ def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
 
 def judge_shapes(config: Config) -> Shapes | None:
     """Shapes of the model of `--judge PATH`."""
-    if config.judge in ("self", "rules") or is_server(config.judge):
-        return None
-    return Shapes(read_model_config(config.judge))
+    return Shapes(read_model_config(config.judge)) if config.judge_kind == "model" else None
 
 
 def described_machine(config: Config) -> Machine:

@@ -3,7 +3,8 @@
 import statistics
 from dataclasses import asdict, dataclass, fields
 
-from rl.config import PRESETS, Config, to_flag
+from rl.config import PRESETS, Config
+from rl.config_checks import to_flag
 from rl.report.figures import format_number
 from rl.report.runs import RunRecord
 from rl.resume import FREE_ON_RESUME
