@@ -25,7 +25,7 @@ from rl.config import Config
 from rl.config_checks import check_judge
 from rl.distributed import pick_device
 from rl.evaluation import differences, tables
-from rl.evaluation.answer_records import OutputFolder
+from rl.evaluation.answer_records import OutputFolder, open_next_to
 from rl.evaluation.judges import ASKED
 from rl.evaluation.loading import LoadedModel, load_for_asking
 from rl.evaluation.methods import Answerer, Decoding, parse_methods
@@ -35,6 +35,7 @@ from rl.judges import judge_identity, make_scorers
 from rl.records import Completion, Request
 from rl.run_folder import write_whole
 from rl.sampler import Sampler
+from rl.terminal import Parser
 from rl.user_errors import one_line_errors
 
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
@@ -45,7 +46,7 @@ def slots(text: str) -> int | str:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="evaluate.py", description="Ask a model with both prompts, or run benchmarks on it.", allow_abbrev=False
     )
     parser.add_argument("--model", help="run folder, checkpoint folder or hub id")
@@ -71,7 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--judge-model", help="name of the model on the judge's server")
     group.add_argument("--judge-extra-body", help="JSON merged into each request to the judge's server")
     group.add_argument("--max-slots", type=slots, default="auto", help="sequences decoded at once (default: auto, what fits)")
-    group.add_argument("--out", metavar="DIR", help="records and tables go here; default: runs/evaluations/NAME of the model")
+    group.add_argument("--out", metavar="DIR", help="records and tables go here; default: runs/evaluations/NAME")
     group.add_argument(
         "--compare", metavar="paper|MODEL", help="the paper's figures below ours: of this model, or of the named"
     )
@@ -146,12 +147,8 @@ def mark_refinements(text: str, colours: bool) -> str:
     return text.replace("<refine>", f"{COLOUR}<refine>").replace("</refine>", f"</refine>{PLAIN}") + PLAIN
 
 
-def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
-    """Answer, score, and write records and tables.
-
-    Returns:
-        The output folder.
-    """
+def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
+    """Answer, score, and write records and tables."""
     benchmarks = parse_benchmarks(given.benchmarks)
     methods = parse_methods(given.methods or f"vanilla,{'pasr' if loaded.is_trained_here else 'pasr-prompt'}")
     trained = {"pasr", "pasr-ift"} & {method.name for method in methods}
@@ -159,8 +156,7 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
         print(f"note: {given.model} holds no prompts of a training run; is it trained? Its row is called {', '.join(trained)}")
     compare = paper_model(given.compare, given.model) if given.compare else None
     items = {b.name: load_benchmark(b, given.data_dir, limit=given.limit, seed=given.seed) for b in benchmarks}
-    path = Path(given.out) if given.out else Path("runs") / "evaluations" / Path(given.model).name
-    judge = judge_config(given, path)
+    judge = judge_config(given, Path())
     decoding = Decoding(
         given.temperature, given.top_p, given.samples, given.max_new_tokens, given.seed, given.max_slots, given.paper_decoding
     )
@@ -179,8 +175,10 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
         "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
         "data": {name: digest(rows) for name, rows in items.items()},
     }
-    with closing(OutputFolder(path, settings)) as out:
-        judges = make_scorers(judge, ASKED, (loaded.model, loaded.tokenizer), pick_device(given.device), tried="open")
+    place = Path("runs") / "evaluations" / Path(given.model).name
+    with closing(OutputFolder(Path(given.out), settings) if given.out else open_next_to(place, settings)) as out:
+        judge, own = judge_config(given, out.path), (loaded.model, loaded.tokenizer)
+        judges = make_scorers(judge, ASKED, own, pick_device(given.device), tried="open")
         context = loaded.model.config.max_position_embeddings
         answerer = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, context, decoding)
         for benchmark in benchmarks:
@@ -188,10 +186,9 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> Path:
                 run_benchmark(answerer, benchmark, items[benchmark.name], method, out, judges)
         for scorer in judges.values():
             scorer.close()
-        table = tables.build([path], compare)
-        tables.save(table, path)
-    print(f"{tables.terminal(table)}\n\nwritten to {path}: records/, table.md, table.csv, table.json")
-    return path
+        table = tables.build([out.path], compare)
+        tables.save(table, out.path)
+    print(f"{tables.terminal(table)}\n\nwritten to {out.path}: records/, table.md, table.csv, table.json")
 
 
 def show_differences(given: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from rl import demo
 from rl.checkpoint import save_checkpoint
 from rl.clock import Clock
 from rl.config import Config, parse_config
-from rl.distributed import gather, is_main, leave, one_voice, pick_device, process_group
+from rl.distributed import gather, is_main, leave, one_voice, pick_device, process_group, say_once
 from rl.evaluation.session import evaluate_step, evaluate_task, is_evaluated
 from rl.journal import Journal
 from rl.judging import JudgeUnavailable
@@ -31,7 +31,7 @@ from rl.setup import Session, open_session
 from rl.signals import StopSignals
 from rl.user_errors import one_line_errors
 
-BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
+BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar:4}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
 
 
 def train(session: Session) -> bool:
@@ -68,7 +68,7 @@ def train(session: Session) -> bool:
 
 
 def progress_bar(first_step: int, steps: int) -> tqdm:
-    shape = dict(desc="PASR", initial=first_step, total=steps, bar_format=BAR_FORMAT)
+    shape = dict(initial=first_step, total=steps, bar_format=BAR_FORMAT)
     return tqdm(range(first_step, steps), **shape, disable=not is_main())
 
 
@@ -106,7 +106,7 @@ def how_to_go_on(run: Path) -> str:
 
 def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
     bar.set_postfix_str(
-        f"reward {metrics['reward']:.2f}, accuracy {metrics['pasr/refined_accuracy']:.2f} "
+        f"reward {metrics['reward']:.2f}, acc {metrics['pasr/refined_accuracy']:.2f} "
         f"(plain {metrics.get('pasr/plain_accuracy', float('nan')):.2f}), "
         f"refining {metrics['pasr/refine_frac']:.0%}, {metrics['perf/rollout_tokens_per_s']:.0f} tok/s"
     )
@@ -136,6 +136,8 @@ def run_real(session: Session) -> dict | None:
         run.log(0, {"num_tokens": 0} | before)
     if not train(session):
         return None
+    if best.step == 0:
+        print(f"no step was better than the initial model by {best.metric}: there is no checkpoint of the best")
     chosen = {"best": {"metric": best.metric, "step": best.step, "value": best.value}} if best.metric else {}
     return {"last": run.read_metrics()[-1]} | chosen
 
@@ -173,4 +175,8 @@ def run_training(config: Config, begin: tuple[float, float]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    try:
+        leave(main())
+    except KeyboardInterrupt:  # while training it would have been a stop signal
+        say_once("interrupted before there was anything to save")
+        leave(130)

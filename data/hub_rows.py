@@ -30,7 +30,7 @@ class HubSplit:
         try:
             file = hf_hub_download(self.repository, name, repo_type="dataset", revision=REVISION)
         except (OSError, ValueError) as error:  # every error of the hub and its connection is one of these
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise ValueError(
                 f"{self} is not in the hub's cache and could not be downloaded: {reason}. Without network, give a folder of "
                 "files with --data-dir; a data set with terms of use needs them accepted on its page, and HF_TOKEN set"

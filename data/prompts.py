@@ -26,6 +26,7 @@ PLAIN_PROMPT = "You are a helpful assistant. Do the task the user gives you."
 
 PROMPTS_FILE = "prompts.json"
 MODES = ("refine", "plain")
+SMALL_VOCABULARY = 100  # tokens; all that such a tokenizer knows can be said in a message
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,9 @@ class PromptRenderer:
             raise ValueError(f"the question {question[:80]!r} is no valid Unicode: half of a surrogate pair") from error
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
-            raise ValueError(f"the tokenizer of this model cannot represent the question {question[:80]!r}")
+            known = "".join(sorted(token for token in self.tokenizer.get_vocab() if len(token) == 1))
+            hint = f"; it knows only {known}" if len(self.tokenizer) < SMALL_VOCABULARY else ""
+            raise ValueError(f"the tokenizer of this model cannot represent the question {question[:80]!r}{hint}")
         return ids
 
     def decode(self, ids: list[int]) -> str:

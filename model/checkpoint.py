@@ -39,10 +39,12 @@ def resolve_checkpoint(path_or_hub_id: str | Path, revision: str | None = None) 
     """The local folder of a checkpoint; a hub id is downloaded once, only the files that are needed, and then used offline.
 
     Raises:
-        ValueError: neither an existing folder nor of the form `owner/name`.
+        ValueError: neither a folder with a model nor of the form `owner/name`, or not to be had.
     """
     path = Path(path_or_hub_id)
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} holds no config.json, so it is no model's folder (of a run give runs/NAME)")
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)):
         raise ValueError(f"no model at {path_or_hub_id}: give an existing folder or a hub id such as Qwen/Qwen2.5-7B")

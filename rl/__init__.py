@@ -17,5 +17,5 @@ journal, metrics, clock            what a step leaves behind
 run_folder, wandb_mirror, report/  where it is written, and the page made of it
 demo, sft, ift, refinement_paths   the embedded task's warm start; PASR(+IFT)
 evaluation/, behaviour/            benchmarks, methods, tables; how a model refines
-terminal, user_errors              what a person reads
+terminal, user_errors              what a person reads and types
 """

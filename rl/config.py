@@ -11,6 +11,7 @@ from rewards.refine import REFINE_REWARDS, needs_baseline
 from rl.advantages import NORMS
 from rl.config_checks import DEMO_DATA, check, to_flag
 from rl.loss import AGGREGATIONS, KL_ESTIMATORS
+from rl.terminal import Parser
 
 
 def option(default, help: str):
@@ -182,7 +183,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
         ValueError: a value out of range, or values that do not fit together.
         SystemExit: unknown flag or unreadable value (exit code 2), or --help.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train.py",
         description="PASR: reinforcement learning of proactive self-refinement. Without --model: a demo on the embedded task.",
         allow_abbrev=False,

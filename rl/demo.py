@@ -157,9 +157,9 @@ ROWS = (
     ("accuracy, refine prompt, T = 1", "sampled/refined_accuracy"),
     ("P(refine | trial is wrong), T = 1", "sampled/p_refine_wrong"),
     ("P(refine | trial is right), T = 1", "sampled/p_refine_right"),
-    ("of refined answers: fixed", "sampled/fix_share"),
-    ("of refined answers: harmed", "sampled/harm_share"),
-    ("of refined answers: no change", "sampled/useless_share"),
+    ("of refined answers: fixed, T = 1", "sampled/fix_share"),
+    ("of refined answers: harmed, T = 1", "sampled/harm_share"),
+    ("of refined answers: no change, T = 1", "sampled/useless_share"),
     ("tokens per answer, T = 1", "sampled/tokens"),
 )
 

@@ -29,6 +29,7 @@ from rl.optim import adamw
 from rl.refinement_paths import Selection, collect_paths, describe_reasons, write_paths
 from rl.setup import find_source
 from rl.sft import Pair, train_supervised
+from rl.terminal import Parser, wrapped
 from rl.user_errors import one_line_errors
 
 
@@ -147,14 +148,14 @@ def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recip
     config = config_of(run)
     paths, dropped = collect_paths(run, selection)
     write_paths(paths, dropped, run, selection, out)
-    print(f"{len(paths)} good refinement paths in {out / 'paths.jsonl'}; left out: {describe_reasons(dropped)}")
+    print(wrapped(f"{len(paths)} good refinement paths in {out / 'paths.jsonl'}; left out: {describe_reasons(dropped)}"))
     source = resolve_checkpoint(newest_model(Path(model))) if model else find_source(config)
     newest = newest_model(run)
     prompts = load_prompts(None, newest) if newest != run else load_prompts(config.prompts, source)
     tokenizer = load_tokenizer(source)
     renderer = PromptRenderer(tokenizer, prompts)
     pairs, how = to_pairs(paths, renderer, stop_ids(source, tokenizer))
-    print(", ".join(f"{count} {name}" for name, count in how.items() if count))
+    print("their tokens: " + ", ".join(f"{count} {name}" for name, count in how.items() if count))
     if not pairs:
         raise ValueError(f"the tokenizer of {source} can write none of the {len(paths)} paths; choose another --model")
     print(f"fine-tuning {source} with the refine prompt on {sum(len(response) for _, response in pairs)} tokens")
@@ -165,7 +166,7 @@ def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recip
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rl.sft", description="PASR(+IFT).", allow_abbrev=False)
+    parser = Parser(prog="python -m rl.sft", description="PASR(+IFT).", allow_abbrev=False)
     parser.add_argument("--from-rollouts", type=Path, required=True, metavar="RUN", help="run folder of train.py")
     parser.add_argument("--model", help="folder, run folder or hub id to fine-tune (default: what the run began with)")
     parser.add_argument("--out", type=Path, help="where model and data go (default: RUN/ift)")

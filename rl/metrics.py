@@ -11,7 +11,7 @@ from rewards.format import (
     parse_response,
     refines_inside_think,
 )
-from rewards.refine import needs_baseline
+from rewards.refine import refine_reward
 from rl.config import Config
 from rl.records import Group, Sample
 
@@ -89,6 +89,7 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
         "pasr/refine_count": mean(sample.refinements for sample in samples),
         "pasr/refined_accuracy": mean(sample.accuracy for sample in scored),
         "pasr/allfail_group_frac": mean(not any(scores) for scores in known if scores),
+        "pasr/wellformed": mean(sample.format == 1.0 for sample in samples),
         "pasr/format_c1": mean(has_both_pairs(sample.text) for sample in samples),
         "pasr/format_c2": mean(refines_inside_think(sample.text) for sample in samples),
         "pasr/format_c3": mean(keeps_order(sample.text) for sample in samples),
@@ -97,9 +98,14 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
     metrics["pasr/noop_refine_frac"] = mean(changes_nothing(response) for response in responses)
     if baselines:
         metrics["pasr/plain_accuracy"] = mean(baselines)
-    if needs_baseline(config.refine_reward):
+        outcomes = [
+            refine_reward(sample.accuracy, group.baseline, zeta=config.zeta, refined=True)  # whatever is paid for it
+            for group in groups
+            for sample in group.refine_samples
+            if group.baseline is not None and sample.accuracy is not None and sample.refinements
+        ]
         for name, value in (("win", 1.0), ("tie", -0.5), ("loss", -1.0)):
-            metrics[f"pasr/{name}"] = mean(sample.refine == value for sample in refined)
+            metrics[f"pasr/{name}"] = mean(outcome == value for outcome in outcomes)
     return metrics
 
 

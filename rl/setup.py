@@ -107,7 +107,8 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     from_main(lambda: run.accept(config, None if rollout.baselines is None else rollout.baselines.path.name))
     run.keep_prompts(described)
     if config.resume != "never":
-        print(f"going on after step {first_step}" + (f", from {checkpoint}" if checkpoint else ": no checkpoint yet"))
+        whence = f", from {checkpoint}" if checkpoint else f": no checkpoint yet in {run.path}"
+        print(f"going on after step {first_step}{whence}")
     stream, best = ExampleStream(examples, config.seed), BestStep(config.keep_best, run.read_metrics())
     return Session(config, run, source, renderer, stream, updater, rollout, first_step, evaluation, best)
 

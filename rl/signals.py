@@ -44,6 +44,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            print("\nleft at once: what was done since the newest checkpoint is done again with --resume auto", flush=True)
             raise SystemExit(128 + number)
         self.received = signal.Signals(number).name
         print(f"\n{self.received}: finishing this step and saving; once more to leave at once", flush=True)

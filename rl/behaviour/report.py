@@ -29,7 +29,7 @@ def percent(of: dict) -> str:
     if not of["of"]:
         return "none to count"
     share, low, high = (100 * of[name] for name in ("share", "low", "high"))
-    return f"{share:.1f} % ({of['count']} of {of['of']}, {low:.0f}-{high:.0f} %)"
+    return f"{share:.1f} % ({of['count']} of {of['of']}, {low:.1f}-{high:.1f} %)"
 
 
 def summary(analysis: dict) -> str:
@@ -39,7 +39,8 @@ def summary(analysis: dict) -> str:
     lines += [
         "",
         "Shares with their counts and 95 % Wilson intervals (several samples of a question are not",
-        "independent).",
+        "independent). The paper's figures are of its own model and tasks: 384 answers (coherence and",
+        "alignment: 300), compared with the base model's plain answers.",
         "",
     ]
     for part in (_transitions, _whether, _when, _effect):
@@ -53,11 +54,11 @@ def summary(analysis: dict) -> str:
 
 
 def _table(title: str, rows: list[tuple[str, dict]], paper: dict[str, float] | None = None) -> list[str]:
-    head = [f"| {title:<36} | {'share':<34} |" + (" paper |" if paper else "")]
+    head = [f"| {title:<36} | {'share':<38} |" + (" paper |" if paper else "")]
     head.append("|---|---|" + ("---|" if paper else ""))
     names = list(paper or {})
     for n, (label, value) in enumerate(rows):
-        line = f"| {label:<36} | {percent(value):<34} |"
+        line = f"| {label:<36} | {percent(value):<38} |"
         head.append(line + (f" {paper[names[n]]:>4.0%}  |" if paper else ""))
     return head
 

@@ -7,6 +7,7 @@ OUT/records/BENCHMARK.METHOD.jsonl       every answer with its turns and scores
 import fcntl
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 
 from rl.run_folder import write_whole
@@ -95,6 +96,10 @@ class RecordFile:
         write_whole(self.path, "".join(lines))
 
 
+class OtherSettingsError(ValueError):
+    """A folder holds answers made with other settings."""
+
+
 class OutputFolder:
     """The folder of one evaluation of one model, held by this process.
 
@@ -103,7 +108,8 @@ class OutputFolder:
         settings: everything an answer depends on, JSON. `benchmarks` and `data` are dictionaries by benchmark.
 
     Raises:
-        ValueError: the folder holds answers made with other settings, or belongs to another process, or cannot be written.
+        OtherSettingsError: the folder holds answers made with other settings.
+        ValueError: it belongs to another process, or cannot be written.
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
@@ -125,6 +131,16 @@ class OutputFolder:
 
     def close(self) -> None:
         self._lock.close()
+
+
+def open_next_to(path: Path, settings: dict) -> OutputFolder:
+    """The folder `path`, or the first of path-2, path-3, ... that is new or holds answers made with these settings."""
+    for number in count(1):
+        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            return OutputFolder(candidate, settings)
+        except OtherSettingsError:
+            print(f"{candidate} holds answers made with other settings: taking another folder")
 
 
 def load_settings(path: Path) -> dict:
@@ -153,6 +169,8 @@ def _joined(saved: dict, now: dict, path: Path) -> dict:
     if saved.get("judge") and now["judge"] and saved["judge"] != now["judge"]:
         differences.append(f"judge was {saved['judge']}, is {now['judge']}")
     if differences:
-        raise ValueError(f"{path} holds answers made with other settings: {'; '.join(differences)}. Choose another --out")
+        raise OtherSettingsError(
+            f"{path} holds answers made with other settings: {'; '.join(differences)}. Choose another --out"
+        )
     joined = now | {name: saved.get(name, {}) | now[name] for name in ("benchmarks", "data")}
     return joined | {"judge": now["judge"] or saved.get("judge")}

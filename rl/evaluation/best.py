@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from rl.checkpoint import checkpoint_folder
 from rl.distributed import main_only
 from rl.run_folder import write_whole
 
@@ -39,7 +40,8 @@ class BestStep:
 
     @main_only
     def save(self, run: Path) -> None:
-        """Write best.json: metric, step and value, for whoever looks for the checkpoint."""
+        """Write best.json: metric, step, value and the checkpoint, which is null of the initial model."""
         if self.step is not None:
-            content = {"metric": self.metric, "step": self.step, "value": self.value}
+            folder = checkpoint_folder(run, self.step).relative_to(run) if self.step else None
+            content = {"metric": self.metric, "step": self.step, "value": self.value, "checkpoint": folder and str(folder)}
             write_whole(run / BEST_FILE, json.dumps(content, indent=2) + "\n")

@@ -76,7 +76,9 @@ class Plan:
         """Where it does not fit."""
         phase = max(self.sums, key=self.sums.get)
         if not self.fits_gpu:
-            return f"{phase} needs {gib(self.sums[phase])} of {gib(self.machine.gpu_bytes)} on a GPU"
+            where = "on a GPU" if self.machine.device == "cuda" else "in a process"
+            room = f"{gib(self.usable)} {where}" + (f" ({self.reserve:.0%} stay free)" if self.reserve else "")
+            return f"{phase} needs {gib(self.sums[phase])} of {room}"
         return f"a node needs {gib(self.host)} of host memory, it has {gib(self.machine.host_bytes)}"
 
 

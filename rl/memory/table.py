@@ -13,7 +13,7 @@ from rl.config import Config
 from rl.distributed import pick_device, world_size
 from rl.memory.choice import Plan, check_memory, decide, describe_misfit, smallest_change, this_machine
 from rl.memory.plan import GIB, ITEMS, PHASES, Machine, Shapes, sampled_at_once, shares_weights
-from rl.terminal import gib, gigabytes, wrapped
+from rl.terminal import count, gib, gigabytes, wrapped
 
 
 def read_model_config(path_or_hub_id: str, revision: str | None = None) -> ModelConfig:
@@ -88,8 +88,8 @@ def heading(plan: Plan, name: str) -> list[str]:
     return [
         f"{name}: {plan.shapes.parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} layers, "
         f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",
-        f"{machine.gpus} {kind}{'s' * (machine.gpus > 1)} of {gib(machine.gpu_bytes)}{where}",
-        f"{config.questions_per_step} questions a step, {config.group_size} + {config.plain_samples} answers of up to "
+        f"{count(machine.gpus, kind)} of {gib(machine.gpu_bytes)}{where}",
+        f"{count(config.questions_per_step, 'question')} a step, {config.group_size} + {config.plain_samples} answers of up to "
         f"{config.max_new_tokens:,} tokens, prompts of up to {config.max_prompt_tokens:,}",
     ]
 
@@ -106,7 +106,8 @@ def table_lines(plan: Plan) -> list[str]:
         f"{'GiB on each ' + ('GPU' if plan.machine.device == 'cuda' else 'CPU'):<18}" + "".join(f"{p:>12}" for p in PHASES),
         *(line(name, values) for name, values in rows.items() if any(values)),
         line("sum", sums),
-        line("left", [plan.machine.gpu_bytes - total for total in sums]),
+        *([line(f"{plan.reserve:.0%} kept free", [plan.machine.gpu_bytes * plan.reserve] * len(sums))] if plan.reserve else []),
+        line("left", [plan.usable - total for total in sums]),
     ]
 
 

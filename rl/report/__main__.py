@@ -1,16 +1,14 @@
 """The command line of the report: see `python -m rl.report --help`."""
 
-import argparse
 import sys
 
 from rl.report.page import write_report
 from rl.report.picture import draw_picture
+from rl.terminal import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m rl.report", description="Report of a run, or of several side by side.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m rl.report", description="Report of a run, or of several side by side.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="runs/NAME", help="run folders")
     parser.add_argument("--out", metavar="FILE", help="where to; default: report.html in the folder of a single run, else here")
     parser.add_argument("--figure", metavar="FILE", help="draw the result of one run as a picture (svg, png, pdf) instead")

@@ -101,6 +101,7 @@ SECTIONS = (
             _chart(
                 "Well-formed responses",
                 "Shares that meet the conditions of Eq. 4: both pairs, refinements inside thinking, order.",
+                ("all three", "pasr/wellformed"),
                 ("C1", "pasr/format_c1"),
                 ("C2", "pasr/format_c2"),
                 ("C3", "pasr/format_c3"),

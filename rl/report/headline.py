@@ -36,7 +36,7 @@ QUANTITIES = (
     Quantity("Responses that refine", "sampled/refine_rate", "pasr/refine_frac"),
     Quantity("Refined responses that win", "", "pasr/win"),
     Quantity("Tokens per response", "sampled/tokens", "completions/mean_length"),
-    Quantity("Well formed", "sampled/wellformed", "pasr/format_c1"),
+    Quantity("Well formed", "sampled/wellformed", "pasr/wellformed"),
     Quantity("Reward", "", "reward"),
 )
 

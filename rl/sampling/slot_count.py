@@ -60,7 +60,7 @@ def slots_that_fit(model: Transformer, requests: list[Request], *, pack: bool = 
         raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")
     rounded = fitting // ROUND_TO * ROUND_TO or fitting  # a little more or less free memory should not change the batch
     slots = min(rounded, MOST_SLOTS)
-    return slots, wrapped(f"{line}, {slots} are used at once")
+    return slots, wrapped(f"{line}, at most {slots} are used at once")
 
 
 def draw_bytes(config: ModelConfig, new_tokens: int) -> int:
