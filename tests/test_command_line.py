@@ -14,6 +14,7 @@ from conftest import (
     needs_tokenizers,
     pay_for_length,
     run_command,
+    run_here,
     without_costs,
     write_questions,
     write_task_folder,
@@ -77,7 +78,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
         assert {"sampled/p_refine_wrong", "sampled/p_refine_right", "sampled/fix_share"} <= set(summary[part])
 
 
-def test_resumed_run_equals_an_uninterrupted_one(demo_run, runs):
+def test_resumed_run_equals_an_uninterrupted_one(demo_run, runs, no_report):
     """Bug guarded: an optimizer, a data position or a version that is not restored. Metrics are equal to the last bit."""
     arguments = [*DEMO[1:], "--runs-dir", str(runs), "--run", "cut", "--save-every", "2", "--keep", "9", "--steps", "4"]
     assert main(arguments) == 0
@@ -113,7 +114,7 @@ def test_checkpoint_loads_in_transformers(demo_run):
 
 
 def test_asking_a_trained_model(demo_run, capsys):
-    done = run_command("evaluate.py", "--model", str(demo_run), "--ask", "274/39", "--max-new-tokens", "30")
+    done = run_here("evaluate.py", "--model", str(demo_run), "--ask", "274/39", "--max-new-tokens", "30")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("refine prompt")
     assert "\nplain prompt" in done.stdout

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SHARED, run_command
+from conftest import SHARED, run_command, run_here
 
 import data.evol_instruct
 from data.cleaning import CleaningRules, clean
@@ -155,11 +155,11 @@ def test_command_line_shows_what_was_removed(tmp_path):
     """Bug guarded: the command line of the module does not run."""
     source = write(tmp_path / "in.json", [*ROWS, {"instruction": "@@@", "output": "x"}])
     command = ["-m", "data.evol_instruct", "--source", str(source), "--out", str(tmp_path / "out")]
-    result = run_command(*command, "--show-removed", "2", "--rare-query-share", "0.4")
+    result = run_here(*command, "--show-removed", "2", "--rare-query-share", "0.4")
     assert result.returncode == 0, result.stderr
     assert "rubbish: 1 removed" in result.stdout
     assert "Q: '@@@'" in result.stdout
-    bad = run_command(*command, "--rare-query-share", "11")
+    bad = run_here(*command, "--rare-query-share", "11")
     assert bad.returncode == 1
     assert "a share from 0 to 1" in bad.stderr
 

@@ -85,13 +85,13 @@ def test_nothing_asked_is_nothing_missing():
     assert ScoreBoard(RuleScorer(), 0.0, 0.0).collect() == {}
 
 
-def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place, whole, monkeypatch, capsys):
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place, monkeypatch, capsys):
     """Bug guarded: steps lost, or trained on nothing, while the judge is down."""
     rules, down = RuleScorer, [True]
     per_step = 2 * (4 + 2)
     monkeypatch.setattr(rl.judges, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
-    monkeypatch.setattr(rl.judges, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
     arguments = flags(place, "down", "--judge-patience", "7")
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
@@ -161,8 +161,9 @@ def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
     return lines_of(runs / "served/metrics.jsonl")
 
 
+@pytest.mark.usefixtures("reward_for_length", "no_report")
 @pytest.mark.slow
-def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(place, whole, monkeypatch, tmp_path, capsys):
+def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(place, monkeypatch, tmp_path, capsys):
     """Bug guarded: a score lost, invented or given to another answer when three calls in ten fail and one in ten is slow."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
     monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.01))
@@ -185,9 +186,10 @@ def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(pla
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("reward_for_length", "no_report")
 @pytest.mark.slow
 def test_a_server_that_is_down_from_step_5_stops_the_run_which_goes_on_when_it_is_back(
-    place, whole, monkeypatch, tmp_path, capsys, pauses
+    place, monkeypatch, tmp_path, capsys, pauses
 ):
     """Bug guarded: training on while nobody judges; a resumed run that differs from one whose server never failed."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")

@@ -80,7 +80,7 @@ def write_run(path, *, steps=3, responses=None, config=None, evaluated=()):
 def test_a_run_writes_its_report(place, reward_for_length, more):
     """Bug guarded: a page that forgets a curve the run has recorded, or needs the network; runs without plain answers."""
     name = "reported" + "".join(more)
-    assert train.main(flags(place, name, *more)) == 0
+    assert train.main(flags(place, name, "--save-every", "4", *more)) == 0
     run = place / "runs" / name
     page, recorded = Page(run / "report.html"), set(lines_of(run / "metrics.jsonl")[0])
     charts = [c for s in SECTIONS for c in s.charts if recorded & {series.metric for series in c.series}]

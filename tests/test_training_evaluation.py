@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import STEPS, flags, lines_of, place, reward_for_length  # noqa: F401 - fixtures
+from conftest import STEPS, flags, lines_of
 from reader import write_rows
 
 import rl.evaluation.while_training
@@ -19,16 +19,16 @@ from rl.evaluation.division import Evaluation
 from rl.evaluation.while_training import TrainingEvaluation
 
 
-def own(place, count: int = 5) -> str:  # noqa: F811
+def own(place, count: int = 5) -> str:
     rows = [{"question": e.question, "answer": e.reference} for e in load_split(held_out=True)[3 : 3 + count]]
     return f"own={write_rows(place / 'own.jsonl', rows)}:number"
 
 
-def evaluated(place, run: str, *more: str) -> list[str]:  # noqa: F811
+def evaluated(place, run: str, *more: str) -> list[str]:
     return flags(place, run, "--eval-benchmarks", own(place), "--eval-every", "3", *more)
 
 
-def make(place, **changes) -> TrainingEvaluation:  # noqa: F811
+def make(place, **changes) -> TrainingEvaluation:
     folder = place / "model"
     config = Config(**{**PRESETS["default"], "eval_benchmarks": own(place), "model": str(folder), **changes})
     return TrainingEvaluation(config, PromptRenderer(load_tokenizer(folder), load_prompts(None, folder)))
@@ -45,8 +45,8 @@ def pretend(patch, values: dict[int, float]) -> None:
     patch.setattr(rl.evaluation.while_training.TrainingEvaluation, "run", run)
 
 
-@pytest.mark.usefixtures("reward_for_length")
-def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):  # noqa: F811
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):
     """Bug guarded: no figure of the untrained model, an evaluation that changes the training, questions trained on."""
     assert train.main(evaluated(place, "with")) == 0
     shown = capsys.readouterr().out
@@ -69,8 +69,8 @@ def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):  # noq
     assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.usefixtures("reward_for_length")
-def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch):  # noqa: F811
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch):
     """Bug guarded: the best checkpoint pruned, forgotten when resumed, or never saved because no save was due."""
     pretend(monkeypatch, {0: 0.1, 3: 0.9, 6: 0.4, 8: 0.5, 9: 0.6, 10: 0.7})
     best = ("--keep", "1", "--save-every", "4", "--keep-best", "eval/own/pasr/accuracy")
@@ -85,8 +85,8 @@ def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch): 
     assert json.loads((run / "best.json").read_text())["step"] == 3
 
 
-@pytest.mark.usefixtures("reward_for_length")
-def test_a_new_best_replaces_the_old(place, monkeypatch):  # noqa: F811
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_a_new_best_replaces_the_old(place, monkeypatch):
     pretend(monkeypatch, {0: 0.1, 3: 0.2, 6: 0.3, 8: 0.1})
     assert (
         train.main(evaluated(place, "better", "--keep", "1", "--save-every", "0", "--keep-best", "eval/own/pasr/accuracy")) == 0
@@ -104,7 +104,7 @@ def test_best_step():
     assert not BestStep(None).update(1, {"m": 1.0})
 
 
-def test_held_out_by_question(place):  # noqa: F811
+def test_held_out_by_question(place):
     evaluation = make(place)
     asked = evaluation.items[0][1].question
     kept = evaluation.hold_out([Example("a", f"  {asked} ", "1"), Example("b", "999/99", "10")])
@@ -113,7 +113,7 @@ def test_held_out_by_question(place):  # noqa: F811
         evaluation.hold_out([Example("a", asked, "1")])
 
 
-def test_what_cannot_be_asked_is_said(place, capsys):  # noqa: F811
+def test_what_cannot_be_asked_is_said(place, capsys):
     mixed = write_rows(place / "mixed.jsonl", [{"question": "12/5", "answer": 2}, {"question": "twelve?", "answer": 2}])
     assert len(make(place, eval_benchmarks=f"mixed={mixed}:number").items) == 1
     assert "1 of 2 questions of mixed" in capsys.readouterr().out
