@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from rewards import mathematics
 from rewards.accuracy import score_benchmark, score_by_rule
 from rewards.format import answer_body, plain_answer
 
@@ -108,8 +109,10 @@ LATEX = [
 
 
 @pytest.mark.parametrize(("text", "reference", "right"), NUMBERS)
-def test_numbers(text, reference, right):
+def test_numbers(text, reference, right, monkeypatch):
     """Bug guarded: a number that is denied, one of several, or a part of another one, that counts as the answer."""
+    if "9^{9" in text:  # it never ends
+        monkeypatch.setattr(mathematics, "SECONDS", 1)
     assert score_benchmark("number", text, (reference,))[1] == float(right)
 
 
