@@ -134,6 +134,20 @@ def test_transitions_counted_by_hand():
     assert "judge" not in found
 
 
+def test_how_many_when_and_what_cannot_be_told():
+    """Bug guarded: two refinements counted as many, a late one in an early bin, answers in words counted as compared."""
+    words, one = response("It is Rome <refine>no</refine>", "Paris"), "<refine>r</refine>"
+    texts = [response("7"), words, response(f"7{one}7{one}"), response(f"7{one}7{one}8{one}"), response(f"7{one * 4}")]
+    found = analyse_answers([], [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)])
+    counts = {name: value["count"] for name, value in found["whether"]["refinements"].items()}
+    assert counts == {"0": 1, "1": 1, "2": 1, "3+": 2}
+    assert found["effect"]["not_comparable"] == 1
+    assert sum(value["count"] for value in found["effect"]["answer"].values()) == 3
+    text = response("a" * 860 + one + "b" * 20)
+    assert 0.9 < find_refinements(text)[0].begin < 1.0
+    assert analyse_answers([], [answer_of("a", text, 1.0)])["when"]["bins"] == [0] * 9 + [1]
+
+
 def record(benchmark: str, id: str, text: str, rule: float | None, judge: float | None = None) -> dict:
     turns = [{"prompt": "p", "response": text, "tokens": 9, "finish_reason": "stop"}]
     scores = {"rule": rule, "judge": judge}

@@ -8,7 +8,7 @@ from test_behaviour import answer_of, response
 from test_local_judge import character_tokenizer
 
 from rewards.behaviour_prompt import INSTRUCTIONS, KINDS, option_of, option_score, parse_option
-from rewards.judge import Judgement
+from rewards.judge import Judgement, RuleScorer
 from rewards.judge_prompt import check_template
 from rl.behaviour.judge import ASKED, TRIED, behaviour_items
 from rl.behaviour.measures import analyse as analyse_answers
@@ -81,6 +81,30 @@ def test_judged_by_a_server(tmp_path, capsys):
     assert found["kind"]["shares"]["task alignment"]["of"] == 6
     assert len(server.asked) == len(CASES) + 24 + 4, "what could not be read is asked again, nothing else"
     assert "WARNING: this judge does not tell right answers" in capsys.readouterr().out
+
+
+class KeepsItems(RuleScorer):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = []
+
+    def submit(self, item):
+        self.items.append(item)
+        return super().submit(item)
+
+
+def test_a_part_of_the_refinements_is_judged():
+    """Bug guarded: a limit that is not one, or takes the head of a sorted file; other items in every analysis."""
+    refined = [answer_of(str(n), response(f"{n}<refine>more {n}</refine>", str(n)), 1.0) for n in range(20)]
+    asked = []
+    for answers in (refined, refined[::-1]):
+        scorers = {name: KeepsItems() for name in ASKED}
+        found = analyse_answers([], answers, scorers=scorers, judge_limit=5)["judge"]["kind"]
+        assert (found["there_are"], found["asked"]) == (20, 5)
+        asked.append(scorers["kind"].items)
+    assert asked[0] == asked[1] != [Judgement(f"question {n}", str(n), f"more {n}") for n in range(5)]
 
 
 def test_local_judge_reads_letters(family):

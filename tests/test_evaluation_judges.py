@@ -103,21 +103,26 @@ def test_the_model_itself_can_judge(tmp_path, capsys):
 
 def test_answers_that_other_rules_have_scored_are_scored_anew(sums, tmp_path, monkeypatch, capsys):
     """Bug guarded: a rule is changed, and half of a table is still by the old one; or every answer is drawn again for it."""
-    scripted(monkeypatch, lambda prompt, sample: "Answer: 1")
-    judge = FakeJudge()
-    assert [r.scores["rule"] for r in run(sums, tmp_path / "out", judges={"open": judge})] == [1.0] + [0.0] * 5
-    judged = [r.scores["judge"] for r in run(sums, tmp_path / "out")]
+    twice = {"temperature": 1.0, "samples": 2}
+    scripted(monkeypatch, lambda prompt, sample: f"Answer: {1 + sample}")
+    first = run(sums, tmp_path / "out", judges={"open": FakeJudge()}, **twice)
+    assert [r.scores["rule"] for r in first] == [1.0, 0.0, 0.0, 1.0] + [0.0] * 8
+    judged = [r.scores["judge"] for r in first]
+    assert set(judged) == {0.0, 1.0}
     for module in (rl.evaluation.run, rl.evaluation.scores):
         monkeypatch.setattr(module, "rules_version", lambda: "later")
     assert evaluate.main(["--table", str(tmp_path / "out")]) == 0
-    assert "scored by other rules than today's (evaluate again): sums 6" in " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr(rl.evaluation.run, "score_benchmark", lambda *_: ("one", 0.5))
+    assert "scored by other rules than today's (evaluate again): sums 12" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(rl.evaluation.run, "score_benchmark", lambda kind, text, *_: (text, 0.5))
     scripted(monkeypatch, lambda prompt, sample: pytest.fail("drawn again"))
-    records = run(sums, tmp_path / "out")
-    assert [(r.answer, r.scores["rule"], r.rules) for r in records] == [("one", 0.5, "later")] * 6
+    records = run(sums, tmp_path / "out", **twice)
+    assert [(r.id, r.sample, r.answer) for r in records] == [
+        (f"sums-{i}", s, f"Answer: {1 + s}") for i in range(6) for s in (0, 1)
+    ]
+    assert {(r.scores["rule"], r.rules) for r in records} == {(0.5, "later")}
     assert [r.scores["judge"] for r in records] == judged
-    assert "6 answers that are there already are scored anew" in capsys.readouterr().out
-    run(sums, tmp_path / "out")
+    assert "12 answers that are there already are scored anew" in capsys.readouterr().out
+    run(sums, tmp_path / "out", **twice)
     assert "scored anew" not in capsys.readouterr().out, "once"
 
 

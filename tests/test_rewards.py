@@ -245,5 +245,6 @@ def test_a_change_of_any_rule_changes_the_version(monkeypatch):
     assert accuracy.rules_version.__wrapped__() != before
     monkeypatch.undo()
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "choices.py"))
-    assert accuracy.rules_version.__wrapped__() != before
+    for name in accuracy.SOURCES:
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
+        assert accuracy.rules_version.__wrapped__() != before, name

@@ -130,6 +130,12 @@ def test_an_answer_only_inside_thinking_is_none():
     assert score_benchmark("number", answer_body("it is 72"), ("72",)) == (None, 0.0)
 
 
+def test_what_is_kept_of_endless_answers():
+    """Bug guarded: a box of a megabyte, which is written down and parsed for each vote; an empty reference that dots equal."""
+    assert len(score_benchmark("math", r"\boxed{" + "a" * 5000 + "}", ("1",))[0]) == mathematics.LONGEST
+    assert mathematics.score_math(".", ("$$",)) == 0.0
+
+
 def test_mathematics_in_a_thread_is_refused():
     """Bug guarded: math-verify outside the main thread gives no error, parses nothing, and scores every answer 0."""
     errors = []

@@ -9,6 +9,8 @@ from reader import write_rows
 
 import rl.evaluation.while_training
 import train
+from data.benchmark_rows import BenchmarkItem
+from data.benchmarks import BENCHMARKS
 from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer
@@ -17,6 +19,7 @@ from rl.config import PRESETS, Config, parse_config
 from rl.evaluation.best import BestStep
 from rl.evaluation.division import Evaluation
 from rl.evaluation.while_training import TrainingEvaluation
+from rl.records import Completion
 
 
 def own(place, count: int = 5) -> str:
@@ -111,6 +114,42 @@ def test_held_out_by_question(place):
     assert [example.id for example in kept] == ["b"]
     with pytest.raises(ValueError, match="every training question"):
         evaluation.hold_out([Example("a", asked, "1")])
+
+
+def test_held_out_although_it_is_asked_with_an_instruction(place):
+    """Bug guarded: a benchmark's training questions trained on, because what is asked has an instruction behind it."""
+    evaluation = make(place)
+    gsm8k = BENCHMARKS["gsm8k"]
+    evaluation.items = [(gsm8k, BenchmarkItem("gsm8k-0", f"How many?\n\n{gsm8k.instruction}", ("1",)))]
+    kept = evaluation.hold_out([Example("a", "How many?", "1"), Example("b", "How much?", "1")])
+    assert [example.id for example in kept] == ["b"]
+
+
+class KeepsRequests:
+    """A sampler of meaningless answers, as long as the place of their request in the call."""
+
+    def generate(self, requests):
+        self.requests = requests
+        return [[Completion([5] * place, [0.0] * place, "stop")] for place, _ in enumerate(requests)]
+
+
+def test_two_benchmarks_with_two_prompts(place):
+    """Bug guarded: plain and refine prompt drawn with the same uniforms; an average that is a sum, or of one benchmark."""
+    other = write_rows(place / "other.jsonl", [{"question": "12/5", "answer": 2}, {"question": "99/8", "answer": 12}])
+    sampler, evaluation = KeepsRequests(), make(place, eval_benchmarks=f"{own(place)},other={other}:number")
+    metrics = evaluation.metrics(evaluation.records(evaluation.answer(sampler)))
+    assert len({request.seed_key for request in sampler.requests}) == 2 * (5 + 2)
+    tokens = {name: metrics[f"eval/{name}/tokens"] for name in ("own/vanilla", "other/vanilla", "own/pasr", "other/pasr")}
+    assert list(tokens.values()) == [2, 5.5, 9, 12.5]
+    assert (metrics["eval/average/vanilla/tokens"], metrics["eval/average/pasr/tokens"]) == (3.75, 10.75)
+
+
+def test_a_question_has_to_fit_with_both_prompts(place, monkeypatch):
+    """Bug guarded: a question that fits with the plain prompt, and is longer than allowed with the refine prompt."""
+    monkeypatch.setattr(PromptRenderer, "ids", lambda self, question, mode: [1] * (9 if mode == "refine" else 5))
+    assert make(place, max_prompt_tokens=9).items
+    with pytest.raises(ValueError, match="no question of own can be asked"):
+        make(place, max_prompt_tokens=8)
 
 
 def test_what_cannot_be_asked_is_said(place, capsys):
