@@ -8,7 +8,7 @@ import torch
 from conftest import make_model
 from samples import REWARDS, STOP, sampled_groups, update_config
 
-from rl.batch import denominator, make_minibatches, select_samples
+from rl.batch import denominator, make_dummy, make_minibatches, select_samples
 from rl.logprobs import token_logprobs
 from rl.records import Completion, Sample
 
@@ -67,6 +67,22 @@ def test_denominators_count_what_is_trained():
     assert denominator(part, replace(settings, aggregation="token")) == tokens
     assert denominator(part, replace(settings, aggregation="const")) == 3 * settings.max_new_tokens
     assert sum(s.advantage for s in groups[0].refine_samples) == pytest.approx(0, abs=1e-12)
+
+
+def test_rewards_that_hardly_differ_are_equal():
+    """Bug guarded: a group trained on the rounding of its rewards, which division by their spread makes large."""
+    groups = sampled_groups(make_model("qwen2"), [[1.0, 1.00005, 1.0, 1.0], [1.0, 1.001, 1.0, 1.0]])
+    assert len(select_samples(groups, update_config())) == 4
+    assert [group.dropped for group in groups] == ["equal rewards", ""]
+
+
+@pytest.mark.parametrize("aggregation", ["seq", "token", "const"])
+def test_a_dummy_counts_for_nothing(aggregation):
+    """Bug guarded: a rank without samples of its own that makes every gradient a little smaller."""
+    settings = update_config(aggregation=aggregation)
+    samples = select_samples(sampled_groups(make_model("qwen2"), REWARDS), settings)
+    (part,) = make_minibatches(samples, settings, 0, torch.device("cpu"))
+    assert denominator([*part, make_dummy(torch.device("cpu"))], settings) == denominator(part, settings)
 
 
 def test_truncated_responses_can_be_left_out():

@@ -14,7 +14,7 @@ import rl.rollout
 import train
 from rewards.format import changes_nothing, parse_response
 from rewards.http_judge import HttpJudge
-from rewards.judge import Judgement, RuleScorer
+from rewards.judge import RIGHT, Judgement, RuleScorer
 from rewards.total import reward_response
 from rl.checkpoint import complete_checkpoints
 from rl.config import parse_config
@@ -117,7 +117,7 @@ def test_the_gate_closes_where_no_answer_is_right():
     """Bug guarded: in groups that fail throughout, shaped rewards are noise of full size."""
     settings = ["--model", "m", "--data", "d", "--zeta", "0"]
     for flag, wanted in (([], [1.0, 1.0, 1.0, -0.5]), (["--gate-refine"], [0.0, 0.0, 1.0, -0.5])):
-        failed, mixed = group_of(0.2, 0.3), group_of(0.9, 0.0)
+        failed, mixed = group_of(0.2, 0.3), group_of(RIGHT, 0.0)
         assign_rewards([failed, mixed], parse_config([*settings, *flag]))
         assert [s.refine for s in failed.refine_samples + mixed.refine_samples] == wanted
 
@@ -127,6 +127,9 @@ def test_reward_weights():
     reward = reward_response(text, 0.5, 0.0, refine_mode="compare", zeta=0.0, weights=(2.0, 4.0, 8.0))
     assert reward.total == 2.0 + 2.0 + 8.0
     assert (reward.format, reward.accuracy, reward.refine) == (1.0, 0.5, 1.0), "the parts are logged unweighted"
+    group, flags = group_of(0.5), ["--format-weight", "2", "--accuracy-weight", "4", "--refine-weight", "8", "--zeta", "0"]
+    assign_rewards([group], parse_config(["--model", "m", "--data", "d", *flags]))
+    assert group.refine_samples[0].reward == 2.0 + 2.0 + 8.0
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Rollouts: prompts, sampler and rewards together, with judges that fail."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_model, write_task_folder
 from samples import GOOD, rollout_config, sample
 
+import rl.rollout
 from data.division import build_tokenizer, load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
@@ -15,7 +17,7 @@ from rl.baselines import BaselineCache
 from rl.batch import select_samples
 from rl.metrics import rollout_metrics
 from rl.records import Group
-from rl.rollout import Rollout, assign_rewards, judged_text
+from rl.rollout import Rollout, assign_rewards, judged_text, merge_stats
 from rl.sampler import Sampler
 from rl.weight_sync import make_sampler_model, sync_weights
 
@@ -145,20 +147,26 @@ def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
     model = make_model("qwen3", torch.float32, 5, vocab_size=len(build_tokenizer(Prompts())), num_hidden_layers=2)
     policy = Sampler(model, stop_ids=[1], max_slots=64, max_len=64)
     settings = rollout_config(plain_policy="reference")
-    calls = []
+    calls, stats = [], {}
 
-    def collect(step, folder):
+    def collect(step, folder, questions=QUESTIONS, scorer=None):
         generate = reference.generate
         spy = Sampler(reference.model, stop_ids=[1], max_slots=64, max_len=64)
         spy.generate = lambda requests, on_finish: calls.append(len(requests)) or generate(requests, on_finish=on_finish)
-        rollout = Rollout(settings, renderer, policy, RuleScorer(), spy, BaselineCache(folder, {"n": 3}))
-        return [group.baseline for group in rollout.collect(QUESTIONS, step)]
+        rollout = Rollout(settings, renderer, policy, scorer or RuleScorer(), spy, BaselineCache(folder, {"n": 3}))
+        found = [group.baseline for group in rollout.collect(questions, step)]
+        stats.update(rollout.judge_stats)
+        return found
 
     first = collect(0, tmp_path / "a")
     assert calls == [3]
     assert collect(1, tmp_path / "a") == first
     assert calls == [3]
-    assert collect(7, tmp_path / "b") == first, "a function of question and reference alone"
+    renamed = [replace(question, id=f"another {question.id}") for question in QUESTIONS]
+    assert collect(7, tmp_path / "b", renamed) == first, "a function of question and reference alone"
+    collect(0, tmp_path / "c", QUESTIONS[:1] * 2, ScriptedScorer([1.0] * 100))
+    assert stats["baseline/sampled"] == calls[-1] == 1, "a question that comes twice is sampled once"
+    assert stats["judge/calls"] == 0 < stats["baseline/judge_calls"], "all of the policy's answers are empty"
     assert BaselineCache(tmp_path / "a", {"n": 4}).get("", "") is None
     assert len(BaselineCache(tmp_path / "a", {"n": 4})) == 0, "another setting has other baselines"
     with next((tmp_path / "a").glob("*.jsonl")).open("a") as file:
@@ -170,6 +178,16 @@ def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
     again = BaselineCache(tmp_path / "a", {"n": 3})
     assert again.get("new", "1") == [1.0], "written behind a line that was cut off"
     assert cache.get("failed", "1") is again.get("failed", "1") is None, "to be tried again"
+
+
+def test_the_slowest_rank_is_waited_for(parts, monkeypatch):
+    """Bug guarded: the wait of a rank that had no judging to do; latencies added up over ranks, or calls not."""
+    stats = [{"judge/latency_p95": 1.0, "judge/calls": 2}, {"judge/latency_p95": 3.0, "judge/calls": 4}]
+    assert merge_stats(stats) == {"judge/latency_p95": 3.0, "judge/calls": 6}
+    monkeypatch.setattr(rl.rollout, "gather", lambda here: [(9.0, here[1]), here])
+    rollout = Rollout(rollout_config(), *parts, RuleScorer())
+    rollout.collect(QUESTIONS[:1], 0)
+    assert rollout.metrics["time/judge_wait"] == 9.0
 
 
 def test_seed_and_place_decide_the_samples(parts):
