@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -182,6 +183,8 @@ def start_child(arguments: list[str], patch=None) -> int:
             code = train.main(arguments)
         except SystemExit as ended:
             code = ended.code
+        except Exception:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)

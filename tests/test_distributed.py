@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from threading import RLock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import two_ranks
 from conftest import assert_same_run, flags, lines_of, make_model, without_costs, write_questions, write_task_folder
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import train
 from model import load_model, save_model
@@ -41,6 +43,7 @@ def run_rank(number: int, count: int, port: int, folder: Path) -> None:
     with (folder / f"rank_{number}.txt").open("w") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
+    tqdm.set_lock(RLock())  # the usual one is shared with the parent
     os.environ.update(environment(number, count, port))
     two_ranks.main(folder)
 
