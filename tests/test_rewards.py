@@ -50,6 +50,7 @@ MALFORMED = {
     "refine after think": ("<think>a</think><refine>r</refine><answer>b</answer>", "C2 C3"),
     "refine in answer": ("<think>a</think><answer><refine>r</refine>b</answer>", "C2"),
     "refine across the border": ("<think>a<refine>r</think>s</refine><answer>b</answer>", "C2 C3"),
+    "answer in refine": ("<think>a<refine>r<answer>b</answer></refine></think>", "C2 C3"),
     "answer before think": ("<answer>b</answer><think>a</think>", "C3"),
     "answer inside think": ("<think>a<answer>b</answer></think>", "C3"),
     "reversed answer": ("<think>a</think></answer>b<answer>", "C1 C3"),
