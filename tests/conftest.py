@@ -1,13 +1,20 @@
 """Shared makings: small models whose greedy text is not degenerate, the demo's tokenizer, command-line runs."""
 
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
+from threading import RLock
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import train
 from data.division import build_tokenizer, load_split
@@ -66,6 +73,19 @@ def run_command(*arguments: str, cwd: Path = ROOT, timeout: int = 300) -> subpro
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+def run_here(*arguments: str) -> subprocess.CompletedProcess:
+    """As `run_command`, but in this process: its `__main__` part and exit code, without the seconds that imports take."""
+    out, err = io.StringIO(), io.StringIO()
+    start = partial(runpy.run_module, alter_sys=True) if arguments[0] == "-m" else runpy.run_path
+    name, *rest = arguments[1:] if arguments[0] == "-m" else (str(ROOT / arguments[0]), *arguments[1:])
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [name, *rest])
+        patch.delitem(sys.modules, name, raising=False)  # runpy warns of modules that are there already
+        with pytest.raises(SystemExit) as ended:
+            start(name, run_name="__main__")
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(params=FAMILIES)
@@ -137,10 +157,43 @@ def reward_for_length():
 
 
 @pytest.fixture(scope="module")
-def whole(place, reward_for_length) -> Path:
+def no_report():
+    """Runs draw no report: twenty charts take longer than all the steps of a run this small. test_report.py draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write_report", lambda folders: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(place, reward_for_length, no_report) -> Path:
     """An uninterrupted run."""
     assert train.main(flags(place, "whole")) == 0
     return place / "runs" / "whole"
+
+
+def start_child(arguments: list[str], patch=None) -> int:
+    """train.main in a forked process, with one attribute replaced; its process id."""
+    child = os.fork()
+    if child == 0:
+        tqdm.set_lock(RLock())  # the usual one is shared with the parent, who would wait for a killed child for ever
+        code = 1
+        try:
+            if patch is not None:
+                setattr(*patch)
+            code = train.main(arguments)
+        except SystemExit as ended:
+            code = ended.code
+        except Exception:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return child
+
+
+def run_in_child(arguments: list[str], patch=None) -> int:
+    """The exit code of a child, negative if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(start_child(arguments, patch), 0)[1])
 
 
 def assert_same_run(run: Path, other: Path) -> None:

@@ -4,14 +4,12 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import ROOT, assert_same_run, flags, lines_of, write_task_folder
+from conftest import assert_same_run, flags, lines_of, run_in_child, write_task_folder
 from safetensors.torch import load_file, save_file
 
 import rl.checkpoint
@@ -240,18 +238,16 @@ def test_a_broken_metrics_file(place, whole):
         resumed_step(place, run.name)
 
 
-def test_two_processes_on_one_run(place, whole):
+def test_two_processes_on_one_run(place, whole, capfd):
     """Bug guarded: two jobs of one name that write into each other's files."""
     copied(place, whole, "shared")
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train\nsys.exit(train.main(sys.argv[1:]))"
     session = open_session(parse_config(flags(place, "shared", "--resume", "auto")))
     try:
-        arguments = [sys.executable, "-c", program, *flags(place, "shared", "--resume", "auto")]
-        other = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+        code = run_in_child(flags(place, "shared", "--resume", "auto"))
     finally:
         session.run.close()
-    assert other.returncode == 2
-    assert "another process is writing" in other.stdout
+    assert code == 2
+    assert "another process is writing" in capfd.readouterr().out
     assert resumed_step(place, "shared") == 8
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import SHARED
 
 import data.hub_rows
-from data.benchmark_rows import find_options
+from data.benchmark_rows import Row, find_options, mmlu_hub
 from data.benchmarks import BENCHMARKS, digest, load_benchmark, parse_benchmarks
 from rewards.accuracy import RULES, score_benchmark
 
@@ -27,8 +27,9 @@ def test_released_files_are_read(name):
     items = load_benchmark(BENCHMARKS[name], RELEASED)
     assert len({item.id for item in items}) == len(items) >= 15
     assert items[0].reference == FIRST_REFERENCE.get(name, items[0].reference)
-    assert all(BENCHMARKS[name].instruction in item.question for item in items)
-    kind = BENCHMARKS[name].kind
+    kind, instruction = BENCHMARKS[name].kind, BENCHMARKS[name].instruction
+    stands = str.startswith if kind == "summary" else str.endswith  # in front of an article, behind a question
+    assert all(stands(item.question, instruction) for item in items)
     for item in items:
         assert (kind == "choice") == bool(item.options)
         assert score_benchmark(kind, f"Answer: {item.references[0]}", item.references, item.options)[1] == pytest.approx(
@@ -181,6 +182,13 @@ def test_hub_rows_are_read(name, tmp_path, monkeypatch):
     row["wrong"] = 1
     with pytest.raises(ValueError, match=r"row 0: .* is missing"):
         load_benchmark(BENCHMARKS[name], None)
+
+
+@pytest.mark.parametrize("answer", [4, -1, "C"])
+def test_an_index_beyond_the_choices_is_named(answer):
+    """Bug guarded: the last choice taken for -1, a message about an option where an index is wrong."""
+    with pytest.raises(ValueError, match=f"is {answer}, which is no index of the 4 choices"):
+        mmlu_hub(Row({"question": "q", "choices": ["x", "y", "z", "w"], "answer": answer}, "row 0"))
 
 
 def test_no_network_is_explained(monkeypatch):

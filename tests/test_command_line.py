@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import (
-    ROOT,
     SHARED,
     lines_of,
     make_model,
     needs_tokenizers,
     pay_for_length,
     run_command,
+    run_here,
     without_costs,
     write_questions,
     write_task_folder,
@@ -21,14 +21,9 @@ from conftest import (
 from transformers import AutoModelForCausalLM
 
 import evaluate
-from data.division import build_tokenizer
-from data.prompts import Prompts, load_tokenizer
-from model import load_model, save_model
-from rewards.judge import RuleScorer
-from rl.config import PRESETS, Config, parse_config
-from rl.evaluation.loading import load_for_asking
-from rl.setup import open_session
-from rl.weight_sync import PlainWeights
+from data.prompts import load_tokenizer
+from model import save_model
+from rl.config import Config
 from train import main
 
 DEMO = ("train.py", "--sft-steps", "60", "--eval-questions", "20", "--wandb", "off", "--questions-per-step", "3")
@@ -81,7 +76,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
         assert {"sampled/p_refine_wrong", "sampled/p_refine_right", "sampled/fix_share"} <= set(summary[part])
 
 
-def test_resumed_run_equals_an_uninterrupted_one(demo_run, runs):
+def test_resumed_run_equals_an_uninterrupted_one(demo_run, runs, no_report):
     """Bug guarded: an optimizer, a data position or a version that is not restored. Metrics are equal to the last bit."""
     arguments = [*DEMO[1:], "--runs-dir", str(runs), "--run", "cut", "--save-every", "2", "--keep", "9", "--steps", "4"]
     assert main(arguments) == 0
@@ -117,7 +112,7 @@ def test_checkpoint_loads_in_transformers(demo_run):
 
 
 def test_asking_a_trained_model(demo_run, capsys):
-    done = run_command("evaluate.py", "--model", str(demo_run), "--ask", "274/39", "--max-new-tokens", "30")
+    done = run_here("evaluate.py", "--model", str(demo_run), "--ask", "274/39", "--max-new-tokens", "30")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("refine prompt")
     assert "\nplain prompt" in done.stdout
@@ -160,63 +155,6 @@ def test_the_temperature_reaches_sampler_and_trainer(tmp_path):
         assert main(arguments) == 0
     for row in lines_of(tmp_path / "r/metrics.jsonl"):
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
-
-
-def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
-    """Bug guarded: 14 GiB for a reference that nothing asks."""
-    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
-    loads = []
-    monkeypatch.setattr("rl.memory.build.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
-    arguments = ["--model", str(folder), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
-    for beta, plain_policy, count in (("0", "current", 1), ("0.04", "current", 2), ("0", "reference", 2)):
-        loads.clear()
-        session = open_session(
-            parse_config([*arguments, "--beta", beta, "--plain-policy", plain_policy, "--run", f"{beta}{count}"])
-        )
-        assert len(loads) == count
-        assert (session.updater.reference is None) == (beta == "0")
-        session.run.close()
-
-
-@pytest.mark.parametrize(("judge", "entered"), [("rules", 0), ("self", 1)])
-def test_the_reference_is_made_whole_for_a_judge_alone(tmp_path, monkeypatch, judge, entered):
-    """Bug guarded: a copy of the reference on every GPU while a run is set up that only takes log-probs of it."""
-    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
-    enter, entries = PlainWeights.__enter__, []
-    monkeypatch.setattr(PlainWeights, "__enter__", lambda self: entries.append(1) or enter(self))
-    monkeypatch.setattr("rl.judges.LocalJudge", lambda *_, **__: RuleScorer())  # the task's tokenizer has no words for one
-    flags = ["--model", str(folder), "--data", str(data), "--judge", judge, "--runs-dir", str(tmp_path)]
-    open_session(parse_config(flags)).run.close()
-    assert len(entries) == entered
-
-
-def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
-    """Bug guarded: positions beyond those that a model was trained on, in training and when it is asked."""
-    model = make_model("qwen3", torch.float32, vocab_size=len(build_tokenizer(Prompts())), max_position_embeddings=20)
-    save_model(model, build_tokenizer(Prompts()), tmp_path / "model")
-    data = write_questions(tmp_path / "data.jsonl")
-    flags = ["--model", str(tmp_path / "model"), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
-    with pytest.raises(ValueError, match="fills the model's context of 20 tokens"):
-        open_session(parse_config([*flags, "--max-new-tokens", "20"]))
-    with pytest.raises(ValueError, match="no prompt fits into 2 tokens"):
-        open_session(parse_config([*flags, "--max-new-tokens", "18"]))
-    open_session(parse_config([*flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
-    loaded = load_for_asking(str(tmp_path / "model"), revision=None, prompts=None, device="cpu")
-    asker = evaluate.Asker(evaluate.parse_arguments(["--temperature", "1"]), loaded)
-    asked = [asker.answer(f"{n}/31", "refine").ids for n in range(100, 110)]
-    assert max(map(len, asked)) <= 20 - 8
-
-
-def test_the_papers_preset_takes_a_question_on_each_gpu(monkeypatch):
-    """Bug guarded: one question for eight GPUs, seven of which wait."""
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 8
-    assert parse_config(["--model", "m", "--preset", "paper", "--gpus", "4", "--plan"]).questions_per_step == 4
-    assert parse_config(["--model", "m", "--preset", "paper", "--questions-per-step", "3"]).questions_per_step == 3
-    monkeypatch.delenv("WORLD_SIZE")
-    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 1
-    with pytest.raises(ValueError, match="--preset paper needs --model"):
-        parse_config(["--preset", "paper"])
 
 
 @needs_tokenizers
@@ -324,15 +262,3 @@ def test_read_only_run_folder(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main([*DEMO[1:], "--runs-dir", str(tmp_path)])
     assert "writable" in capsys.readouterr().out
-
-
-def test_presets_set_known_fields_and_flags_win():
-    """Bug guarded: a preset with a misspelt field, or one that beats the command line."""
-    assert all(set(preset) <= {f.name for f in fields(Config)} for preset in PRESETS.values())
-    assert parse_config([]).preset == "demo"
-    model = ["--model", "m", "--data", "d"]
-    assert parse_config(model).preset == "default"
-    paper = parse_config([*model, "--preset", "paper", "--zeta", "0.1"])
-    assert (paper.temperature, paper.max_grad_norm, paper.aggregation, paper.zeta) == (0.9, None, "seq", 0.1)
-    assert parse_config(["--max-grad-norm", "none"]).max_grad_norm is None
-    assert (ROOT / "train.py").exists()

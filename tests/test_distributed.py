@@ -1,20 +1,23 @@
 """Two processes compute what one does: samples, gradients, checkpoints; and they fail and stop together.
 
-One launch of two_ranks.py serves most of these tests, because a launch takes seconds.
+One start of two_ranks.main serves most of these tests, because a start takes seconds.
 """
 
 import math
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
+from pathlib import Path
+from threading import RLock
 
 import pytest
 import torch
 import torch.distributed as dist
 import two_ranks
-from conftest import ROOT, assert_same_run, flags, lines_of, make_model, without_costs, write_questions, write_task_folder
+from conftest import assert_same_run, flags, lines_of, make_model, without_costs, write_questions, write_task_folder
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import train
 from model import load_model, save_model
@@ -27,8 +30,7 @@ TOLERANCE = {"tied": 1e-9, "untied": 1e-9, "gentle": 1e-6}  # the last is float3
 def environment(number: int, count: int, port: int) -> dict[str, str]:
     """What a launcher tells each process. SLURM's srun can do without torchrun in the same way."""
     ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    more = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return os.environ | {name: str(value) for name, value in ranks.items()} | more
+    return {name: str(value) for name, value in ranks.items()}
 
 
 def free_port() -> int:
@@ -37,18 +39,28 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(count: int, *command: str) -> list[subprocess.Popen]:
+def run_rank(number: int, count: int, port: int, folder: Path) -> None:
+    with (folder / f"rank_{number}.txt").open("w") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    tqdm.set_lock(RLock())  # the usual one is shared with the parent
+    os.environ.update(environment(number, count, port))
+    two_ranks.main(folder)
+
+
+def run_ranks(count: int, folder: Path, timeout: float) -> tuple[list[int | None], str]:
+    """Exit codes and output of two_ranks.main in so many processes. They are forked: importing all anew takes seconds."""
     port = free_port()
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
-    return [subprocess.Popen([sys.executable, *command], env=environment(r, count, port), **pipes) for r in range(count)]
-
-
-def finish_ranks(processes: list[subprocess.Popen], timeout: float) -> list[str]:
-    try:
-        return [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    fork = multiprocessing.get_context("fork").Process
+    processes = [fork(target=run_rank, args=(number, count, port, folder)) for number in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+        process.kill()
+        process.join()
+    output = "".join((folder / f"rank_{number}.txt").read_text() for number in range(count))
+    return [process.exitcode for process in processes], output
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +81,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(place, reward_for_length) -> dict:
+def one(place, reward_for_length, no_report) -> dict:
     """The same with one process: this one. Leaves a run stopped at step 4 for two processes to go on with."""
     two_ranks.exported(place)
     two_ranks.run(place, "one")
@@ -82,10 +94,9 @@ def one(place, reward_for_length) -> dict:
 
 @pytest.fixture(scope="module")
 def two(place, one) -> dict:
-    processes = start_ranks(2, "tests/two_ranks.py", str(place))
-    output = finish_ranks(processes, 240)
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-    assert "Traceback" not in "".join(output)
+    codes, output = run_ranks(2, place, 240)
+    assert codes == [0, 0], output
+    assert "Traceback" not in output
     return torch.load(place / "results.pt", weights_only=False)  # written by ourselves a moment ago
 
 
@@ -206,6 +217,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_step(two, place):
     assert two["after signal"] == [3, 3]
     assert (place / "runs/signal/checkpoints/step_000003/COMPLETE").is_file()
     assert not (place / "runs/signal/summary.json").exists()
+    assert (place / "runs/signal/report.html").is_file()
 
 
 def test_a_disk_full_on_rank_0_is_told_everywhere(two, place):

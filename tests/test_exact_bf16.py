@@ -180,7 +180,7 @@ def test_other_dtypes_and_bfloat16_gradients_are_refused():
         optimizer.step(lambda: 0.0)
 
 
-def test_a_killed_run_resumes_bit_for_bit(place, reward_for_length):
+def test_a_killed_run_resumes_bit_for_bit(place, reward_for_length, no_report):
     """Bug guarded: a checkpoint that keeps the bfloat16 weights and forgets what the masters had beyond them."""
     runs, mode = place / "runs", ("--memory", "exact-bf16")
     assert train.main(flags(place, "exact-whole", *mode)) == 0
@@ -193,7 +193,7 @@ def test_a_killed_run_resumes_bit_for_bit(place, reward_for_length):
 
 
 @pytest.mark.parametrize(("saved", "then"), [("exact-bf16", "shard"), ("offload", "exact-bf16")])
-def test_masters_kept_in_another_way_are_refused_with_the_remedy(place, reward_for_length, saved, then):
+def test_masters_kept_in_another_way_are_refused_with_the_remedy(place, reward_for_length, no_report, saved, then):
     """Bug guarded: "belongs to another model", where auto decides otherwise on another machine."""
     assert train.main(flags(place, f"from-{saved}", "--steps", "2", "--memory", saved)) == 0
     resume = flags(place, f"from-{saved}", "--memory", then, "--resume", "auto", "--resume-with-changes")

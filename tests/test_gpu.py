@@ -21,7 +21,7 @@ from rl.records import Request
 from rl.sampler import Sampler
 from rl.sampling.static import StaticGeneration
 from rl.sharding import load_sharded
-from rl.weight_sync import PlainWeights, make_sampler_model
+from rl.weight_sync import WholeWeights, make_sampler_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 CUDA = torch.device("cuda")
@@ -194,7 +194,7 @@ def test_sharded_and_offloaded_gradients_are_those_of_a_plain_model(tmp_path, of
             gradients.append([p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()])
         for ours, theirs in zip(gradients[1], gradients[0], strict=True):
             torch.testing.assert_close(ours.to(CUDA), theirs, atol=2e-3, rtol=2e-2)
-        with PlainWeights(cut, keep=False) as whole:
+        with WholeWeights(cut, keep=False) as whole:
             for source, target in zip(plain.parameters(), whole.parameters(), strict=True):
                 assert torch.equal(source.bfloat16(), target)
     finally:

@@ -1,6 +1,5 @@
 """The judge behind HTTP: every fault counted, no score lost, invented or swapped, and the key kept to itself."""
 
-import json
 import logging
 import threading
 import time
@@ -8,48 +7,11 @@ from email.utils import formatdate
 
 import pytest
 from fault_proxy import FakeJudge, FaultProxy, planned, running, share_of, some_fail
+from judging import NO_FAULTS, ask, counts, fair, item, judge_at, prompt_of, true_score
 
 from rewards.chat_server import JudgeRefusedError
-from rewards.http_judge import HttpJudge
-from rewards.judge import Judgement
-from rewards.judge_prompt import JUDGE_PROMPT, build_judge_prompt
 
 KEY = "sk-very-secret"
-NO_FAULTS = {"failed": 0, "parse_failed": 0, "retries": 0, "cache_hits": 0}
-
-
-def item(n: int, answer: str = "") -> Judgement:
-    return Judgement(f"question {n % 7}", f"reference {n % 7}", answer or f"answer {n}")
-
-
-def prompt_of(judgement: Judgement) -> str:
-    return build_judge_prompt(JUDGE_PROMPT, judgement)
-
-
-def true_score(prompt: str) -> float:
-    return round(share_of("score", prompt), 3)
-
-
-def fair(prompt: str) -> str:
-    return str(true_score(prompt))
-
-
-def judge_at(url: str, **changes) -> HttpJudge:
-    settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 16, "timeout": 20.0, "backoff": 0.001}
-    return HttpJudge(url, "a-judge", **{**settings, **changes})
-
-
-def ask(judge: HttpJudge, *items: Judgement) -> list[float | None]:
-    futures = [judge.submit(i) for i in items]
-    judge.finish()
-    assert all(future.done() for future in futures)
-    return [future.result() for future in futures]
-
-
-def counts(judge: HttpJudge) -> dict[str, float]:
-    stats = {name.removeprefix("judge/"): value for name, value in judge.take_stats().items()}
-    assert 0 <= stats.pop("latency_p50") <= stats.pop("latency_p95")
-    return stats
 
 
 def test_scores_are_the_servers():
@@ -145,55 +107,6 @@ def test_submitting_does_not_wait():
         assert [future.result() for future in futures] == [1.0] * 40
 
 
-def test_the_same_item_in_flight_is_asked_once():
-    """Bug guarded: a group of equal answers paid for one by one."""
-    with running(FakeJudge(fair, latency=0.05)) as server, judge_at(server.url) as judge:
-        assert len(set(ask(judge, *[item(3)] * 9, item(4)))) == 2
-        assert counts(judge) == NO_FAULTS | {"calls": 2, "cache_hits": 8}
-        assert len(server.asked) == 2
-
-
-def test_a_second_run_asks_nothing(tmp_path):
-    """Bug guarded: a resumed run that pays again, or is judged differently; another judge's scores taken for ours."""
-    cache, items = tmp_path / "cache" / "judge.jsonl", [item(n) for n in range(20)]
-    with running(FakeJudge(fair)) as server:
-        with judge_at(server.url, cache_file=cache) as judge:
-            first = ask(judge, *items)
-        with judge_at(server.url, cache_file=cache) as judge:
-            assert ask(judge, *items) == first
-            assert counts(judge) == NO_FAULTS | {"calls": 0, "cache_hits": 20}
-        assert len(server.asked) == 20
-        with judge_at(server.url, cache_file=cache, extra_body={"top_k": 1}) as judge:
-            ask(judge, *items)
-        with HttpJudge(server.url, "another", prompt_template=JUDGE_PROMPT, cache_file=cache) as judge:
-            ask(judge, *items)
-        assert len(server.asked) == 60
-
-
-def test_a_cut_off_cache_loses_its_last_line_only(tmp_path):
-    """Bug guarded: a kill while writing that makes the cache unreadable, or glues the next row to the torn one."""
-    cache, items = tmp_path / "judge.jsonl", [item(n) for n in range(4)]
-    with running(FakeJudge(fair)) as server:
-        with judge_at(server.url, cache_file=cache) as judge:
-            first = ask(judge, *items)
-        cache.write_bytes(cache.read_bytes()[:-3])
-        for calls in (1, 0):
-            with judge_at(server.url, cache_file=cache) as judge:
-                assert ask(judge, *items) == first
-                assert counts(judge) == NO_FAULTS | {"calls": calls, "cache_hits": 4 - calls}
-
-
-def test_failures_are_not_cached(tmp_path):
-    """Bug guarded: an outage that is remembered for ever."""
-    cache, replies = tmp_path / "judge.jsonl", iter(["no idea", "0.25", (500, ""), "0.75"])
-    with (
-        running(FakeJudge(lambda prompt: next(replies))) as server,
-        judge_at(server.url, cache_file=cache, max_retries=0) as judge,
-    ):
-        assert [ask(judge, item(n)) for n in (0, 0, 1, 1)] == [[None], [0.25], [None], [0.75]]
-    assert [json.loads(line)["score"] for line in cache.read_text().splitlines()] == [0.25, 0.75]
-
-
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
 def test_a_wrong_model_name_or_key_is_said_once_and_clearly(status):
     """Bug guarded: a spelling mistake retried for minutes and then trained on as missing scores."""
@@ -277,17 +190,6 @@ def test_the_key_is_sent_and_nowhere_else(tmp_path, caplog):
     with pytest.raises(ValueError, match="no HTTP header") as caught:
         judge_at("http://localhost/v1", api_key=f"{KEY}\nX")
     assert KEY not in str(caught.value)
-
-
-def test_a_full_disk_is_an_error(tmp_path):
-    """Bug guarded: an exception in a thread that nobody hears of."""
-    with running(FakeJudge(fair)) as server, judge_at(server.url, cache_file=tmp_path / "cache") as judge:
-        (tmp_path / "cache").unlink()
-        (tmp_path / "cache").mkdir()
-        future = judge.submit(item(0))
-        with pytest.raises(IsADirectoryError):
-            judge.finish()
-        assert future.result() is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import ROOT, flags, lines_of, make_model, random_prompts, run_command, write_questions, write_task_folder
+from conftest import ROOT, flags, lines_of, make_model, random_prompts, run_here, write_questions, write_task_folder
 from test_local_judge import character_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -189,7 +189,7 @@ def test_from_rollouts_to_a_model_that_loads_anywhere(tmp_path, family, capsys):
     assert "holds a model already" in capsys.readouterr().out
 
 
-def test_a_real_run_keeps_ids_and_says_why_nothing_is_good(tmp_path, capsys):
+def test_a_real_run_keeps_ids_and_says_why_nothing_is_good(tmp_path, capsys, no_report):
     """Bug guarded: rollouts whose ids are not those that were sampled; an empty data set that is trained on."""
     write_task_folder(tmp_path / "model")
     write_questions(tmp_path / "data.jsonl", 7)
@@ -203,7 +203,7 @@ def test_a_real_run_keeps_ids_and_says_why_nothing_is_good(tmp_path, capsys):
         assert len(row["ids"]) == row["tokens"]
         ids = row["ids"][:-1] if row["finish_reason"] == "stop" else row["ids"]
         assert tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == row["text"]
-    done = run_command("-m", "rl.sft", "--from-rollouts", str(run))
+    done = run_here("-m", "rl.sft", "--from-rollouts", str(run))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "16 malformed" in done.stdout
     assert not (run / "ift").exists()

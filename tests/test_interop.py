@@ -22,7 +22,7 @@ NEW_TOKENS = 60
 
 
 @pytest.fixture
-def trained(tmp_path, family, reward_for_length):
+def trained(tmp_path, family, reward_for_length, no_report):
     """The run folder of a short training run, which moved the weights."""
     write_task_folder(tmp_path / "model", family)
     write_questions(tmp_path / "data.jsonl", 7)

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from conftest import assert_same_run, flags, lines_of, without_costs
 from fault_proxy import FakeJudge, FaultProxy, running, share_of, some_fail
+from samples import sample
 
 import rl.judges
 import rl.judging
@@ -16,13 +17,12 @@ import rl.rollout
 import train
 from rewards.format import changes_nothing, parse_response
 from rewards.http_judge import HttpJudge
-from rewards.judge import Judgement, RuleScorer
-from rewards.total import reward_response
+from rewards.judge import NAMED_JUDGES, Judgement, RuleScorer
 from rl.checkpoint import complete_checkpoints
 from rl.config import parse_config
 from rl.judging import JudgeUnavailable, ScoreBoard
 from rl.metrics import variance_share
-from rl.records import Completion, Group, Sample
+from rl.records import Group
 from rl.rollout import assign_rewards
 from rl.signals import StopSignals, sleep_unless_stopped
 
@@ -113,13 +113,13 @@ def test_nothing_asked_is_nothing_missing():
     assert ScoreBoard(RuleScorer(), 0.0, 0.0).collect() == {}
 
 
-def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place, whole, monkeypatch, capsys):
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place, monkeypatch, capsys):
     """Bug guarded: steps lost, or trained on nothing, while the judge is down."""
-    rules, down = RuleScorer, [True]
+    down = [True]
     per_step = 2 * (4 + 2)
-    monkeypatch.setattr(rl.judges, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
+    monkeypatch.setitem(NAMED_JUDGES, "rules", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
-    monkeypatch.setattr(rl.judges, "RuleScorer", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
     arguments = flags(place, "down", "--judge-patience", "7")
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
@@ -130,31 +130,31 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
     assert len(lines_of(place / "runs/down/metrics.jsonl")) == 3
     down[0] = False
     assert train.main([*arguments, "--resume", "auto"]) == 0
-    monkeypatch.setattr(rl.judges, "RuleScorer", rules)
+    monkeypatch.setitem(NAMED_JUDGES, "rules", RuleScorer)
     assert train.main(flags(place, "healthy", "--judge-patience", "7")) == 0
     assert_same_run(place / "runs/down", place / "runs/healthy")
 
 
 def group_of(*accuracies: float) -> Group:
     text = "<think>a<refine>b</refine></think><answer>c</answer>"
-    samples = [Sample([1], Completion([2], [-1.0], "stop", 1.0), text, "refine", accuracy=a) for a in accuracies]
-    return Group("id", "q", "r", refine_samples=samples, baseline=0.0)
+    return Group("id", "q", "r", refine_samples=[sample(text, accuracy=a) for a in accuracies], baseline=0.0)
 
 
 def test_the_gate_closes_where_no_answer_is_right():
     """Bug guarded: in groups that fail throughout, shaped rewards are noise of full size."""
     settings = ["--model", "m", "--data", "d", "--zeta", "0"]
     for flag, wanted in (([], [1.0, 1.0, 1.0, -0.5]), (["--gate-refine"], [0.0, 0.0, 1.0, -0.5])):
-        failed, mixed = group_of(0.2, 0.3), group_of(0.9, 0.0)
+        failed, mixed = group_of(0.2, 0.3), group_of(RIGHT, 0.0)
         assign_rewards([failed, mixed], parse_config([*settings, *flag]))
         assert [s.refine for s in failed.refine_samples + mixed.refine_samples] == wanted
 
 
 def test_reward_weights():
-    text = "<think>a<refine>b</refine></think><answer>c</answer>"
-    reward = reward_response(text, 0.5, 0.0, refine_mode="compare", zeta=0.0, weights=(2.0, 4.0, 8.0))
-    assert reward.total == 2.0 + 2.0 + 8.0
-    assert (reward.format, reward.accuracy, reward.refine) == (1.0, 0.5, 1.0), "the parts are logged unweighted"
+    group, flags = group_of(0.5), ["--format-weight", "2", "--accuracy-weight", "4", "--refine-weight", "8", "--zeta", "0"]
+    assign_rewards([group], parse_config(["--model", "m", "--data", "d", *flags]))
+    (one,) = group.refine_samples
+    assert one.reward == 2.0 + 2.0 + 8.0
+    assert (one.format, one.accuracy, one.refine) == (1.0, 0.5, 1.0), "the parts are logged unweighted"
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,9 @@ def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
     return lines_of(runs / "served/metrics.jsonl")
 
 
+@pytest.mark.usefixtures("reward_for_length", "no_report")
 @pytest.mark.slow
-def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(place, whole, monkeypatch, tmp_path, capsys):
+def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(place, monkeypatch, tmp_path, capsys):
     """Bug guarded: a score lost, invented or given to another answer when three calls in ten fail and one in ten is slow."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
     monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.01))
@@ -213,9 +214,10 @@ def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(pla
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("reward_for_length", "no_report")
 @pytest.mark.slow
 def test_a_server_that_is_down_from_step_5_stops_the_run_which_goes_on_when_it_is_back(
-    place, whole, monkeypatch, tmp_path, capsys, pauses
+    place, monkeypatch, tmp_path, capsys, pauses
 ):
     """Bug guarded: training on while nobody judges; a resumed run that differs from one whose server never failed."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")

@@ -265,7 +265,7 @@ def test_plan_prints_a_table_and_loads_nothing(tmp_path, capsys):
 
 def test_a_run_is_planned_before_its_weights_are_there(tmp_path, capsys):
     """Bug guarded: a model of a hundred gigabytes that is loaded first and refused then."""
-    huge = replace(QWEN_7B, num_hidden_layers=2800)
+    huge = replace(QWEN_7B, intermediate_size=200 * QWEN_7B.intermediate_size)
     assert plan_run(asked(judge="rules", beta=0.0, max_slots=8), write_task_folder(tmp_path / "small"), CPU).fits
     assert "memory: auto takes: --memory shard" in capsys.readouterr().out
     (tmp_path / "config.json").write_text(json.dumps(huge.to_hf("bfloat16")))

@@ -111,6 +111,9 @@ def test_micro_batches_hold_every_sample_once_within_the_budget(given, budget, m
     for rank in range(ranks):
         shares = make_minibatches(given, config, step, CPU, rank=rank, ranks=ranks)
         steps.add(len(shares))
+        for share in filter(None, shares):
+            widths = [micro.ids_BT.shape[1] for micro in share]
+            assert widths[0] == max(widths), "what needs most memory comes first"
         for micro in (micro for share in shares for micro in share):
             seen.update(row.advantage for row in micro.samples)
             assert len(micro.samples) == 1 or cost(micro.samples) <= budget

@@ -80,7 +80,7 @@ def write_run(path, *, steps=3, responses=None, config=None, evaluated=()):
 def test_a_run_writes_its_report(place, reward_for_length, more):
     """Bug guarded: a page that forgets a curve the run has recorded, or needs the network; runs without plain answers."""
     name = "reported" + "".join(more)
-    assert train.main(flags(place, name, *more)) == 0
+    assert train.main(flags(place, name, "--save-every", "4", *more)) == 0
     run = place / "runs" / name
     page, recorded = Page(run / "report.html"), set(lines_of(run / "metrics.jsonl")[0])
     charts = [c for s in SECTIONS for c in s.charts if recorded & {series.metric for series in c.series}]
@@ -129,6 +129,18 @@ def test_a_run_that_is_still_writing(tmp_path):
     (run / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match="is no run folder"):
         write_report([run])
+
+
+def test_a_run_that_has_gone_back(tmp_path):
+    """Bug guarded: curves that run backwards where a copied run repeats its steps; one evaluation compared with itself."""
+    run = write_run(tmp_path / "run", evaluated=((0, 0.0),))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "reward": 9.0}\n')
+    found = load_run(run)
+    assert (found.steps, found.column("reward")) == ([1, 2, 3], [0.25, 9.0, 0.75])
+    assert found.first_answers == found.last_answers == {}
+    (run / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (3, 1, 2)))
+    assert load_run(run).steps == [1, 2, 3]
 
 
 def test_any_text_can_be_written(tmp_path):
@@ -264,6 +276,10 @@ def test_picture_of_the_result(tmp_path, capsys):
     assert (tmp_path / "p.svg").read_text().count("<svg") == 1
     assert main([str(write_run(tmp_path / "no")), "--figure", str(tmp_path / "p.svg")]) == 2
     assert "needs a demo run" in capsys.readouterr().err
+    for file in (run / "eval").iterdir():  # right at last, but not by a refinement
+        file.write_text(file.read_text().replace("<refine>", "").replace("</refine>", ""))
+    assert main([str(run), "--figure", str(tmp_path / "p.svg")]) == 2
+    assert "no held-out answer was mended by a refinement" in capsys.readouterr().err
 
 
 def test_benchmarks_asked_while_training(tmp_path):

@@ -4,17 +4,16 @@ import os
 import signal
 import time
 from pathlib import Path
-from threading import RLock
 
 import pytest
 import torch.distributed.checkpoint as dcp
-from conftest import assert_same_run, flags
-from tqdm import tqdm
+from conftest import assert_same_run, flags, run_in_child, start_child
 
 import rl.checkpoint
 import rl.rollout
 import train
 from rl.checkpoint import complete_checkpoints
+from rl.report import write_report
 from rl.run_folder import RunFolder
 from rl.update import Updater
 
@@ -60,22 +59,6 @@ def moments(run: Path) -> dict:
     }
 
 
-def start_child(arguments: list[str], patch=None) -> int:
-    """train.main in a forked process, with one attribute replaced; its process id."""
-    child = os.fork()
-    if child == 0:
-        tqdm.set_lock(RLock())  # the usual one is shared with the parent, who would wait for a killed child for ever
-        if patch is not None:
-            setattr(*patch)
-        os._exit(train.main(arguments))
-    return child
-
-
-def run_in_child(arguments: list[str], patch=None) -> int:
-    """The exit code of a child, negative if it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(start_child(arguments, patch), 0)[1])
-
-
 @pytest.mark.parametrize("moment", moments(Path()))
 def test_killed_at_any_moment_and_resumed(place, whole, moment):
     """Bug guarded: state that is written in the wrong order, a metrics line doubled or lost, a checkpoint half written."""
@@ -87,8 +70,9 @@ def test_killed_at_any_moment_and_resumed(place, whole, moment):
     assert_same_run(run, whole)
 
 
-def test_killed_at_random_times_and_resumed(place, whole):
+def test_killed_at_random_times_and_resumed(place, whole, monkeypatch):
     """Bug guarded: moments that nobody thought of. The process is killed again and again until it gets through."""
+    monkeypatch.setattr(train, "write_report", write_report)  # kills come while it is written, too
     run, kills, resumed = place / "runs" / "random", 0, 0
     for attempt in range(60):
         resumed += bool(complete_checkpoints(run))
@@ -111,7 +95,7 @@ def test_killed_at_random_times_and_resumed(place, whole):
 def test_stop_signals_finish_the_step_and_save(place, whole, capsys, monkeypatch, name):
     """Bug guarded: a scheduler's signal that costs the steps since the last checkpoint."""
     sample = Updater._apply
-    steps = []
+    steps, reported = [], []
 
     def signal_in_step_3(self, *args):
         steps.append(1)
@@ -119,14 +103,19 @@ def test_stop_signals_finish_the_step_and_save(place, whole, capsys, monkeypatch
             signal.raise_signal(getattr(signal, name))
         return sample(self, *args)
 
+    def report(folders):
+        reported.append(len(steps))
+
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     monkeypatch.setattr(Updater, "_apply", signal_in_step_3)
+    monkeypatch.setattr(train, "write_report", report)
     assert train.main(flags(place, name)) == 0
     said = capsys.readouterr().out
     assert f"stopped by {name} after step 3; go on with the same flags and" in said
     assert f"--run {name} --resume auto" in said
     assert complete_checkpoints(place / "runs" / name)[-1].name == "step_000003"
     assert not (place / "runs" / name / "summary.json").exists()
+    assert reported == [2, 3], "at every checkpoint, and when it stops"
     assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     assert train.main(flags(place, name, "--resume", "auto")) == 0
     assert_same_run(place / "runs" / name, whole)

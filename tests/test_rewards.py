@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from samples import rewarded
 
 from rewards import accuracy
 from rewards.accuracy import exact_match, last_number, number_match, rule_for, score_by_rule
@@ -19,8 +20,7 @@ from rewards.format import (
     refines_inside_think,
 )
 from rewards.judge import parse_score
-from rewards.refine import baseline_accuracy, refine_reward
-from rewards.total import needs_baseline, reward_response
+from rewards.refine import baseline_accuracy, needs_baseline, refine_reward
 
 WELL_FORMED = {
     "plain": "<think>a</think><answer>b</answer>",
@@ -50,6 +50,7 @@ MALFORMED = {
     "refine after think": ("<think>a</think><refine>r</refine><answer>b</answer>", "C2 C3"),
     "refine in answer": ("<think>a</think><answer><refine>r</refine>b</answer>", "C2"),
     "refine across the border": ("<think>a<refine>r</think>s</refine><answer>b</answer>", "C2 C3"),
+    "answer in refine": ("<think>a<refine>r<answer>b</answer></refine></think>", "C2 C3"),
     "answer before think": ("<answer>b</answer><think>a</think>", "C3"),
     "answer inside think": ("<think>a<answer>b</answer></think>", "C3"),
     "reversed answer": ("<think>a</think></answer>b<answer>", "C1 C3"),
@@ -159,7 +160,7 @@ UNCLOSED = MALFORMED["unclosed refine"][0]
 )
 def test_total_reward(text, accuracy, baseline, mode, total):
     """Bug guarded: refine reward for a malformed response, -0.5 for a response that did not refine, a wrong sum."""
-    assert reward_response(text, accuracy, baseline, refine_mode=mode, zeta=0.05).total == total
+    assert rewarded(text, accuracy, baseline, refine_reward=mode, zeta=0.05).reward == total
 
 
 def test_which_rewards_need_plain_answers():
@@ -245,5 +246,6 @@ def test_a_change_of_any_rule_changes_the_version(monkeypatch):
     assert accuracy.rules_version.__wrapped__() != before
     monkeypatch.undo()
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "choices.py"))
-    assert accuracy.rules_version.__wrapped__() != before
+    for name in accuracy.SOURCES:
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
+        assert accuracy.rules_version.__wrapped__() != before, name

@@ -1,29 +1,28 @@
 """Rollouts: prompts, sampler and rewards together, with judges that fail."""
 
-import math
+import json
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_model, write_task_folder
+from samples import GOOD, rollout_config, sample
 
+import rl.rollout
 from data.division import build_tokenizer, load_split
-from data.examples import Example
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
 from rewards.judge import RuleScorer
 from rl.baselines import BaselineCache
-from rl.batch import select_samples
-from rl.config import PRESETS, Config
-from rl.evaluation.division import behaviour, trial_metrics
-from rl.metrics import SandbaggingWatch, rollout_metrics
-from rl.records import Completion, Group, Request, Sample
-from rl.rollout import Rollout, assign_rewards, judged_text, make_sample
+from rl.metrics import rollout_metrics
+from rl.records import Group
+from rl.rollout import Rollout, assign_rewards, judged_text, merge_stats
 from rl.sampler import Sampler
+from rl.selection import select_samples
 from rl.weight_sync import make_sampler_model, sync_weights
 
 QUESTIONS = load_split(held_out=True)[:3]
-GOOD = "<think>9:351><refine>8:312></refine></think><answer>8</answer>"
 
 
 class ScriptedScorer:
@@ -46,11 +45,6 @@ class ScriptedScorer:
         return {"judge/calls": len(self.asked)}
 
 
-def config(**changes) -> Config:
-    small = {"max_new_tokens": 20, "group_size": 4, "num_plain": 3, "plain_policy": "current"}
-    return Config(**{**PRESETS["demo"], "preset": "demo", **small, **changes})
-
-
 @pytest.fixture
 def parts(tmp_path):
     folder = write_task_folder(tmp_path / "model")
@@ -60,16 +54,12 @@ def parts(tmp_path):
     return renderer, sampler
 
 
-def sample(text: str, mode: str = "refine", accuracy=None) -> Sample:
-    return Sample([1], Completion([2], [-1.0], "stop", 1.0), text, mode, accuracy=accuracy)
-
-
 def test_a_rollout_is_a_pure_function_of_its_step(parts):
     """Bug guarded: samples that depend on the run so far, so that a resumed run differs."""
     renderer, sampler = parts
     texts = []
     for step in (4, 4, 5):
-        groups = Rollout(config(), renderer, sampler, RuleScorer()).collect(QUESTIONS, step)
+        groups = Rollout(rollout_config(), renderer, sampler, RuleScorer()).collect(QUESTIONS, step)
         texts.append([s.text for g in groups for s in g.refine_samples + g.plain_samples])
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0]) == 3 * (4 + 3)
@@ -81,7 +71,7 @@ def test_a_rollout_is_a_pure_function_of_its_step(parts):
 def test_plain_samples_are_drawn_only_where_needed(parts, mode, monitor, plain):
     """Bug guarded: half of the sampling spent on answers that nobody reads."""
     renderer, sampler = parts
-    settings = config(refine_reward=mode, monitor_plain=monitor)
+    settings = rollout_config(refine_reward=mode, monitor_plain=monitor)
     groups = Rollout(settings, renderer, sampler, RuleScorer()).collect(QUESTIONS, 0)
     assert all(len(group.plain_samples) == plain for group in groups)
     assign_rewards(groups, settings)
@@ -94,12 +84,12 @@ def test_failed_scores_are_excluded_everywhere():
     group.refine_samples = [sample(GOOD, accuracy=a) for a in (1.0, None, 0.0, 1.0)]
     for s in group.refine_samples:
         s.format, s.refinements = 1.0, 1
-    assign_rewards([group], config())
+    assign_rewards([group], rollout_config())
     assert [s.reward for s in group.refine_samples] == [3.0, None, 0.0, 3.0]
-    chosen = select_samples([group], config())
+    chosen = select_samples([group], rollout_config())
     assert [s.accuracy for s in chosen] == [1.0, 0.0, 1.0]
     assert group.refine_samples[1].advantage == 0
-    metrics = rollout_metrics([group], config())
+    metrics = rollout_metrics([group], rollout_config())
     assert metrics["reward"] == pytest.approx(2.0)
     assert metrics["pasr/refined_accuracy"] == pytest.approx(2 / 3)
     assert metrics["pasr/win"] == pytest.approx(2 / 3)
@@ -109,7 +99,7 @@ def test_without_a_baseline_the_question_is_dropped():
     """Bug guarded: r̄ = 0 when every plain score failed, by which every refinement wins."""
     for mode, dropped in (("compare", "no baseline"), ("single", "no baseline"), ("presence", "")):
         group = Group("id", "q", "8", refine_samples=[sample(GOOD, accuracy=float(i % 2)) for i in range(4)])
-        settings = config(refine_reward=mode)
+        settings = rollout_config(refine_reward=mode)
         assign_rewards([group], settings)
         assert bool(select_samples([group], settings)) == (dropped == "")
         assert group.dropped == dropped
@@ -119,7 +109,7 @@ def test_a_judge_that_fails_now_and_then(parts):
     """Bug guarded: scores given to the wrong sample once one of them is missing, or when they come in another order."""
     renderer, sampler = parts
     scorer = ScriptedScorer([None, 1.0, 0.0] * 100)
-    rollout = Rollout(config(judge_sees="response", judge_max_failures=1.0), renderer, sampler, scorer)
+    rollout = Rollout(rollout_config(judge_sees="response", judge_max_failures=1.0), renderer, sampler, scorer)
     groups = rollout.collect(QUESTIONS, 0)
     drawn = [(g, s) for g in groups for s in g.refine_samples + g.plain_samples]
     assert len(drawn) == 3 * (4 + 3)
@@ -137,7 +127,7 @@ def test_empty_answers_score_zero_without_a_call(parts):
     """Bug guarded: a judge asked about nothing, which some call right."""
     renderer, sampler = parts
     scorer = ScriptedScorer([1.0] * 100)
-    groups = Rollout(config(plain_policy="current"), renderer, sampler, scorer).collect(QUESTIONS, 0)
+    groups = Rollout(rollout_config(plain_policy="current"), renderer, sampler, scorer).collect(QUESTIONS, 0)
     samples = [s for g in groups for s in g.refine_samples]
     empty = [s for s in samples if not judged_text(s, "answer")]
     assert empty
@@ -157,21 +147,30 @@ def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
     renderer, reference = parts
     model = make_model("qwen3", torch.float32, 5, vocab_size=len(build_tokenizer(Prompts())), num_hidden_layers=2)
     policy = Sampler(model, stop_ids=[1], max_slots=64, max_len=64)
-    settings = config(plain_policy="reference")
-    calls = []
+    settings = rollout_config(plain_policy="reference")
+    calls, stats = [], {}
 
-    def collect(step, folder):
+    def collect(step, folder, questions=QUESTIONS, scorer=None):
         generate = reference.generate
         spy = Sampler(reference.model, stop_ids=[1], max_slots=64, max_len=64)
         spy.generate = lambda requests, on_finish: calls.append(len(requests)) or generate(requests, on_finish=on_finish)
-        rollout = Rollout(settings, renderer, policy, RuleScorer(), spy, BaselineCache(folder, {"n": 3}))
-        return [group.baseline for group in rollout.collect(QUESTIONS, step)]
+        rollout = Rollout(settings, renderer, policy, scorer or RuleScorer(), spy, BaselineCache(folder, {"n": 3}))
+        found = [group.baseline for group in rollout.collect(questions, step)]
+        stats.update(rollout.judge_stats)
+        return found
 
     first = collect(0, tmp_path / "a")
     assert calls == [3]
     assert collect(1, tmp_path / "a") == first
     assert calls == [3]
-    assert collect(7, tmp_path / "b") == first, "a function of question and reference alone"
+    renamed = [replace(question, id=f"another {question.id}") for question in QUESTIONS]
+    collect(7, tmp_path / "b", renamed)
+    kept = [next((tmp_path / name).glob("*.jsonl")).read_text() for name in "ab"]
+    assert kept[0] == kept[1], "a function of question and reference alone"
+    assert len({text for line in kept[0].splitlines() for text in json.loads(line)["texts"]}) > 3, "texts that differ"
+    collect(0, tmp_path / "c", QUESTIONS[:1] * 2, ScriptedScorer([1.0] * 100))
+    assert stats["baseline/sampled"] == calls[-1] == 1, "a question that comes twice is sampled once"
+    assert stats["judge/calls"] == 0 < stats["baseline/judge_calls"], "all of the policy's answers are empty"
     assert BaselineCache(tmp_path / "a", {"n": 4}).get("", "") is None
     assert len(BaselineCache(tmp_path / "a", {"n": 4})) == 0, "another setting has other baselines"
     with next((tmp_path / "a").glob("*.jsonl")).open("a") as file:
@@ -185,76 +184,14 @@ def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
     assert cache.get("failed", "1") is again.get("failed", "1") is None, "to be tried again"
 
 
-def test_sandbagging_is_noticed_and_noise_is_not():
-    """Bug guarded: plain answers that fall apart while the reward looks better than ever; an alarm at every other batch."""
-
-    def row(accuracy: float, wellformed: float = 1.0) -> dict:
-        return {"pasr/plain_accuracy": accuracy, "pasr/plain_wellformed": wellformed}
-
-    current = config(plain_policy="current", questions_per_step=64)  # a window is 4 steps
-    noisy = SandbaggingWatch(current, [])
-    assert not any(noisy.warning(row(0.6 + 0.3 * (-1) ** step)) for step in range(40))
-    watch = SandbaggingWatch(current, [])
-    assert not any(watch.warning(row(0.6)) for _ in range(8))
-    said = [watch.warning(row(0.45)) for _ in range(4)]
-    assert said[:3] == [None] * 3
-    assert "fell from 0.60 to 0.45" in said[3]
-    said = [SandbaggingWatch(current, [row(0.6)] * 4).warning(row(0.6, 0.5)) for _ in range(4)]
-    resumed = SandbaggingWatch(current, [row(0.7)] * 4)
-    assert "fell from 0.70" in [resumed.warning(row(0.5)) for _ in range(4)][-1], "measured from the start of the run"
-    malformed = SandbaggingWatch(current, [])
-    assert "well formed" in [malformed.warning(row(0.6, 0.85)) for _ in range(4)][-1]
-    unscored = SandbaggingWatch(current, [])
-    assert unscored.warning({"pasr/plain_wellformed": 1.0}) is None, "every plain score failed"
-    off = SandbaggingWatch(config(plain_policy="reference", questions_per_step=64), [])
-    assert not any(off.warning(row(0.6, 0.1)) for _ in range(8))
-
-
-def test_metrics_by_hand():
-    """Bug guarded: swapped, negated or undivided metrics, which no run shows."""
-    cut = Completion([2, 3, 4], [-1.0] * 3, "length")
-    won, tied, lost = (sample(GOOD, accuracy=a) for a in (1.0, 0.5, 0.0))
-    plain = [sample("8", "plain", accuracy=1.0), sample("<refine>", "plain", accuracy=0.0)]
-    mixed = Group("a", "q", "8", refine_samples=[won, tied, lost], plain_samples=plain, baseline=0.5)
-    lost.completion = cut
-    equal = Group("b", "q", "8", refine_samples=[sample("?", accuracy=0.0) for _ in range(3)], baseline=0.0)
-    for group in (mixed, equal):
-        for s in group.refine_samples:
-            made = make_sample(Request([1, 1], 1, 9, 1.0, 0), s.completion, s.text, "refine")
-            s.format, s.refinements, s.prompt_ids = made.format, made.refinements, made.prompt_ids
-    assign_rewards([mixed, equal], config())
-    select_samples([mixed, equal], config())
-    metrics = rollout_metrics([mixed, equal], config())
-    wanted = {
-        "reward": (3.0 + 1.0 + 0.0 - 3.0) / 6, "frac_reward_zero_std": 0.5, "groups/trained": 1,
-        "rewards/format/mean": 0.0, "rewards/accuracy/mean": 1.5 / 6, "rewards/refine/mean": (1 - 0.5 - 1) / 6,
-        "completions/mean_length": 8 / 6, "completions/max_length": 3, "completions/clipped_ratio": 1 / 6,
-        "completions/num_tokens": 10, "num_tokens": 10 + 12 + 2,
-        "pasr/refine_frac": 0.5, "pasr/refine_count": 0.5, "pasr/refined_accuracy": 1.5 / 6, "pasr/plain_accuracy": 0.25,
-        "pasr/win": 1 / 3, "pasr/tie": 1 / 3, "pasr/loss": 1 / 3, "pasr/allfail_group_frac": 0.5,
-        "pasr/plain_leak": 0.5, "pasr/plain_wellformed": 0.5, "pasr/format_c1": 0.5, "pasr/format_c2": 1.0,
-    }  # fmt: skip
-    assert {name: metrics[name] for name in wanted} == pytest.approx(wanted)
-
-
-def test_refinements_are_counted_by_what_stands_before_them():
-    """Bug guarded: the answer, or the refinement itself, taken for the trial that was or was not in need of one."""
-    texts = ["<think>6:402><refine>5:335<</refine></think><answer>5</answer>", "<think>5:335<</think><answer>6</answer>"]
-    group = Group("a", "397/67", "5", refine_samples=[sample(text) for text in texts])
-    assert trial_metrics([group]) == {"pasr/p_refine_wrong": 1.0, "pasr/p_refine_right": 0.0}
-    group.refine_samples.pop(0)
-    assert math.isnan(trial_metrics([group])["pasr/p_refine_wrong"])
-
-
-def test_a_step_without_any_score_is_not_a_step_of_zeros():
-    """Bug guarded: a judge that is down reads as a collapse of refinement and accuracy."""
-    group = Group("a", "q", "8", refine_samples=[sample(GOOD) for _ in range(3)], baseline=0.5)
-    for s in group.refine_samples:
-        s.format, s.refinements = 1.0, 1
-    assign_rewards([group], config())
-    metrics = rollout_metrics([group], config())
-    assert metrics["pasr/refine_frac"] == 1.0
-    assert all(math.isnan(metrics[name]) for name in ("reward", "pasr/refined_accuracy", "pasr/allfail_group_frac", "pasr/win"))
+def test_the_slowest_rank_is_waited_for(parts, monkeypatch):
+    """Bug guarded: the wait of a rank that had no judging to do; latencies added up over ranks, or calls not."""
+    stats = [{"judge/latency_p95": 1.0, "judge/calls": 2}, {"judge/latency_p95": 3.0, "judge/calls": 4}]
+    assert merge_stats(stats) == {"judge/latency_p95": 3.0, "judge/calls": 6}
+    monkeypatch.setattr(rl.rollout, "gather", lambda here: [(9.0, here[1]), here])
+    rollout = Rollout(rollout_config(), *parts, RuleScorer())
+    rollout.collect(QUESTIONS[:1], 0)
+    assert rollout.metrics["time/judge_wait"] == 9.0
 
 
 def test_seed_and_place_decide_the_samples(parts):
@@ -262,30 +199,11 @@ def test_seed_and_place_decide_the_samples(parts):
     renderer, sampler = parts
     drawn = {}
     for seed in (0, 1):
-        rollout = Rollout(config(seed=seed), renderer, sampler, RuleScorer())
+        rollout = Rollout(rollout_config(seed=seed), renderer, sampler, RuleScorer())
         groups = rollout.collect([QUESTIONS[0], QUESTIONS[0]], 0)
         drawn[seed] = [[s.completion.ids for s in g.refine_samples] for g in groups]
     assert drawn[0] != drawn[1]
     assert drawn[0][0] != drawn[0][1]
-
-
-def test_behaviour_by_hand():
-    """Bug guarded: the demo's headline numbers taken from the wrong trials."""
-    question = Example("274/39", "274/39", "7")
-    texts = [
-        "<think>9:351><refine>7:273<</refine></think><answer>7</answer>",  # wrong, refined, fixed
-        "<think>9:351></think><answer>9</answer>",  # wrong, not refined
-        "<think>7:273<<refine>8:312<</refine></think><answer>8</answer>",  # right, refined, harmed; the sign of 8 is wrong
-        "<think>7:273<</think><answer>7</answer>",  # right, not refined
-        "<think>7:273<<refine>7:273<</refine></think><answer>7</answer>",  # right, refined, useless
-    ]
-    samples = [sample(text, accuracy=float("answer>7" in text)) for text in texts]
-    got = behaviour("x", [question] * 5, samples)
-    wanted = {
-        "x/p_refine_wrong": 1 / 3, "x/p_refine_right": 2 / 5, "x/fix_share": 1 / 3, "x/harm_share": 1 / 3,
-        "x/useless_share": 1 / 3, "x/check_accuracy": 7 / 8, "x/p_refine_too_big": 1 / 3, "x/p_refine_fits": 2 / 5,
-    }  # fmt: skip
-    assert got == pytest.approx(wanted)
 
 
 def test_weights_reach_the_sampler():

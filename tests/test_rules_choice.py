@@ -9,6 +9,7 @@ BEETLES = (("A", "climate"), ("B", "expense"), ("C", "sample size"), ("D", "poli
 ROOMS = (("A", "living room"), ("B", "parlor"), ("C", "music hall"), ("D", "music room"), ("E", "music"))
 NAMES = (("1", "Rebecca"), ("2", "Jessica"))
 SEEDS = (("1", "store food"), ("2", "attract pollen"), ("3", "take in light"), ("4", "produce chlorophyll"))
+COUNTS = (("1", "2"), ("2", "3"))  # a text that is another one's label
 MORALS = (("A", "Wrong, Wrong"), ("B", "Wrong, Not wrong"), ("C", "Not wrong, Wrong"), ("D", "Not wrong, Not wrong"))
 
 CHOICES = [  # (options, text, label that the text settles on)
@@ -80,6 +81,9 @@ CHOICES = [  # (options, text, label that the text settles on)
     (BEETLES, "Answer: A; B; C", None),
     (BEETLES, "Answer: A B C D", None),
     (BEETLES, "A B", None),
+    (COUNTS, "2", "2"),
+    (COUNTS, "Answer: 2", "2"),
+    (COUNTS, "3", "2"),
     (MORALS, "Answer: Not wrong, Wrong", "C"),
     (MORALS, "Not wrong, not wrong.", "D"),
     (MORALS, "Answer: Wrong, Wrong", "A"),

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from rewards import mathematics
 from rewards.accuracy import score_benchmark, score_by_rule
 from rewards.format import answer_body, plain_answer
 
@@ -108,8 +109,10 @@ LATEX = [
 
 
 @pytest.mark.parametrize(("text", "reference", "right"), NUMBERS)
-def test_numbers(text, reference, right):
+def test_numbers(text, reference, right, monkeypatch):
     """Bug guarded: a number that is denied, one of several, or a part of another one, that counts as the answer."""
+    if "9^{9" in text:  # it never ends
+        monkeypatch.setattr(mathematics, "SECONDS", 1)
     assert score_benchmark("number", text, (reference,))[1] == float(right)
 
 
@@ -125,6 +128,12 @@ def test_an_answer_only_inside_thinking_is_none():
     assert score_benchmark("number", plain_answer("<think>it is 72"), ("72",)) == (None, 0.0)
     assert score_benchmark("number", answer_body("<think>it is 72</think><answer>70</answer>"), ("72",))[1] == 0.0
     assert score_benchmark("number", answer_body("it is 72"), ("72",)) == (None, 0.0)
+
+
+def test_what_is_kept_of_endless_answers():
+    """Bug guarded: a box of a megabyte, which is written down and parsed for each vote; an empty reference that dots equal."""
+    assert len(score_benchmark("math", r"\boxed{" + "a" * 5000 + "}", ("1",))[0]) == mathematics.LONGEST
+    assert mathematics.score_math(".", ("$$",)) == 0.0
 
 
 def test_mathematics_in_a_thread_is_refused():

@@ -14,9 +14,15 @@ from rl.config import parse_config
 from rl.memory.table import plan_run
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.sampling.slot_count import MOST_SLOTS, free_bytes, slots_that_fit
+from rl.sampling.slot_count import MOST_SLOTS, USED_SHARE, draw_bytes, free_bytes, prefill_bytes, slots_that_fit
 
 ASKED = [Request([5] * 40, 30, 20, 1.0, 0)]
+
+
+def least_free(model) -> int:
+    """The least free memory in which one row of ASKED fits."""
+    row = 60 * kv_bytes_per_token(model.config, torch.float64) + draw_bytes(model.config, 20)
+    return round((row + prefill_bytes(model.config, torch.float64, 40)) / USED_SHARE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -39,7 +45,8 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
         monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device, free=free: free)
         slots, line = slots_that_fit(model, ASKED)
         assert slots * row < free
-        assert f"{slots} are used" in line
+        assert f"at most {slots} are used at once" in " ".join(line.split())
+        assert slots < 16 or slots % 16 == 0, "a little more memory makes no other batch"
         found.append(slots)
     assert 0 < found[0] < found[1] < found[2] == MOST_SLOTS
     monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: 2_000_000)
@@ -52,9 +59,13 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
         assert [c.ids for c in sampler.generate(ASKED)[0]] == [c.ids for c in fixed.generate(ASKED)[0]]
     assert capsys.readouterr().out.count("rows fit") == 1, "said once, and again when it changes"
 
-    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: 1000)
-    with pytest.raises(ValueError, match=r"0 rows fit[.] Lower --max-new-tokens"):
-        sampler.generate(ASKED)
+    least = least_free(model)
+    for free in (1000, least - 2):
+        monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device, free=free: free)
+        with pytest.raises(ValueError, match=r"0 rows fit[.] Lower --max-new-tokens"):
+            sampler.generate(ASKED)
+    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: least + 2)
+    assert slots_that_fit(model, ASKED)[0] == 1
 
 
 def test_free_memory_is_read():

@@ -11,7 +11,7 @@ import pytest
 
 from rl.evaluation import tables
 from rl.evaluation.answer_records import AnswerRecord
-from rl.evaluation.differences import differences, pair_up, render
+from rl.evaluation.differences import differences, mixed_rules, pair_up, render
 from rl.evaluation.methods import METHODS
 from rl.evaluation.paper_figures import BENCHMARK_ORDER, PAPER, paper_model
 from rl.evaluation.scores import majority_score, paired_difference, pass_at_k, question_means, standard_error, summarise
@@ -52,6 +52,23 @@ def test_a_cell():
     assert (cell["questions"], cell["samples"]) == (2, 2)
 
 
+def test_samples_that_are_still_missing():
+    """Bug guarded: a table of an evaluation that is under way asks for more draws than a question has."""
+    cell = summarise([record("a", 1.0, 0), record("a", 0.0, 1), record("b", 0.0, 0)], "number")
+    assert (cell["samples"], cell["pass_at"]) == (2, {"1": 0.25})
+
+
+def test_passes_of_readings_are_exact():
+    """Bug guarded: pass@k that takes a part of the answer for it, or none for a summary's degrees."""
+    records = [record("a", 1.0, 0), record("a", 0.9, 1)]
+    for r, exact in zip(records, (0.0, 1.0), strict=True):
+        r.scores["exact"] = exact
+    assert summarise(records, "drop")["pass_at"] == {"1": 0.5, "2": 1.0}
+    records[1].scores["exact"] = 0.0
+    assert summarise(records, "drop")["pass_at"] == {"1": 0.0, "2": 0.0}
+    assert summarise(records, "summary")["pass_at"] is None
+
+
 def test_standard_error_is_over_questions():
     """Bug guarded: samples of one question taken for independent ones."""
     values = [0.0, 0.5, 1.0, 1.0]
@@ -64,6 +81,7 @@ def test_unreadable_questions_count_as_wrong_and_cost_nothing():
     records = [record("a", 1.0, tokens=8), AnswerRecord("g", "vanilla", "b", 0, "q", "r", [], None, 0, 0, {"rule": 0.0}, "why")]
     cell = summarise(records, "number")
     assert (cell["accuracy"], cell["tokens"], cell["unreadable"]) == (0.5, 8, 1)
+    assert cell["other_rules"] == 1, "what was not asked was scored by no rules"
     assert summarise(records[1:], "number")["accuracy"] is None
 
 
@@ -91,7 +109,8 @@ def test_paired_differences():
     assert found == paired_difference([(same, better)])
     assert paired_difference([(better, same)])["difference"] == pytest.approx(-0.1)
     few = ({"a": 0.0}, {"a": 1.0})
-    assert paired_difference([(same, same), few])["difference"] == pytest.approx(0.5)
+    found = paired_difference([(same, same), few])
+    assert [found[key] for key in ("difference", "low", "high")] == pytest.approx([0.5] * 3), "benchmarks count alike"
     assert paired_difference([({"a": 1.0}, {"b": 1.0})])["difference"] is None
 
 
@@ -150,6 +169,14 @@ def test_table_with_the_papers_figures(full):
     json.dumps(table)
 
 
+def test_the_papers_average_is_over_the_same_ten(tmp_path):
+    """Bug guarded: the paper's average over ten beside ours over two."""
+    two = write_evaluation(tmp_path / "two", [record(f"{b}-0", 1.0, benchmark=b) for b in ("gsm8k", "arc")])
+    lines = dict(tables.sections(tables.build([two], "Qwen2.5-7B")))["accuracy in %, scored by rule"]
+    assert lines[0].average == 100.0
+    assert {line.average for line in lines[1:]} == {None}
+
+
 def test_figures_of_the_paper():
     """Bug guarded: a slip of the pen in 19 rows of figures: each average is that of its row, but for rounding."""
     assert [len(rows) for rows in PAPER.values()] == [8, 6, 5]
@@ -195,7 +222,18 @@ def test_differences_of_two_evaluations(tmp_path):
     assert [(f["score"], f["difference"], f["questions"]) for f in found] == [("accuracy", 1.0, 4), ("tokens", 4.0, 4)]
     text = render(found, "one", "two")
     assert "+100.0  [+100.0, +100.0]  *" in text
+    assert "-100.0  [-100.0, -100.0]  *" in render(differences(str(two), str(one)), "two", "one")
     assert question_means([record("a", None)], "rule") == {}
+
+
+def test_rules_of_two_evaluations(tmp_path):
+    """Bug guarded: a difference that a change of the rules has made; a warning because of what was never scored."""
+    unread = AnswerRecord("gsm8k", "vanilla", "b", 0, "q", "r", [], None, 0, 0, {"rule": 0.0}, "why")
+    one = write_evaluation(tmp_path / "one", [record("a", 0.0, rules="now"), unread])
+    two = write_evaluation(tmp_path / "two", [record("a", 1.0, rules="now")])
+    three = write_evaluation(tmp_path / "three", [record("a", 1.0, rules="then")])
+    assert not mixed_rules(str(one), str(two))
+    assert mixed_rules(str(one), str(three))
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):

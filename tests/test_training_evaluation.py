@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import STEPS, flags, lines_of, place, reward_for_length  # noqa: F401 - fixtures
+from conftest import STEPS, flags, lines_of
 from reader import write_rows
 
 import rl.evaluation.while_training
 import train
+from data.benchmark_rows import BenchmarkItem
+from data.benchmarks import BENCHMARKS
 from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer
@@ -18,18 +20,19 @@ from rl.evaluation.best import BestStep
 from rl.evaluation.division import Evaluation
 from rl.evaluation.while_training import TrainingEvaluation
 from rl.judging import JudgeUnavailable
+from rl.records import Completion
 
 
-def own(place, count: int = 5) -> str:  # noqa: F811
+def own(place, count: int = 5) -> str:
     rows = [{"question": e.question, "answer": e.reference} for e in load_split(held_out=True)[3 : 3 + count]]
     return f"own={write_rows(place / 'own.jsonl', rows)}:number"
 
 
-def evaluated(place, run: str, *more: str) -> list[str]:  # noqa: F811
+def evaluated(place, run: str, *more: str) -> list[str]:
     return flags(place, run, "--eval-benchmarks", own(place), "--eval-every", "3", *more)
 
 
-def make(place, **changes) -> TrainingEvaluation:  # noqa: F811
+def make(place, **changes) -> TrainingEvaluation:
     folder = place / "model"
     config = Config(**{**PRESETS["default"], "eval_benchmarks": own(place), "model": str(folder), **changes})
     return TrainingEvaluation(config, PromptRenderer(load_tokenizer(folder), load_prompts(None, folder)))
@@ -55,8 +58,8 @@ def pretend(patch, values: dict[int, float]) -> None:
     patch.setattr(rl.evaluation.while_training.TrainingEvaluation, "run", run)
 
 
-@pytest.mark.usefixtures("reward_for_length")
-def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):  # noqa: F811
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):
     """Bug guarded: no figure of the untrained model, an evaluation that changes the training, questions trained on."""
     assert train.main(evaluated(place, "with")) == 0
     shown = capsys.readouterr().out
@@ -79,8 +82,8 @@ def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):  # noq
     assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.usefixtures("reward_for_length")
-def test_step_zero_is_evaluated_once(place, monkeypatch, capsys):  # noqa: F811
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_step_zero_is_evaluated_once(place, monkeypatch, capsys):
     """Bug guarded: a second line for step 0 after a resume from the checkpoint of step 0, where a judge was away at once."""
     with monkeypatch.context() as patch:
         patch.setattr("rl.rollout.Rollout.collect", raises(JudgeUnavailable("away")))
@@ -91,15 +94,16 @@ def test_step_zero_is_evaluated_once(place, monkeypatch, capsys):  # noqa: F811
     assert [row["step"] for row in lines_of(place / "runs" / "zero" / "metrics.jsonl")] == list(range(STEPS + 1))
 
 
-@pytest.mark.usefixtures("reward_for_length")
-def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch):  # noqa: F811
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch):
     """Bug guarded: the best checkpoint pruned, forgotten when resumed, or never saved because no save was due."""
     pretend(monkeypatch, {0: 0.1, 3: 0.9, 6: 0.4, 8: 0.5, 9: 0.6, 10: 0.7})
     best = ("--keep", "1", "--save-every", "4", "--keep-best", "eval/own/pasr/accuracy")
     assert train.main(evaluated(place, "best", *best)) == 0
     run = place / "runs" / "best"
     assert [folder.name for folder in complete_checkpoints(run)] == ["step_000003", "step_000008"]
-    assert json.loads((run / "best.json").read_text()) == {"metric": "eval/own/pasr/accuracy", "step": 3, "value": 0.9}
+    wanted = {"metric": "eval/own/pasr/accuracy", "step": 3, "value": 0.9, "checkpoint": "checkpoints/step_000003"}
+    assert json.loads((run / "best.json").read_text()) == wanted
     assert json.loads((run / "summary.json").read_text())["best"]["step"] == 3
     more = evaluated(place, "best", *best, "--resume", "auto", "--resume-with-changes", "--steps", "10")
     assert train.main(more) == 0
@@ -107,8 +111,8 @@ def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch): 
     assert json.loads((run / "best.json").read_text())["step"] == 3
 
 
-@pytest.mark.usefixtures("reward_for_length")
-def test_a_new_best_replaces_the_old(place, monkeypatch):  # noqa: F811
+@pytest.mark.usefixtures("reward_for_length", "no_report")
+def test_a_new_best_replaces_the_old(place, monkeypatch):
     pretend(monkeypatch, {0: 0.1, 3: 0.2, 6: 0.3, 8: 0.1})
     assert (
         train.main(evaluated(place, "better", "--keep", "1", "--save-every", "0", "--keep-best", "eval/own/pasr/accuracy")) == 0
@@ -126,7 +130,7 @@ def test_best_step():
     assert not BestStep(None).update(1, {"m": 1.0})
 
 
-def test_held_out_by_question(place):  # noqa: F811
+def test_held_out_by_question(place):
     evaluation = make(place)
     asked = evaluation.items[0][1].question
     kept = evaluation.hold_out([Example("a", f"  {asked} ", "1"), Example("b", "999/99", "10")])
@@ -135,7 +139,43 @@ def test_held_out_by_question(place):  # noqa: F811
         evaluation.hold_out([Example("a", asked, "1")])
 
 
-def test_what_cannot_be_asked_is_said(place, capsys):  # noqa: F811
+def test_held_out_although_it_is_asked_with_an_instruction(place):
+    """Bug guarded: a benchmark's training questions trained on, because what is asked has an instruction behind it."""
+    evaluation = make(place)
+    gsm8k = BENCHMARKS["gsm8k"]
+    evaluation.items = [(gsm8k, BenchmarkItem("gsm8k-0", f"How many?\n\n{gsm8k.instruction}", ("1",)))]
+    kept = evaluation.hold_out([Example("a", "How many?", "1"), Example("b", "How much?", "1")])
+    assert [example.id for example in kept] == ["b"]
+
+
+class KeepsRequests:
+    """A sampler of meaningless answers, as long as the place of their request in the call."""
+
+    def generate(self, requests):
+        self.requests = requests
+        return [[Completion([5] * place, [0.0] * place, "stop")] for place, _ in enumerate(requests)]
+
+
+def test_two_benchmarks_with_two_prompts(place):
+    """Bug guarded: plain and refine prompt drawn with the same uniforms; an average that is a sum, or of one benchmark."""
+    other = write_rows(place / "other.jsonl", [{"question": "12/5", "answer": 2}, {"question": "99/8", "answer": 12}])
+    sampler, evaluation = KeepsRequests(), make(place, eval_benchmarks=f"{own(place)},other={other}:number")
+    metrics = evaluation.metrics(evaluation.records(evaluation.answer(sampler)))
+    assert len({request.seed_key for request in sampler.requests}) == 2 * (5 + 2)
+    tokens = {name: metrics[f"eval/{name}/tokens"] for name in ("own/vanilla", "other/vanilla", "own/pasr", "other/pasr")}
+    assert list(tokens.values()) == [2, 5.5, 9, 12.5]
+    assert (metrics["eval/average/vanilla/tokens"], metrics["eval/average/pasr/tokens"]) == (3.75, 10.75)
+
+
+def test_a_question_has_to_fit_with_both_prompts(place, monkeypatch):
+    """Bug guarded: a question that fits with the plain prompt, and is longer than allowed with the refine prompt."""
+    monkeypatch.setattr(PromptRenderer, "ids", lambda self, question, mode: [1] * (9 if mode == "refine" else 5))
+    assert make(place, max_prompt_tokens=9).items
+    with pytest.raises(ValueError, match="no question of own can be asked"):
+        make(place, max_prompt_tokens=8)
+
+
+def test_what_cannot_be_asked_is_said(place, capsys):
     mixed = write_rows(place / "mixed.jsonl", [{"question": "12/5", "answer": 2}, {"question": "twelve?", "answer": 2}])
     assert len(make(place, eval_benchmarks=f"mixed={mixed}:number").items) == 1
     assert "1 of 2 questions of mixed" in capsys.readouterr().out

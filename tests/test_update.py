@@ -3,44 +3,16 @@
 import copy
 import math
 from dataclasses import replace
-from itertools import groupby
 
 import pytest
 import torch
-from conftest import make_model, random_prompts
+from conftest import make_model
+from samples import REWARDS, STOP, sampled_groups, update_config
 
-from rl.batch import denominator, make_minibatches, select_samples
-from rl.config import PRESETS, Config
 from rl.logprobs import token_logprobs
-from rl.optim import Muon, lr_factor, orthogonalise
-from rl.records import Completion, Group, Request, Sample
-from rl.sampler import Sampler
+from rl.selection import select_samples
 from rl.sft import supervised_loss
 from rl.update import MAX_SKIPPED_IN_A_ROW, Updater, importance_weight
-
-STOP = 0  # also the id that padding happens to use
-
-
-def config(**changes) -> Config:
-    return replace(Config(**{**PRESETS["demo"], "preset": "demo"}), temperature=0.9, **changes)
-
-
-def sampled_groups(model, rewards, new_tokens=(6, 9, 4)) -> list[Group]:
-    """One group for each row of rewards (None: the judge failed), sampled from the model."""
-    prompts = random_prompts([4, 7, 5][: len(rewards)])
-    asked = [
-        Request(p, len(row), n, 0.9, ("group", i))
-        for i, (p, row, n) in enumerate(zip(prompts, rewards, new_tokens, strict=False))
-    ]
-    drawn = Sampler(model, stop_ids=[STOP, 7, 8], max_slots=64, max_len=64).generate(asked)
-    groups = []
-    for request, completions, row in zip(asked, drawn, rewards, strict=True):
-        samples = [Sample(request.prompt_ids, c, "", "refine", reward=r) for c, r in zip(completions, row, strict=True)]
-        groups.append(Group("id", "q", "a", refine_samples=samples))
-    return groups
-
-
-REWARDS = [[1.0, 2.0, 0.0, 3.0], [2.0, 2.0, -1.0, 2.0], [0.5, 1.5, 2.5, 0.0]]
 
 
 def gradients(model, groups, settings, reference=None) -> list[torch.Tensor]:
@@ -55,7 +27,7 @@ def gradients(model, groups, settings, reference=None) -> list[torch.Tensor]:
 @pytest.mark.parametrize("aggregation", ["seq", "token", "const"])
 def test_gradient_does_not_depend_on_micro_batches(family, aggregation):
     """Bug guarded: a mean over the micro-batch, by which results change with the memory of the card."""
-    settings = config(aggregation=aggregation, max_grad_norm=None, beta=0.0)
+    settings = update_config(aggregation=aggregation, max_grad_norm=None, beta=0.0)
     groups = sampled_groups(make_model(family), REWARDS)
     whole = gradients(make_model(family), groups, settings)
     for budget in (1, 30, 60):
@@ -66,7 +38,7 @@ def test_gradient_does_not_depend_on_micro_batches(family, aggregation):
 
 def test_gradient_is_that_of_the_formula():
     """Bug guarded: anything between the rewards and the gradient, against REINFORCE written out over the sampled ids."""
-    settings = config(aggregation="seq", max_grad_norm=None, beta=0.0)
+    settings = update_config(aggregation="seq", max_grad_norm=None, beta=0.0)
     groups = sampled_groups(make_model("qwen2"), REWARDS)
     ours = gradients(make_model("qwen2"), groups, settings)
     model, loss = make_model("qwen2"), 0.0
@@ -82,20 +54,6 @@ def test_gradient_is_that_of_the_formula():
         torch.testing.assert_close(a, p.grad, atol=1e-9, rtol=1e-7)
 
 
-def test_stop_token_is_trained_although_it_is_the_padding_id():
-    """Bug guarded: `mask = ids != pad` with pad == eos; the model then never learns to stop (released code and three peers)."""
-    completion = Completion([5, 6, STOP], [-1.0, -1.0, -1.0], "stop", 0.9)
-    longer = Completion([5, 6, 9, 9, STOP], [-1.0] * 5, "stop", 0.9)
-    samples = [Sample([3, STOP, 4], c, "", "refine", advantage=1.0) for c in (completion, longer)]
-    (micro,) = make_minibatches(samples, config(), 0, torch.device("cpu"))[0]
-    row = next(i for i, s in enumerate(micro.samples) if s.completion is completion)
-    assert micro.ids_BT[row].tolist() == [3, STOP, 4, 5, 6, STOP, STOP, STOP]
-    assert micro.mask_BT[row].tolist() == [False, False, False, True, True, True, False, False]
-    model = make_model("qwen2")
-    logp, _ = token_logprobs(model, micro.ids_BT, micro.mask_BT, temperature=0.9)
-    assert logp[row, 5] != 0
-
-
 def test_supervised_loss_covers_the_stop_token_and_no_prompt():
     model = make_model("qwen3")
     pairs = [([3, 4, 5], [6, 7, STOP]), ([9], [8, STOP])]
@@ -108,7 +66,7 @@ def test_supervised_loss_covers_the_stop_token_and_no_prompt():
 
 def test_ratio_is_exactly_one_with_a_single_update(family):
     """Bug guarded: clipping and old log-probs that drift although nothing was updated in between."""
-    settings = config(clip_low=0.0, clip_high=0.0)
+    settings = update_config(clip_low=0.0, clip_high=0.0)
     model = make_model(family)
     groups = sampled_groups(model, REWARDS)
     metrics = Updater(model, make_model(family), settings).update(select_samples(groups, settings), groups, 0)
@@ -122,7 +80,7 @@ def test_ratio_is_exactly_one_with_a_single_update(family):
 @pytest.mark.parametrize("old", ["trainer", "sampler"])
 def test_several_epochs_leave_the_old_policy_in_place(old):
     """Bug guarded: old log-probs taken again in every epoch, so that the ratio never leaves 1."""
-    settings = config(epochs_per_batch=3, minibatches=2, lr=3e-3, old_logprobs=old)
+    settings = update_config(epochs_per_batch=3, minibatches=2, lr=3e-3, old_logprobs=old)
     model = make_model("qwen2")
     groups = sampled_groups(model, REWARDS)
     metrics = Updater(model, make_model("qwen2"), settings).update(select_samples(groups, settings), groups, 9)
@@ -132,62 +90,11 @@ def test_several_epochs_leave_the_old_policy_in_place(old):
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-9, "measured before the first step"
 
 
-def test_minibatches_share_out_every_sample_once():
-    """Bug guarded: samples lost or trained twice in the deal, a micro-batch over its budget, a prompt computed twice in one."""
-    settings = config(minibatches=3, micro_batch_tokens=40)
-    groups = sampled_groups(make_model("qwen2"), REWARDS)
-    samples = select_samples(groups, settings)
-    parts = make_minibatches(samples, settings, 5, torch.device("cpu"))
-    dealt = [id(s) for part in parts for micro in part for s in micro.samples]
-    assert sorted(dealt) == sorted(id(s) for s in samples)
-    assert len(parts) == 3
-    again = make_minibatches(samples, settings, 5, torch.device("cpu"))
-    assert dealt == [id(s) for part in again for micro in part for s in micro.samples], "a pure function of seed and step"
-    for part in parts:
-        for micro in part:
-            prompts = {tuple(s.prompt_ids) for s in micro.samples}
-            computed = sum(map(len, prompts)) + sum(len(s.completion.ids) for s in micro.samples)
-            assert computed <= 40 or len(micro.samples) == 1
-            assert len(prompts) == len(list(groupby(s.prompt_ids for s in micro.samples))), "rows of a prompt stand together"
-
-
-def test_micro_batches_fill_their_budget():
-    """Bug guarded: a prompt counted for each of its samples, or not at all where a micro-batch begins within a group."""
-    samples = [Sample([7] * 10, Completion([1] * 5, [0.0] * 5, "stop"), "", "refine", trained=True) for _ in range(9)]
-    (part,) = make_minibatches(samples, config(micro_batch_tokens=30), 0, torch.device("cpu"))
-    assert [len(micro.samples) for micro in part] == [4, 4, 1], "10 + 4 x 5 tokens"
-
-
-def test_denominators_count_what_is_trained():
-    """Bug guarded: dividing by samples that failed, were cut or belong to dropped groups."""
-    rewards = [[1.0, None, 0.0, 3.0], [2.0, 2.0, 2.0, 2.0], [1.0, None, None, None]]
-    groups = sampled_groups(make_model("qwen2"), rewards)
-    settings = config(aggregation="seq")
-    samples = select_samples(groups, settings)
-    assert [group.dropped for group in groups] == ["", "equal rewards", "too few scores"]
-    assert len(samples) == 3 == sum(s.trained for g in groups for s in g.refine_samples)
-    (part,) = make_minibatches(samples, settings, 0, torch.device("cpu"))
-    tokens = sum(len(s.completion.ids) for s in samples)
-    assert denominator(part, settings) == 3
-    assert denominator(part, replace(settings, aggregation="token")) == tokens
-    assert denominator(part, replace(settings, aggregation="const")) == 3 * settings.max_new_tokens
-    assert sum(s.advantage for s in groups[0].refine_samples) == pytest.approx(0, abs=1e-12)
-
-
-def test_truncated_responses_can_be_left_out():
-    groups = sampled_groups(make_model("qwen2"), REWARDS)
-    cut = [s for g in groups for s in g.refine_samples if s.completion.finish_reason == "length"]
-    kept = select_samples(groups, config(mask_truncated=True))
-    assert cut
-    assert not {id(s) for s in cut} & {id(s) for s in kept}
-    assert len(kept) + len(cut) == 12
-
-
 def test_a_step_with_nothing_to_train_on_changes_nothing():
     """Bug guarded: 0/0, or Adam moving weights by old momentum on an empty step."""
     model = make_model("qwen2")
     before = copy.deepcopy(model.state_dict())
-    settings = config()
+    settings = update_config()
     groups = sampled_groups(model, [[1.0] * 4, [None] * 4])
     updater = Updater(model, make_model("qwen2"), settings)
     metrics = updater.update(select_samples(groups, settings), groups, 0)
@@ -196,19 +103,10 @@ def test_a_step_with_nothing_to_train_on_changes_nothing():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_nucleus_samples_are_refused():
-    """Bug guarded: training on samples whose log-probs are not those of the policy."""
-    groups = sampled_groups(make_model("qwen2"), REWARDS)
-    sample = groups[0].refine_samples[0]
-    sample.completion = replace(sample.completion, top_p=0.9)
-    with pytest.raises(ValueError, match="top_p"):
-        select_samples(groups, config())
-
-
 def test_non_finite_steps_are_skipped_counted_and_then_an_error():
     """Bug guarded: one NaN that turns all weights into NaN, or a run that skips for ever."""
     model = make_model("qwen2")
-    settings = config(beta=0.0)
+    settings = update_config(beta=0.0)
     updater = Updater(model, None, settings)
     groups = sampled_groups(model, REWARDS)
     samples = select_samples(groups, settings)
@@ -228,7 +126,7 @@ def test_non_finite_steps_are_skipped_counted_and_then_an_error():
 def test_gap_between_sampler_and_trainer_is_measured_once_on_every_trained_token():
     """Bug guarded: a gap that reads 0 whatever the sampler did, or that counts some tokens twice and others not at all."""
     for changes in ({}, {"minibatches": 2}, {"minibatches": 2, "old_logprobs": "sampler"}, {"epochs_per_batch": 2}):
-        settings, model = config(beta=0.0, lr=0.0, **changes), make_model("qwen2")
+        settings, model = update_config(beta=0.0, lr=0.0, **changes), make_model("qwen2")
         groups = sampled_groups(model, REWARDS)
         tokens = sum(len(s.completion.ids) for g in groups for s in g.refine_samples)
         first = groups[0].refine_samples[0]
@@ -249,7 +147,7 @@ def test_importance_weight_is_trainer_over_sampler_capped():
 
 def test_entropy_is_a_mean_over_tokens():
     """Bug guarded: an "entropy" that grows with the batch, or is divided twice."""
-    settings, model = config(beta=0.0), make_model("qwen2")
+    settings, model = update_config(beta=0.0), make_model("qwen2")
     groups = sampled_groups(model, REWARDS)
     metrics = Updater(make_model("qwen2"), None, settings).update(select_samples(groups, settings), groups, 0)
     values = []
@@ -260,22 +158,9 @@ def test_entropy_is_a_mean_over_tokens():
     assert metrics["entropy"] == pytest.approx(sum(values) / len(values))
 
 
-def test_the_deal_into_minibatches_depends_on_seed_and_step():
-    groups = sampled_groups(make_model("qwen2"), REWARDS)
-
-    def deal(step, **changes):
-        settings = config(minibatches=3, **changes)
-        parts = make_minibatches(select_samples(groups, settings), settings, step, torch.device("cpu"))
-        return [sorted(id(s) for micro in part for s in micro.samples) for part in parts]
-
-    assert deal(0) == deal(0)
-    assert deal(0) != deal(1)
-    assert deal(0) != deal(0, seed=1)
-
-
 def test_kl_in_the_reward():
     """Bug guarded: the penalty added twice (loss and reward), or with the wrong sign."""
-    settings = config(kl_estimator="k1-reward", beta=0.5)
+    settings = update_config(kl_estimator="k1-reward", beta=0.5)
     model, reference = make_model("qwen2"), make_model("qwen2", seed=1)
     groups = sampled_groups(model, REWARDS)
     samples = select_samples(groups, settings)
@@ -292,29 +177,3 @@ def test_kl_in_the_reward():
     wanted = (totals - totals.mean(1, keepdim=True)) / (totals.std(1, keepdim=True) + 1e-4)
     got = torch.tensor([[s.advantage for s in g.refine_samples] for g in groups], dtype=torch.float64)
     torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
-
-
-def test_schedules():
-    """Bug guarded: a first step at learning rate 0, a decay that never ends or goes below 0."""
-    constant = [lr_factor(s, warmup_steps=4, total_steps=10, schedule="constant") for s in range(10)]
-    assert constant == [0.25, 0.5, 0.75] + [1.0] * 7
-    for schedule in ("linear", "cosine"):
-        factors = [lr_factor(s, warmup_steps=2, total_steps=10, schedule=schedule, decay_share=0.5) for s in range(11)]
-        assert factors[1:6] == [1.0] * 5
-        assert factors[5:] == sorted(factors[5:], reverse=True)
-        assert factors[10] == pytest.approx(0, abs=1e-12)
-
-
-def test_muon_orthogonalises():
-    """Bug guarded: an update whose singular values are those of the gradient."""
-    matrix = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
-    for shape in (matrix, matrix.T):
-        stack = orthogonalise(torch.stack((shape, 1e3 * shape.flip(0))), 5)
-        values = torch.linalg.svdvals(stack)
-        assert 0.6 < values.min() <= values.max() < 1.3
-        torch.testing.assert_close(stack[1], stack[0].flip(0))
-    weight = torch.nn.Parameter(torch.zeros(24, 8))
-    optimizer = Muon([weight], lr=0.1)
-    (weight * matrix).sum().backward()
-    optimizer.step()
-    assert (weight * matrix).sum() < 0, "a step down the gradient"

@@ -62,7 +62,9 @@ def make_groups(step: int) -> list[Group]:
     group = Group("q1", f"question {step}", "4", baseline=0.5)
     texts = ["<think>5<refine>4</refine></think><answer>4</answer>", "<think>5</think><answer>5</answer>"]
     for reward, text in zip((3.0, None), texts, strict=True):
-        sample = Sample([1], Completion([5, 6, 7], [-0.1] * 3, "stop"), text, "refine", 1.0, 1.0, 1.0, reward, trained=True)
+        sample = Sample(
+            [1], Completion([5, 6, 7], [-0.1] * 3, "stop"), text, "refine", 1.0, 1.0, 1.0, reward, trained=reward is not None
+        )
         group.refine_samples.append(sample)
     return [group]
 
@@ -99,6 +101,7 @@ def test_metrics_histograms_and_tables_are_recorded_and_resumed(tmp_path):
     assert tables == {1: ["samples/step_000001"], 2: ["samples/step_000002"], 3: [], 4: ["samples/step_000004"]}
     assert steps[3]["histograms/reward"]["_type"] == "histogram"
     assert sum(steps[3]["histograms/reward"]["values"]) == 1, "failed scores belong in no histogram"
+    assert sum(steps[3]["histograms/advantage"]["values"]) == 1, "nor do samples that are not trained on"
     assert sum(steps[3]["histograms/completion_length"]["values"]) == 2
 
     (file,) = run.path.glob("wandb/offline-run-*/files/media/table/samples/step_000004*.table.json")

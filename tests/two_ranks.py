@@ -1,6 +1,6 @@
-"""What two processes compute, for test_distributed.py: started twice, with RANK and WORLD_SIZE. Not a test by itself.
+"""What two processes compute, for test_distributed.py: `main` in each of them, with RANK and WORLD_SIZE. Not a test by itself.
 
-two_ranks.py FOLDER     reads the models in FOLDER, writes results.pt there
+They are forked: rewards and reports are as the fixtures of the tests have patched them.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import STEPS, flags, pay_for_length
+from conftest import STEPS, flags
 from torch.distributed.tensor import DTensor
 
 import rl.checkpoint
@@ -23,16 +23,17 @@ from model import load_model
 from model.checkpoint import save_model
 from rewards.judge import RuleScorer
 from rl.baselines import BaselineCache
-from rl.batch import select_samples
 from rl.config import PRESETS, Config
 from rl.distributed import gather, make_mesh, process_group, rank, world_size
 from rl.judging import JudgeUnavailable
 from rl.records import Completion, Group, Sample
+from rl.report import write_report
 from rl.rollout import Rollout
 from rl.sampler import Sampler
+from rl.selection import select_samples
 from rl.sharding import load_sharded, whole_weights
 from rl.update import MAX_SKIPPED_IN_A_ROW, Updater
-from rl.weight_sync import PlainWeights
+from rl.weight_sync import WholeWeights
 
 CPU = torch.device("cpu")
 MODELS = {"tied": torch.float64, "untied": torch.float64, "gentle": torch.float32}
@@ -152,8 +153,8 @@ class MarkedScorer(RuleScorer):
 def rollouts(place: Path) -> dict:
     results, tokenizer = {}, load_tokenizer(place / "task")
     renderer = PromptRenderer(tokenizer, Prompts())
-    weights = PlainWeights(load(place / "task", torch.float64), keep=False)
-    reference = PlainWeights(load(place / "reference/task", torch.float64), keep=False)
+    weights = WholeWeights(load(place / "task", torch.float64), keep=False)
+    reference = WholeWeights(load(place / "reference/task", torch.float64), keep=False)
     limits = dict(stop_ids=[tokenizer.eos_token_id], max_slots=6, max_len=64)
     sampler, other = Sampler(weights.model, **limits), Sampler(reference.model, **limits)
 
@@ -222,7 +223,9 @@ def whole_runs(place: Path) -> dict:
         return stepped(self, *args)
 
     Updater._apply = signalled
-    run(place, "signal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write_report", write_report)  # the other runs do without: it takes longer than they do
+        run(place, "signal")
     Updater._apply = stepped
     return {"after signal": gather(len(calls)), "disk full": gather(full_disk(place))}
 
@@ -241,9 +244,8 @@ def full_disk(place: Path) -> str:
 
 
 def main(place: Path) -> None:
-    with process_group("cpu", 5), pytest.MonkeyPatch.context() as patch:
-        torch.set_num_threads(1)
-        pay_for_length(patch)
+    """Read the models in `place`, write results.pt there, and end the process."""
+    with process_group("cpu", 5):
         results = {"updates": updates(place), "steps": several_steps(place), "skipped": skipped_steps(place)}
         results["rollouts"] = rollouts(place)
         exported(place)
@@ -252,7 +254,3 @@ def main(place: Path) -> None:
             torch.save(results, place / "results.pt")
     sys.stdout.flush()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,0 +1,148 @@
+"""What a run takes before its first step: flags, data, judges, the reference; and what it refuses."""
+
+import io
+from dataclasses import fields
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from conftest import ROOT, make_model, write_questions, write_task_folder
+from tqdm import tqdm
+
+import data.hub_rows
+import evaluate
+import train
+from data.division import build_tokenizer
+from data.examples import load_examples
+from data.prompts import Prompts
+from model import load_model, save_model
+from rewards.judge import NAMED_JUDGES, RuleScorer
+from rl.config import PRESETS, Config, parse_config
+from rl.evaluation.loading import load_for_asking
+from rl.setup import open_session
+from rl.weight_sync import WholeWeights
+
+
+def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
+    """Bug guarded: 14 GiB for a reference that nothing asks."""
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    loads = []
+    monkeypatch.setattr("rl.memory.build.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
+    arguments = ["--model", str(folder), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
+    for beta, plain_policy, count in (("0", "current", 1), ("0.04", "current", 2), ("0", "reference", 2)):
+        loads.clear()
+        session = open_session(
+            parse_config([*arguments, "--beta", beta, "--plain-policy", plain_policy, "--run", f"{beta}{count}"])
+        )
+        assert len(loads) == count
+        assert (session.updater.reference is None) == (beta == "0")
+        session.run.close()
+
+
+@pytest.mark.parametrize(("judge", "entered"), [("rules", 0), ("self", 1)])
+def test_the_reference_is_made_whole_for_a_judge_alone(tmp_path, monkeypatch, judge, entered):
+    """Bug guarded: a copy of the reference on every GPU while a run is set up that only takes log-probs of it."""
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    enter, entries = WholeWeights.__enter__, []
+    monkeypatch.setattr(WholeWeights, "__enter__", lambda self: entries.append(1) or enter(self))
+    monkeypatch.setattr("rl.judges.LocalJudge", lambda *_, **__: RuleScorer())  # the task's tokenizer has no words for one
+    flags = ["--model", str(folder), "--data", str(data), "--judge", judge, "--runs-dir", str(tmp_path)]
+    open_session(parse_config(flags)).run.close()
+    assert len(entries) == entered
+
+
+def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
+    """Bug guarded: positions beyond those that a model was trained on, in training and when it is asked."""
+    model = make_model("qwen3", torch.float32, vocab_size=len(build_tokenizer(Prompts())), max_position_embeddings=20)
+    save_model(model, build_tokenizer(Prompts()), tmp_path / "model")
+    data = write_questions(tmp_path / "data.jsonl")
+    flags = ["--model", str(tmp_path / "model"), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="fills the model's context of 20 tokens"):
+        open_session(parse_config([*flags, "--max-new-tokens", "20"]))
+    with pytest.raises(ValueError, match="no prompt fits into 2 tokens"):
+        open_session(parse_config([*flags, "--max-new-tokens", "18"]))
+    open_session(parse_config([*flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
+    loaded = load_for_asking(str(tmp_path / "model"), revision=None, prompts=None, device="cpu")
+    asker = evaluate.Asker(evaluate.parse_arguments(["--temperature", "1"]), loaded)
+    asked = [asker.answer(f"{n}/31", "refine").ids for n in range(100, 110)]
+    assert max(map(len, asked)) <= 20 - 8
+
+
+def test_the_papers_preset_takes_a_question_on_each_gpu(monkeypatch):
+    """Bug guarded: one question for eight GPUs, seven of which wait."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 8
+    assert parse_config(["--model", "m", "--preset", "paper", "--gpus", "4", "--plan"]).questions_per_step == 4
+    assert parse_config(["--model", "m", "--preset", "paper", "--questions-per-step", "3"]).questions_per_step == 3
+    monkeypatch.delenv("WORLD_SIZE")
+    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 1
+    with pytest.raises(ValueError, match="--preset paper needs --model"):
+        parse_config(["--preset", "paper"])
+
+
+def test_presets_set_known_fields_and_flags_win():
+    """Bug guarded: a preset with a misspelt field, or one that beats the command line."""
+    assert all(set(preset) <= {f.name for f in fields(Config)} for preset in PRESETS.values())
+    assert parse_config([]).preset == "demo"
+    model = ["--model", "m", "--data", "d"]
+    assert parse_config(model).preset == "default"
+    paper = parse_config([*model, "--preset", "paper", "--zeta", "0.1"])
+    assert (paper.temperature, paper.max_grad_norm, paper.aggregation, paper.zeta) == (0.9, None, "seq", 0.1)
+    assert parse_config(["--max-grad-norm", "none"]).max_grad_norm is None
+    assert (ROOT / "train.py").exists()
+
+
+def test_a_judge_of_ones_own_is_a_class_and_its_name(tmp_path, monkeypatch):
+    """Bug guarded: the plan, the cache of baselines or the demo taking its name for a folder or a hub id."""
+    monkeypatch.setitem(NAMED_JUDGES, "length", type("LengthJudge", (RuleScorer,), {}))
+    folder, questions = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    flags = ["--model", str(folder), "--data", str(questions), "--judge", "length", "--runs-dir", str(tmp_path)]
+    session = open_session(parse_config([*flags, "--plain-policy", "reference"]))
+    session.run.close()
+    assert type(session.rollout.scorer).__name__ == "LengthJudge"
+    assert parse_config(["--judge", "length"]).judge_kind == "named"
+    with pytest.raises(ValueError, match="no judge is called lenght; say rules, length, self"):
+        parse_config([*flags, "--judge", "lenght"])
+
+
+def test_training_data_from_the_hub(tmp_path, monkeypatch):
+    """Bug guarded: another split or revision than was asked for, a row without an answer that is trained on."""
+    rows, asked = [{"question": "1 + 1?", "answer": "so #### 2"}, {"question": "2 + 2?", "answer": "#### 4"}], []
+
+    def download(*where, **options):
+        asked.append((*where, options["repo_type"]))
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
+        return tmp_path / "0.parquet"
+
+    monkeypatch.setattr(data.hub_rows, "hf_hub_download", download)
+    found = load_examples("hub:openai/gsm8k:main:train")
+    assert [(e.question, e.reference) for e in found] == [("1 + 1?", "so #### 2"), ("2 + 2?", "#### 4")]
+    assert len({e.id for e in found}) == 2
+    assert asked == [("openai/gsm8k", "main/train/0000.parquet", "dataset")]
+    rows[1] = {"question": "2 + 2?", "answer": ""}
+    with pytest.raises(ValueError, match=r"hub:openai/gsm8k:main:train, row 1: 'answer' is missing or empty"):
+        load_examples("hub:openai/gsm8k:main:train")
+    for wrong in ("hub:openai/gsm8k", "hub:openai/gsm8k::train"):
+        with pytest.raises(ValueError, match="hub:OWNER/NAME:CONFIG:SPLIT"):
+            load_examples(wrong)
+
+
+def test_a_misspelt_flag_is_one_line_with_the_right_one(capsys):
+    """Bug guarded: a page of usage with the error somewhere below it."""
+    for parse in (parse_config, evaluate.parse_arguments):
+        with pytest.raises(SystemExit) as ended:
+            parse(["--modle", "m"])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert said.startswith("error: unrecognized arguments: --modle m (do you mean --model?)")
+        assert said.count("\n") == 1
+
+
+def test_the_progress_bar_fits_into_100_columns():
+    """Bug guarded: a bar that a terminal cuts, or breaks into a new line at every step."""
+    bar = tqdm(range(5000), initial=4999, total=5000, bar_format=train.BAR_FORMAT, file=io.StringIO())
+    numbers = {"reward": -1.234, "pasr/refined_accuracy": 0.5, "pasr/plain_accuracy": 0.5, "pasr/refine_frac": 1.0}
+    train.show_progress(bar, numbers | {"perf/rollout_tokens_per_s": 12345.6})
+    assert "12346 tok/s" in str(bar)
+    assert len(str(bar)) <= 100
