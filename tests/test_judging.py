@@ -17,7 +17,7 @@ import rl.rollout
 import train
 from rewards.format import changes_nothing, parse_response
 from rewards.http_judge import HttpJudge
-from rewards.judge import NAMED_JUDGES, Judgement, RuleScorer
+from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, RuleScorer
 from rl.checkpoint import complete_checkpoints
 from rl.config import parse_config
 from rl.judging import JudgeUnavailable, ScoreBoard
