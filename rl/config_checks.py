@@ -23,24 +23,23 @@ def check(config: "Config") -> None:
     Raises:
         ValueError: the first problem found.
     """
+    _check_ranges(config)
+    _check_together(config)
+    check_judge(config)
 
-    def at_least(minimum, *names: str) -> None:
+
+def _check_ranges(config: "Config") -> None:
+    least = {
+        2: ("group_size",),
+        1: ("steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "keep", "epochs_per_batch",
+            "minibatches", "micro_batch_tokens", "eval_questions", "eval_limit", "judge_concurrency", "max_slots"),
+        0: ("zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps",
+            "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "eval_temperature", "table_every"),
+    }  # fmt: skip
+    for minimum, names in least.items():
         for name in names:
-            if getattr(config, name) < minimum:
-                raise ValueError(f"{to_flag(name)} is {getattr(config, name)}; it must be at least {minimum}")
-
-    at_least(2, "group_size")
-    at_least(1, "steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "keep")
-    if config.max_slots != "auto":
-        at_least(1, "max_slots")
-    at_least(1, "epochs_per_batch", "minibatches", "micro_batch_tokens", "eval_questions", "eval_limit")
-    at_least(0, "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "weight_decay", "importance_cap", "adv_eps")
-    at_least(
-        0, "save_every", "eval_every", "sft_steps", "judge_max_failures", "judge_patience", "eval_temperature", "table_every"
-    )
-    at_least(1, "judge_concurrency")
-    if config.dist_timeout * 60 <= config.judge_patience:
-        raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")
+            if (value := getattr(config, name)) != "auto" and value < minimum:
+                raise ValueError(f"{to_flag(name)} is {value}; it must be at least {minimum}")
     for spec in fields(config):
         value = getattr(config, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -52,6 +51,15 @@ def check(config: "Config") -> None:
         raise ValueError("--max-grad-norm must be above 0; to switch clipping off, say none")
     if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):
         raise ValueError("--adam-beta1 and --adam-beta2 must be at least 0 and below 1")
+    if config.temperature <= 0:
+        raise ValueError("--temperature must be above 0: a greedy policy explores nothing and has no log-probs")
+    if config.run and (Path(config.run).is_absolute() or ".." in Path(config.run).parts):
+        raise ValueError(f"--run {config.run} leads out of --runs-dir; give a name, and the place by --runs-dir")
+
+
+def _check_together(config: "Config") -> None:
+    if config.dist_timeout * 60 <= config.judge_patience:
+        raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")
     if config.eval_every and config.model and not config.eval_benchmarks:
         raise ValueError("--eval-every with --model needs --eval-benchmarks: which questions are to be asked?")
     if config.eval_benchmarks and not config.model:
@@ -60,10 +68,6 @@ def check(config: "Config") -> None:
         raise ValueError("--keep-best needs --eval-benchmarks, whose metrics it chooses by")
     if config.kl_estimator == "k1-reward" and (config.beta == 0 or config.mask_truncated):
         raise ValueError("--kl-estimator k1-reward needs --beta above 0, and goes without --mask-truncated")
-    if config.run and (Path(config.run).is_absolute() or ".." in Path(config.run).parts):
-        raise ValueError(f"--run {config.run} leads out of --runs-dir; give a name, and the place by --runs-dir")
-    if config.temperature <= 0:
-        raise ValueError("--temperature must be above 0: a greedy policy explores nothing and has no log-probs")
     if config.kl_estimator == "k1-reward" and config.old_logprobs == "sampler":
         raise ValueError("--kl-estimator k1-reward needs --old-logprobs trainer")
     if config.importance_cap and config.old_logprobs == "sampler":
@@ -77,7 +81,6 @@ def check(config: "Config") -> None:
         raise ValueError(f"--preset {config.preset} needs --model; without one there is only the demo")
     if config.model is None and (config.data != DEMO_DATA or config.judge_kind != "named"):
         raise ValueError("--data and --judge need --model: the tiny model of the demo reads nothing but its own task")
-    check_judge(config)
 
 
 def check_judge(config: "Config") -> None:
