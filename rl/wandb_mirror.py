@@ -14,6 +14,7 @@ from rl.config import PRESETS, Config
 from rl.config_checks import to_flag
 from rl.records import Group
 from rl.resume import FREE_ON_RESUME
+from rl.terminal import wrapped
 
 INIT_TIMEOUT = 30.0  # seconds to wait for the server at the start
 FINISH_TIMEOUT = 120.0  # seconds to wait for the upload at the end; what is missing stays on disk for `wandb sync`
@@ -53,15 +54,17 @@ class WandbMirror:
     def _open(self, mode: str, arguments: dict):
         if mode == "online":
             if not (os.environ.get("WANDB_API_KEY") or self._wandb.login(prompt=False)):
-                print("wandb: no API key is set, so this run is recorded offline; upload it later with `wandb sync`")
+                reason = "no API key is set"
             else:
                 try:
                     return self._wandb.init(mode="online", **arguments)
                 except (self._wandb.Error, ValueError) as error:  # ValueError: a key of the wrong form
                     reason = str(error).splitlines()[0]
-                    print(f"wandb: {reason}; this run is recorded offline, upload it later with `wandb sync`")
                     self._wandb.teardown()  # its service still holds the run's id
-        return self._wandb.init(mode="offline", **arguments)
+        run = self._wandb.init(mode="offline", **arguments)
+        if mode == "online":
+            print(wrapped(f"wandb: {reason}; recorded offline, to be uploaded by: wandb sync {Path(run.dir).parent}"))
+        return run
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
