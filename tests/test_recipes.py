@@ -1,0 +1,65 @@
+"""The README's recipes, followed to the letter in a copy of the code, and trained with."""
+
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT, lines_of, run_command, write_questions, write_task_folder
+
+MARGIN = '''def margin_reward(accuracy: float, baseline: float, *, refined: bool) -> float:
+    """r_refine = r_acc - r̄ of a refined response."""
+    return accuracy - baseline if refined else 0.0
+'''
+EDITS = {  # file -> (what is there, what a reader makes of it)
+    "rewards/refine.py": [
+        ('"presence", "none")', '"presence", "none", "margin")'),
+        ('return mode in ("compare", "single")', 'return mode in ("compare", "single", "margin")'),
+        ("    assert baseline is not None", "    if mode == 'margin':\n"
+         "        return margin_reward(accuracy, baseline, refined=refined)\n    assert baseline is not None"),
+        ("def presence_reward", MARGIN + "\n\ndef presence_reward"),
+    ],
+    "rl/advantages.py": [
+        ('NORMS = ("group", "batch", "none")', 'NORMS = ("group", "batch", "none", "range")'),
+        ('    elif norm == "batch":', '    elif norm == "range":\n        scale = 2.0\n    elif norm == "batch":'),
+    ],
+    "rl/loss.py": [('AGGREGATIONS = ("seq", "token", "const")', 'AGGREGATIONS = ("seq", "token", "const", "sum")')],
+    "rl/batch.py": [('    if config.aggregation == "const":', '    if config.aggregation == "sum":\n        return 1\n'
+                     '    if config.aggregation == "const":')],
+    "rewards/judge.py": [
+        ('NAMED_JUDGES = {"rules": RuleScorer}', "class LengthJudge(RuleScorer):\n    def submit(self, item):\n"
+         "        future = super().submit(Judgement(item.question, item.reference, item.answer))\n"
+         "        scored = Future()\n        scored.set_result(min(1.0, len(item.answer) / 20))\n        return scored\n\n\n"
+         'NAMED_JUDGES = {"rules": RuleScorer, "length": LengthJudge}'),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_reward_an_advantage_a_loss_and_a_judge_of_ones_own(tmp_path):
+    """Bug guarded: a recipe that names half of the places where something has to be added."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert MARGIN in readme, "the test follows the README"
+    code = tmp_path / "code"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in (n for n in listed.stdout.split() if not n.startswith("tests/")):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, code / name)
+    for name, edits in EDITS.items():
+        assert f"({name})" in readme.split("## Change it")[1].split("## Deviations")[0], f"the recipes name {name}"
+        text = (code / name).read_text(encoding="utf-8")
+        for old, new in edits:
+            assert text.count(old) == 1, (name, old)
+            text = text.replace(old, new)
+        (code / name).write_text(text, encoding="utf-8")
+    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    done = run_command(
+        str(code / "train.py"), "--model", str(folder), "--data", str(data), "--judge", "length", "--judge-sees", "response",
+        "--refine-reward", "margin", "--adv-norm", "range", "--aggregation", "sum", "--plain-policy", "reference",
+        "--steps", "2", "--questions-per-step", "2", "--max-new-tokens", "12", "--wandb", "off",
+        "--runs-dir", str(tmp_path / "runs"), "--run", "own", cwd=code,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = lines_of(tmp_path / "runs" / "own" / "metrics.jsonl")
+    assert all(0.0 < row["rewards/accuracy/mean"] < 1.0 and row["groups/trained"] for row in rows)
