@@ -106,6 +106,15 @@ def test_a_judge_of_ones_own_is_a_class_and_its_name(tmp_path, monkeypatch):
         parse_config([*flags, "--judge", "lenght"])
 
 
+def test_folders_that_are_no_model(tmp_path):
+    """Bug guarded: a tokenizer's inner error for the folder of all runs, or for a run that has not saved anything."""
+    (tmp_path / "runs" / "a" / "rollouts").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.json").write_text("{}")
+    for folder, words in (("runs", "no model's folder"), ("runs/a", "has no complete checkpoint yet")):
+        with pytest.raises(ValueError, match=words):
+            load_for_asking(str(tmp_path / folder), revision=None, prompts=None, device="cpu")
+
+
 def test_training_data_from_the_hub(tmp_path, monkeypatch):
     """Bug guarded: another split or revision than was asked for, a row without an answer that is trained on."""
     rows, asked = [{"question": "1 + 1?", "answer": "so #### 2"}, {"question": "2 + 2?", "answer": "#### 4"}], []

@@ -42,6 +42,8 @@ def load_for_asking(
         ValueError: something the user has to change.
     """
     folder = resolve_checkpoint(newest_model(Path(path)), revision)
+    if (folder / "rollouts").is_dir():
+        raise ValueError(f"{folder} is a run that has no complete checkpoint yet")
     tokenizer = load_tokenizer(folder)
     renderer = PromptRenderer(tokenizer, load_prompts(prompts, folder), plain_thinking=plain_thinking)
     stops = list(stop_ids(folder, tokenizer))
