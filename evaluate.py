@@ -188,7 +188,7 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
             scorer.close()
         table = tables.build([out.path], compare)
         tables.save(table, out.path)
-    print(f"{tables.terminal(table)}\n\nwritten to {out.path}: records/, table.md, table.csv, table.json")
+    print(f"\n{tables.terminal(table)}\n\nwritten to {out.path}: records/, table.md, table.csv, table.json")
 
 
 def show_differences(given: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from math import nan
 from statistics import fmean
 
 from rewards.judge import Judgement, Scorer
+from rl.terminal import wrapped
 
 MARGIN = 0.25  # by which right answers must score above the others, on average
 
@@ -68,7 +69,7 @@ class Preflight:
         lines = ["score   answer is   question -> answer"]
         for (kind, item), score in zip(CASES, self.scores, strict=True):
             shown = "failed" if score is None else f"{score:.2f}"
-            lines.append(f"{shown:<8}{kind:<12}{item.question} -> {item.answer}")
+            lines.append(wrapped(f"{shown:<8}{kind:<12}{item.question} -> {item.answer}"))
         return "\n".join(lines)
 
     def warning(self) -> str:

@@ -213,6 +213,8 @@ def test_more_than_ten_benchmarks_and_holes(tmp_path):
     assert "b11" in text
     pasr = table["rows"][1]
     assert pasr["average"]["accuracy"] is None, "an average over other columns than the row above"
+    rows = [line for line in text.splitlines() if line.startswith("PASR ")]
+    assert len(rows) == 1, "a row of dashes says nothing"
 
 
 def test_differences_of_two_evaluations(tmp_path):

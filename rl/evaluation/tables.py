@@ -34,6 +34,11 @@ class Line:
     average: float | None = None
     tokens: float | None = None
 
+    def is_of_other_columns(self, part: slice) -> bool:
+        """Whether it has numbers, but none in these columns."""
+        known = [value is not None for value in self.values]
+        return any(known) and not any(known[part])
+
 
 def read_folder(folder: Path) -> dict[tuple[str, str], list[AnswerRecord]]:
     """The records of an evaluation by (benchmark, method).
@@ -161,6 +166,8 @@ def terminal(table: dict) -> str:
             head = "".join(f"{title_of(name)[:6]:>7}" for name in names[part]) + (f"{'avg':>6}{'tokens':>7}" if last else "")
             text += ["", f"{heading[:WIDTH]}", " " * 17 + head]
             for line in lines:
+                if line.is_of_other_columns(part):
+                    continue
                 numbers = "".join(f"{_shown(value):>7}" for value in line.values[part])
                 numbers += f"{_shown(line.average):>6}{_shown(line.tokens, 0):>7}" if last else ""
                 text.append(f"{line.label[:17]:17}{numbers}".rstrip() if line.values else line.label[:WIDTH])

@@ -63,7 +63,7 @@ def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
     """
     machine = this_machine(device, world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     plan = check_memory(Shapes(read_model_config(str(source))), config, machine, judge_shapes(config))
-    print("memory: " + "\n".join(decision(plan, config)))
+    print("\n".join(decision(plan, config, "memory: ")))
     return plan
 
 
@@ -111,8 +111,8 @@ def table_lines(plan: Plan) -> list[str]:
     ]
 
 
-def decision(plan: Plan, asked: Config) -> list[str]:
-    """What was decided, as flags, and what else it needs."""
+def decision(plan: Plan, asked: Config, prefix: str = "") -> list[str]:
+    """What was decided, as flags, and what else it needs; the first line begins with `prefix`."""
     config, machine = plan.config, plan.machine
     if not plan.fits:
         return [wrapped(describe_misfit(plan, asked))]
@@ -128,5 +128,5 @@ def decision(plan: Plan, asked: Config) -> list[str]:
     taken = ("auto takes: " if asked.memory == "auto" else "it fits: ") + " ".join(changed)
     if asked.max_slots == "auto":
         taken += f" (about {min(config.max_slots, sampled_at_once(config, machine)[0])} rows)"
-    lines = [wrapped(taken), copy]
+    lines = [wrapped(prefix + taken), copy]
     return lines + ([f"host memory of a node: {gib(plan.host)}"] if machine.device == "cuda" else [])
