@@ -171,14 +171,16 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
         "seed": given.seed,
         "limit": given.limit,
         "paper_decoding": given.paper_decoding,
-        "judge": None if judge.judge_kind == "named" else judge_identity(judge, loaded.folder, ASKED.values()),
+        "judge": None if judge.judge == "rules" else judge_identity(judge, loaded.folder, ASKED.values()),
         "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
         "data": {name: digest(rows) for name, rows in items.items()},
     }
     place = Path("runs") / "evaluations" / Path(given.model).name
     with closing(OutputFolder(Path(given.out), settings) if given.out else open_next_to(place, settings)) as out:
         judge, own = judge_config(given, out.path), (loaded.model, loaded.tokenizer)
-        judges = make_scorers(judge, ASKED, own, pick_device(given.device), tried="open")
+        judges = {}
+        if judge.judge != "rules":  # whose scores there are anyway
+            judges = make_scorers(judge, ASKED, own, pick_device(given.device), tried="open")
         context = loaded.model.config.max_position_embeddings
         answerer = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, context, decoding)
         for benchmark in benchmarks:

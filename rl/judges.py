@@ -52,8 +52,6 @@ def make_scorer(
     config: Config, prompts: Prompts, own: tuple[Transformer, PreTrainedTokenizerBase] | None, device: torch.device
 ) -> Scorer:
     """The scorer of a training run; arguments and errors as in `make_scorers`."""
-    if config.judge_kind == "named":
-        return NAMED_JUDGES[config.judge]()
     return make_scorers(config, {"answer": training_prompt(prompts)}, own, device, tried="answer")["answer"]
 
 
@@ -65,7 +63,7 @@ def make_scorers(
     *,
     tried: str,
 ) -> dict[str, Scorer]:
-    """A scorer for each prompt, by name; none of a judge in NAMED_JUDGES. One is let score answers whose worth is known.
+    """A scorer for each prompt, by name. One, if it is a model, is let score a handful of answers whose worth is known.
 
     Args:
         config: names the judge; the cache of a server's scores goes into its runs_dir.
@@ -76,7 +74,7 @@ def make_scorers(
         ValueError: the judge cannot be reached, or refuses every call.
     """
     if config.judge_kind == "named":
-        return {}
+        return {name: NAMED_JUDGES[config.judge]() for name in asked}
     if config.judge_kind == "server":
         scorers: dict[str, Scorer] = {name: _server_judge(config, prompt) for name, prompt in asked.items()}
     else:

@@ -208,7 +208,7 @@ def test_self_is_the_model_that_answered(evaluation, tmp_path, monkeypatch):
     monkeypatch.setattr(analyse, "make_scorers", lambda config, *_, **__: judges.append(config.judge) or {})
     analyse.run_analysis(evaluation, Config(judge="self"))
     analyse.run_analysis(evaluation, Config(judge="rules"))
-    assert judges == ["some/model", "rules"]
+    assert judges == ["some/model"]
 
 
 def test_a_judge_that_is_away_is_an_error_before_anything_is_asked(evaluation, monkeypatch):

@@ -14,6 +14,7 @@ import evaluate
 import rl.evaluation.run
 import rl.evaluation.scores
 from rewards.instructions import JUDGE_KINDS, benchmark_score, instruction
+from rewards.judge import NAMED_JUDGES, RuleScorer
 from rewards.judge_prompt import check_template
 from rl.config import Config
 from rl.evaluation.judges import ASKED
@@ -98,7 +99,6 @@ def test_the_model_itself_can_judge(tmp_path, capsys):
     judges = make_scorers(Config(judge="self", runs_dir=str(tmp_path)), ASKED, own, cpu, tried="open")
     assert set(judges) == set(JUDGE_KINDS)
     assert "WARNING" in capsys.readouterr().out  # a random model cannot judge, and is said not to
-    assert make_scorers(Config(judge="rules"), ASKED, None, cpu, tried="open") == {}
 
 
 def test_answers_that_other_rules_have_scored_are_scored_anew(sums, tmp_path, monkeypatch, capsys):
@@ -144,3 +144,22 @@ def test_a_server_judges_each_kind_with_its_instruction(tmp_path, capsys):
     assert sum("picks the right option" in prompt for prompt in prompts) == 1
     assert all("digit" not in prompt for prompt in prompts)
     assert (tmp_path / "out" / "judge_cache.jsonl").exists()
+
+
+def test_a_judge_of_ones_own_scores_beside_the_rules(tmp_path, monkeypatch, capsys):
+    """Bug guarded: --judge NAME that is taken and then asked nothing."""
+
+    class LengthJudge(RuleScorer):
+        def submit(self, item):
+            future = Future()
+            future.set_result(float(len(item.answer) > 3))
+            return future
+
+    monkeypatch.setitem(NAMED_JUDGES, "length", LengthJudge)
+    write_reader_folder(tmp_path / "m")
+    sums = write_rows(tmp_path / "sums.jsonl", [{"question": f"{i} + 1?", "answer": i + 1} for i in range(3)])
+    flags = ["--benchmarks", f"sums={sums}:number", "--methods", "vanilla", "--max-new-tokens", "8", "--judge", "length"]
+    assert evaluate.main(["--model", str(tmp_path / "m"), "--out", str(tmp_path / "out"), *flags]) == 0
+    cell = json.loads((tmp_path / "out" / "table.json").read_text())["rows"][0]["cells"]["sums"]
+    assert (cell["accuracy"], cell["judge"]) == (0.0, 1.0)
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["judge"][0] == "length"

@@ -116,7 +116,9 @@ def run_analysis(folder: Path, config: Config, **options) -> dict:
         model = load_settings(folder)["model"] if methods_of(folder) else folder
         config = replace(config, judge=str(newest_model(Path(model))))
     with ExitStack() as stack:
-        scorers = make_scorers(config, ASKED, None, pick_device(config.device), tried=TRIED)
+        scorers = {}
+        if config.judge_kind != "named":  # those score answers, not behaviour
+            scorers = make_scorers(config, ASKED, None, pick_device(config.device), tried=TRIED)
         for scorer in scorers.values():
             stack.enter_context(closing(scorer))
         return analyse_folder(folder, scorers=scorers, **options)
