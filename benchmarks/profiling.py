@@ -8,13 +8,15 @@ from unittest.mock import patch
 
 import torch
 
+import model.packed
 from model.kv_cache import GroupedCache
 from model.transformer import MLP, Attention, Linear, RMSNorm, Transformer
 from rl.sampling.grouped import GroupedGeneration
 from rl.sampling.slots import Slots
 
 PARTS = {
-    "linear layers and head": (Linear, "forward"),
+    "linear layers and head": (model.packed, "multiply_packed"),
+    "linear layers, not packed": (Linear, "forward"),
     "attention over the cache": (GroupedCache, "attend"),
     "norms": (RMSNorm, "forward"),
     "heads, RoPE": (Attention, "forward"),

@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from model import ModelConfig, Transformer
 from model.packed import packable, packed_weights
-from model.transformer import MLP, Attention, Linear
+from model.transformer import MLP, Attention
 from rl.records import Request
 
 SAMPLES = 8  # completions of each question
@@ -122,23 +120,24 @@ def linears_seconds(model: Transformer, schedule: list[int]) -> float:
 
     Timed at a dozen row counts and interpolated between them; with packed weights where the sampler packs them.
     """
-    packed = packable(model)
-    linears = [module for module in model.modules() if isinstance(module, Linear)]
-    joined = {linear for m in model.modules() if isinstance(m, Attention | MLP) for linear in m.joinable}
+    packed, width = packable(model), model.config.hidden_size
 
     def products() -> list[tuple[int, Callable[[torch.Tensor], object]]]:
-        if not packed:
-            return [(linear.in_features, partial(F.linear, weight=linear.weight, bias=linear.bias)) for linear in linears]
-        single = [(linear.in_features, linear.product) for linear in linears if linear not in joined]
-        return single + [(linear.in_features, linear.joint_product) for linear in joined if linear.joint_product]
+        """Width of the input and product, of everything that is multiplied in a step."""
+        found = [(width, model.logits)]
+        for module in model.modules():
+            if isinstance(module, Attention | MLP):
+                last = module.o_proj if isinstance(module, Attention) else module.down_proj
+                found += [(width, module.project), (last.in_features, last)]
+        return found
 
     def seconds(rows: int) -> float:
-        inputs = {width: torch.randn(rows, width) for width in {linear.in_features for linear in linears}}
         multiplied = products()
+        inputs = {size: torch.randn(rows, size) for size in {size for size, _ in multiplied}}
 
         def forward() -> None:
-            for width, multiply in multiplied:
-                multiply(inputs[width])
+            for size, multiply in multiplied:
+                multiply(inputs[size])
 
         forward()
         return statistics.median(cpu_time(forward) for _ in range(5))

@@ -6,8 +6,6 @@ Norms, RoPE angles and logits are computed in at least float32; a float64 model 
 Shapes: B sequences, T tokens, V vocabulary, E embedding, F feed-forward, H query heads, K key/value heads, D head dimension.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,12 +19,7 @@ from model.precision import HALF_PRECISION, at_least_fp32
 class Linear(nn.Linear):
     """A linear layer that computes in its input's dtype, whatever dtype its weights are stored in."""
 
-    product = None  # replaces the product while the weights are packed (packed.py)
-    joint_product = None  # on the first of several layers with a common input: a product that gives all their outputs
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.product is not None:
-            return self.product(x)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
@@ -35,12 +28,6 @@ class Head(Linear):
 
     def forward(self, hidden: Tensor, compute) -> Tensor:
         return compute(hidden, self.weight)
-
-
-def side_by_side(linears: tuple[Linear, ...], x: Tensor) -> Sequence[Tensor]:
-    """The outputs of several layers for one input."""
-    joint = linears[0].joint_product
-    return [linear(x) for linear in linears] if joint is None else joint(x)
 
 
 class RMSNorm(nn.Module):
@@ -88,14 +75,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
 
-    @property
-    def joinable(self) -> tuple[Linear, ...]:
-        """Layers with a common input."""
-        return self.q_proj, self.k_proj, self.v_proj
+    def project(self, x_BTE: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, of all heads side by side."""
+        return self.q_proj(x_BTE), self.k_proj(x_BTE), self.v_proj(x_BTE)
 
     def forward(self, x_BTE: Tensor, cos: Tensor, sin: Tensor, attention) -> Tensor:
         B, T, _ = x_BTE.shape
-        q, k, v = side_by_side(self.joinable, x_BTE)
+        q, k, v = self.project(x_BTE)
         q_BTHD = self.q_norm(q.view(B, T, self.heads, self.head_dim))
         k_BTKD = self.k_norm(k.view(B, T, self.kv_heads, self.head_dim))
         v_BTKD = v.view(B, T, self.kv_heads, self.head_dim)
@@ -111,12 +97,11 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    @property
-    def joinable(self) -> tuple[Linear, ...]:
-        return self.gate_proj, self.up_proj
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.gate_proj(x), self.up_proj(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = side_by_side(self.joinable, x)
+        gate, up = self.project(x)
         return self.down_proj(F.silu(gate) * up)
 
 
@@ -208,8 +193,6 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [..., E] -> [..., V], in at least float32."""
-        if self.lm_head.product is not None:
-            return self.lm_head.product(hidden)
         return head_logits(hidden.flatten(0, -2), self.lm_head.weight).unflatten(0, hidden.shape[:-1])
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import make_model, random_prompts
+from torch import nn
 
 from model.packed import pack, packable, packed_weights
-from model.transformer import Linear
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
@@ -13,8 +13,9 @@ from rl.sampler import Sampler
 needs_packing = pytest.mark.skipif(not packable(make_model("qwen2", torch.float32)), reason="this torch cannot pack weights")
 
 
-def left_packed(model) -> list[Linear]:
-    return [m for m in model.modules() if isinstance(m, Linear) and (m.product or m.joint_product)]
+def left_packed(model) -> list[tuple[nn.Module, str]]:
+    """The methods of the model's modules that are replaced."""
+    return [(m, name) for m in model.modules() for name in ("project", "forward", "logits") if name in vars(m)]
 
 
 @needs_packing
