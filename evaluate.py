@@ -72,7 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--judge-model", help="name of the model on the judge's server")
     group.add_argument("--judge-extra-body", help="JSON merged into each request to the judge's server")
     group.add_argument("--max-slots", type=slots, default="auto", help="sequences decoded at once (default: auto, what fits)")
-    group.add_argument("--out", metavar="DIR", help="records and tables go here; default: runs/evaluations/NAME")
+    group.add_argument("--out", metavar="DIR", help="records and tables go here; default: runs/evaluations/NAME, NAME-2, ...")
     group.add_argument(
         "--compare", metavar="paper|MODEL", help="the paper's figures below ours: of this model, or of the named"
     )

@@ -22,7 +22,7 @@ from rl.config import Config, parse_config
 from rl.distributed import gather, is_main, leave, one_voice, pick_device, process_group, say_once
 from rl.evaluation.session import evaluate_step, evaluate_task, is_evaluated
 from rl.journal import Journal
-from rl.judging import JudgeUnavailable
+from rl.judging import JudgeUnavailable, StoppedWhileWaiting
 from rl.memory.table import plan_text
 from rl.report import write_report
 from rl.rollout import assign_rewards
@@ -90,8 +90,10 @@ def stop_without_judge(session: Session, step: int) -> Iterator[None]:
         yield
     except (JudgeUnavailable, JudgeRefusedError) as error:
         save(session, step)
-        print(f"\nstopped after step {step}: {error}; {how_to_go_on(session.run.path)}")
-        raise SystemExit(1) from error
+        by_signal = isinstance(error, StoppedWhileWaiting)
+        why = f"stopped by {error} after step {step}" if by_signal else f"stopped after step {step}: {error}"
+        print(f"\n{why}; {how_to_go_on(session.run.path)}")
+        raise SystemExit(0 if by_signal else 1) from error
 
 
 def save(session: Session, step: int) -> None:
@@ -178,5 +180,5 @@ if __name__ == "__main__":
     try:
         leave(main())
     except KeyboardInterrupt:  # while training it would have been a stop signal
-        say_once("interrupted before there was anything to save")
+        say_once("interrupted outside of training; --resume auto goes on from the newest checkpoint, if there is one")
         leave(130)

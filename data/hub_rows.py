@@ -1,17 +1,18 @@
 """Rows of a data set on the hub, from the Parquet files that the hub itself keeps of every public data set."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 
 REVISION = "refs/convert/parquet"  # the hub's own branch: one layout for all data sets, and no loading script is run
 
 
 @dataclass(frozen=True)
 class HubSplit:
-    """One split of a data set, small enough for a single file."""
+    """One split of a data set."""
 
     repository: str
     config: str
@@ -26,17 +27,25 @@ class HubSplit:
         Raises:
             ValueError: neither cached nor to be downloaded, or not readable as Parquet.
         """
-        name = f"{self.config}/{self.split}/0000.parquet"
+        where = f"{self.config}/{self.split}/*.parquet"
         try:
-            file = hf_hub_download(self.repository, name, repo_type="dataset", revision=REVISION)
+            folder = snapshot_download(self.repository, repo_type="dataset", revision=REVISION, allow_patterns=where)
+            files = sorted(Path(folder).glob(where))
+            if not files:
+                raise ValueError("it has no such configuration or split")
         except (OSError, ValueError) as error:  # every error of the hub and its connection is one of these
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise ValueError(
-                f"{self} is not in the hub's cache and could not be downloaded: {reason}. Without network, give a folder of "
-                "files with --data-dir; a data set with terms of use needs them accepted on its page, and HF_TOKEN set"
+                f"{self} is not in the hub's cache and could not be downloaded: {reason}. Without network, give files of your "
+                "own (train.py: --data, evaluate.py: --data-dir); a data set with terms of use needs them accepted on its "
+                "page, and HF_TOKEN set"
             ) from error
-        try:
-            table = pyarrow.parquet.read_table(file)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"{file}, downloaded from {self}, is no readable Parquet file: {error}") from error
-        return [(f"row {i}", row) for i, row in enumerate(table.to_pylist())]
+        rows = [row for file in files for row in _read(file)]
+        return [(f"row {i}", row) for i, row in enumerate(rows)]
+
+
+def _read(file: Path) -> list[dict]:
+    try:
+        return pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{file} is no readable Parquet file: {error}") from error

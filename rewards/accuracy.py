@@ -21,14 +21,16 @@ from rewards.reading import drop_exact, extract_reading, extract_summary, readin
 NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
 
 Rule = Callable[[str, str], float]
-SOURCES = ("accuracy.py", "choices.py", "mathematics.py", "reading.py", "statements.py")
-LIBRARIES = ("math-verify", "rouge-score")
+SOURCES = ("accuracy.py", "choices.py", "format.py", "judge.py", "mathematics.py", "reading.py", "statements.py")
+LIBRARIES = ("math-verify", "rouge-score", "sympy")
 
 
 @cache
 def rules_version() -> str:
-    """A fingerprint of all rules: of their source and the libraries they use. What is kept on disk by one version is not taken
-    for the work of another, so that whoever changes a rule gets its scores."""
+    """A fingerprint of all rules: of their source, of what takes an answer out of a response, and of the libraries they use.
+
+    What is kept on disk by one version is not taken for the work of another: whoever changes a rule gets its scores.
+    """
     digest = hashlib.blake2b(repr([version(name) for name in LIBRARIES]).encode(), digest_size=6)
     for name in SOURCES:
         digest.update((Path(__file__).parent / name).read_bytes())

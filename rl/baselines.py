@@ -19,7 +19,6 @@ class BaselineCache:
     """
 
     def __init__(self, folder: Path, setting: dict) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{_digest(setting)}.jsonl"
         self._scores: dict[str, list[float | None]] = {key: row["scores"] for key, row in read_baselines(self.path).items()}
 
@@ -35,6 +34,7 @@ class BaselineCache:
         if None not in scores:
             self._scores[key] = scores
             row = {"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             append_line(self.path, json.dumps(row))
 
     def remember(self, question: str, reference: str, scores: list[float | None]) -> None:
@@ -49,6 +49,12 @@ def read_baselines(file: Path) -> dict[str, dict]:
         return {}
     rows = map(_read_row, file.read_text(encoding="utf-8", errors="replace").split("\n"))
     return {row["key"]: row for row in rows if row is not None}
+
+
+def baseline_files(saved: dict) -> list[str]:
+    """The names of a run's caches in its config.json: one for each version of the rules it was judged by."""
+    names = saved.get("baselines") or []
+    return [names] if isinstance(names, str) else list(names)
 
 
 def question_key(question: str, reference: str) -> str:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from data.prompts import PromptRenderer
-from model.checkpoint import save_model, stored_dtype
+from model.checkpoint import resolve_checkpoint, save_model, stored_dtype
 from rl.distributed import from_main, is_main, main_only, shared_fate, world_size
 from rl.memory.exact_bf16 import LOW_BITS, ExactBF16AdamW
 from rl.safe_state import SafePlanner, SafeReader
@@ -187,6 +187,18 @@ def newest_model(path: Path) -> Path:
     """A run folder stands for its newest checkpoint; any other folder for itself."""
     checkpoints = complete_checkpoints(path)
     return checkpoints[-1] if checkpoints else path
+
+
+def model_folder(path_or_hub_id: str, revision: str | None = None) -> Path:
+    """The folder of a model: of a run its newest checkpoint, of a hub id what is downloaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = resolve_checkpoint(newest_model(Path(path_or_hub_id)), revision)
+    if (folder / "rollouts").is_dir():
+        raise ValueError(f"{folder} is a run that has no complete checkpoint yet")
+    return folder
 
 
 def _state(updater: Updater, step: int) -> dict:

@@ -27,7 +27,7 @@ class Config:
     model: str | None = option(None, "checkpoint folder or hub id; none: the embedded task and its tiny model")
     revision: str | None = option(None, "branch, tag or commit of a hub id")
     data: str = option(
-        "evol-instruct", "file of (question, answer) or (instruction, output), hub:NAME:CONFIG:SPLIT, evol-instruct"
+        "evol-instruct", "file of (question, answer) or (instruction, output), hub:OWNER/NAME:CONFIG:SPLIT, evol-instruct"
     )
     prompts: str | None = option(None, 'JSON file that replaces any of the prompts "refine", "plain", "judge", "grade"')
     judge: str = option("self", "who scores answers (Eq. 5): self (frozen reference), rules, a model folder, http(s)://host/v1")
@@ -165,7 +165,7 @@ PRESETS: dict[str, dict] = {
         "data": DEMO_DATA,
     },
     "paper": {
-        "questions_per_step": 1,  # on each GPU, see parse_config
+        "questions_per_step": 1,  # on each GPU, see preset_values
         "steps": 750,
         "warmup_steps": 0,
         "aggregation": "seq",
@@ -174,6 +174,14 @@ PRESETS: dict[str, dict] = {
         "zeta": 0.0,
     },
 }
+
+
+def preset_values(preset: str, gpus: int | None = None) -> dict:
+    """The values of a preset on so many GPUs; default: the processes of this run. The paper's asks a question on each."""
+    values = dict(PRESETS[preset])
+    if preset == "paper":
+        values["questions_per_step"] *= gpus or int(os.environ.get("WORLD_SIZE", "1"))
+    return values
 
 
 def parse_config(argv: list[str] | None = None) -> Config:
@@ -193,10 +201,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
         _add_flag(parser, spec)
     given = vars(parser.parse_args(argv))
     preset = given.get("preset") or ("default" if given.get("model") else "demo")
-    chosen = {**PRESETS[preset], **given, "preset": preset}
-    if preset == "paper" and "questions_per_step" not in given:
-        chosen["questions_per_step"] *= given.get("gpus") or int(os.environ.get("WORLD_SIZE", "1"))
-    config = Config(**chosen)
+    config = Config(**{**preset_values(preset, given.get("gpus") if given.get("plan") else None), **given, "preset": preset})
     check(config)
     return config
 

@@ -154,9 +154,9 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def say_once(message: str) -> None:
-    """Print what every rank may have come across; the first rank to say it is the only one."""
-    digest = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
+def say_once(message: str, occasion: int = 0) -> None:
+    """Print what every rank may have come across; the first rank to say it on an occasion is the only one."""
+    digest = hashlib.blake2b(f"{occasion} {message}".encode(), digest_size=8).hexdigest()
     if _is_first(f"said/{digest}"):
         print(message, file=sys.stdout if is_main() else sys.__stdout__, flush=True)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from data.examples import stable_seed
 from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import load_model, save_model
-from model.checkpoint import read_json, resolve_checkpoint, stored_dtype
-from rl.checkpoint import newest_model
+from model.checkpoint import read_json, stored_dtype
+from rl.checkpoint import model_folder, newest_model
 from rl.config import Config, option
 from rl.config_checks import to_flag
 from rl.distributed import pick_device
@@ -149,7 +149,7 @@ def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recip
     paths, dropped = collect_paths(run, selection)
     write_paths(paths, dropped, run, selection, out)
     print(wrapped(f"{len(paths)} good refinement paths in {out / 'paths.jsonl'}; left out: {describe_reasons(dropped)}"))
-    source = resolve_checkpoint(newest_model(Path(model))) if model else find_source(config)
+    source = model_folder(model) if model else find_source(config)
     newest = newest_model(run)
     prompts = load_prompts(None, newest) if newest != run else load_prompts(config.prompts, source)
     tokenizer = load_tokenizer(source)

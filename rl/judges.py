@@ -1,6 +1,5 @@
 """The judge that `--judge` names, made for whatever it is to be asked, and tried out before the policy is loaded."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -139,10 +138,6 @@ def judge_identity(config: Config, source: Path, asked: Iterable[JudgePrompt]) -
     if config.judge_kind == "named":
         return [config.judge, rules_version()]
     if config.judge_kind == "server":
-        return [config.judge_model, config.judge_extra_body, _digest(prompt.server for prompt in asked)]
+        return [config.judge_model, *(prompt.server for prompt in asked), config.judge_extra_body]
     folder = source if config.judge_kind == "self" else resolve_checkpoint(config.judge)
-    return [fingerprint(folder), _digest(prompt.local for prompt in asked)]
-
-
-def _digest(texts: Iterable[str]) -> str:
-    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+    return [fingerprint(folder), *(prompt.local for prompt in asked)]

@@ -4,15 +4,22 @@ A step that lacks a few scores goes on without them. One that lacks many would t
 training waits for the judge, and stops rather than go on without it.
 """
 
+from itertools import count
+
 from rewards.judge import Judgement, Scorer
 from rl.distributed import say_once
 from rl.signals import sleep_unless_stopped
 
+_numbers = count()  # of boards; all ranks make theirs together
 FIRST_PAUSE = 5.0  # seconds; each further pause is twice as long
 
 
 class JudgeUnavailable(RuntimeError):
     """Too many scores stayed missing for too long."""
+
+
+class StoppedWhileWaiting(JudgeUnavailable):
+    """A stop signal, which is its message, came while a judge was waited for."""
 
 
 class ScoreBoard:
@@ -25,6 +32,7 @@ class ScoreBoard:
 
     def __init__(self, scorer: Scorer, max_failures: float, patience: float) -> None:
         self.scorer, self.max_failures, self.patience = scorer, max_failures, patience
+        self._number = next(_numbers)
         self._items: dict = {}
         self._futures: dict = {}
 
@@ -38,7 +46,7 @@ class ScoreBoard:
 
         Raises:
             JudgeUnavailable: more than `max_failures` of the scores are missing: for good, or still after `patience` seconds of
-                pauses, or when a stop signal comes.
+                pauses; or `StoppedWhileWaiting`.
         """
         waited, pause = 0.0, FIRST_PAUSE
         while True:
@@ -54,9 +62,9 @@ class ScoreBoard:
             if waited >= self.patience:
                 raise JudgeUnavailable(f"{share} after {waited:.0f} s of waiting for the judge")
             pause = min(pause, self.patience - waited)
-            say_once(f"\n{share}; asking again in {pause:.0f} s")
+            say_once(f"\n{share}; asking again in {pause:.0f} s", self._number)
             if received := sleep_unless_stopped(pause):
-                raise JudgeUnavailable(f"{share}, and {received} came while waiting for the judge")
+                raise StoppedWhileWaiting(received)
             waited, pause = waited + pause, 2 * pause
             for place in missing:
                 self._futures[place] = self.scorer.submit(self._items[place])

@@ -98,6 +98,7 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
     metrics["pasr/noop_refine_frac"] = mean(changes_nothing(response) for response in responses)
     if baselines:
         metrics["pasr/plain_accuracy"] = mean(baselines)
+    if config.uses_plain:
         outcomes = [
             refine_reward(sample.accuracy, group.baseline, zeta=config.zeta, refined=True)  # whatever is paid for it
             for group in groups

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model.checkpoint import read_json
 from rl.checkpoint import complete_checkpoints, damage, damaged_checkpoints
-from rl.config import Config
+from rl.config import Config, preset_values
 from rl.config_checks import to_flag
 
 # flags that may differ when a run is continued: they do not change what is computed
@@ -39,8 +39,17 @@ def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
         run = checkpoint.parent.parent
         config = replace(config, run=run.name, runs_dir=str(run.parent))
     if checkpoint is not None and not config.resume_with_changes:
+        config = _with_its_batch(config, checkpoint.parent.parent / "config.json")
         _refuse_changes(config, checkpoint.parent.parent / "config.json")
     return config, checkpoint
+
+
+def _with_its_batch(config: Config, saved_file: Path) -> Config:
+    """A run of the paper's preset, whose batch depends on the number of GPUs, keeps its batch on another number."""
+    saved = read_json(saved_file).get("config")
+    if config.preset != "paper" or config.questions_per_step != preset_values("paper")["questions_per_step"]:
+        return config
+    return replace(config, questions_per_step=saved["questions_per_step"]) if isinstance(saved, dict) else config
 
 
 def _refuse_changes(config: Config, saved_file: Path) -> None:

@@ -18,7 +18,7 @@ from rewards.total import total_reward
 from rl.baselines import BaselineCache
 from rl.config import Config
 from rl.distributed import deal, gather, gather_dealt, shared_fate
-from rl.judging import JudgeUnavailable, ScoreBoard
+from rl.judging import JudgeUnavailable, ScoreBoard, StoppedWhileWaiting
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
 from rl.weight_sync import WholeWeights
@@ -118,7 +118,7 @@ class Rollout:
             if answer := judged_text(sample, config.judge_sees):
                 board.submit((r, i), Judgement(group.question, group.reference, answer))
 
-        with shared_fate(JudgeUnavailable, JudgeRefusedError):
+        with shared_fate(StoppedWhileWaiting, JudgeUnavailable, JudgeRefusedError):
             with weights:
                 sampler.generate([request for _, _, request in asked], on_finish=judge)
             begin = time.perf_counter()

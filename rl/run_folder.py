@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from model.checkpoint import read_json
+from rl.baselines import baseline_files
 from rl.config import Config
 from rl.distributed import from_main, main_only
 from rl.records import Group, Sample
@@ -78,9 +79,13 @@ class RunFolder:
         """Set-up has succeeded: from now on the run is the one of this configuration.
 
         Args:
-            baselines: name of its file of reference answers, see rl/baselines.py; None without.
+            baselines: name of its file of reference answers, see rl/baselines.py; None without. A run that is continued under
+                other rules has several.
         """
-        details = {"git": git_hash(), "versions": versions(), "baselines": baselines}
+        file = self.path / "config.json"
+        known = baseline_files(read_json(file)) if file.exists() else []
+        names = list(dict.fromkeys([*known, *([baselines] if baselines else [])]))
+        details = {"git": git_hash(), "versions": versions(), "baselines": names}
         self._write_json("config.json", {"config": asdict(config)} | details)
         (self.path / "summary.json").unlink(missing_ok=True)  # of a run that is being extended
 

@@ -9,10 +9,10 @@ from data.evol_instruct import prepare
 from data.examples import Example, ExampleStream, load_examples
 from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import Transformer
-from model.checkpoint import fingerprint, resolve_checkpoint, stored_dtype
+from model.checkpoint import fingerprint, stored_dtype
 from rewards.judge import Judgement, Scorer
 from rl.baselines import BaselineCache
-from rl.checkpoint import complete_checkpoints, load_checkpoint, set_aside_later
+from rl.checkpoint import complete_checkpoints, load_checkpoint, model_folder, set_aside_later
 from rl.config import Config
 from rl.demo import warm_started_model
 from rl.disk import check_disk
@@ -80,9 +80,10 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     device, source = pick_device(config.device), find_source(config)
     tokenizer, prompts = load_tokenizer(source), load_prompts(config.prompts, source)
     renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
-    evaluation = TrainingEvaluation(config, renderer) if config.eval_benchmarks else None
+    longest = longest_prompt(config, source)
+    evaluation = TrainingEvaluation(config, renderer, longest) if config.eval_benchmarks else None
     examples = evaluation.hold_out(examples) if evaluation else examples
-    examples = drop_long_prompts(examples, renderer, longest_prompt(config, source))
+    examples = drop_long_prompts(examples, renderer, longest)
     stops = stop_ids(source, tokenizer)
 
     plan = plan_run(config, source, device)
@@ -135,7 +136,7 @@ def find_source(config: Config) -> Path:
     """The folder of the initial policy. Every machine fetches its own copy of a hub id; a warm start is made once."""
     if config.model is None:
         return from_main(lambda: warm_started_model(config))
-    return resolve_checkpoint(config.model, config.revision)
+    return model_folder(config.model, config.revision)
 
 
 def _make_rollout(

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rewards.format import mark_refinements
-from rl.config import PRESETS, Config
+from rl.config import Config, preset_values
 from rl.config_checks import to_flag
 from rl.records import Group
 from rl.resume import FREE_ON_RESUME
@@ -98,7 +98,7 @@ def run_id(folder: Path) -> str:
 def group_name(config: Config) -> str:
     """Runs that differ in their seeds alone share a group; whatever else differs from the preset makes another one."""
     bookkeeping = FREE_ON_RESUME | {"seed", "sft_seed", "preset", "model", "revision"}
-    default = Config(**PRESETS[config.preset or "default"])
+    default = Config(**preset_values(config.preset or "default"))
     changed = [
         f"{to_flag(name)} {value}"
         for name, value in asdict(config).items()

@@ -168,16 +168,18 @@ def test_hub_rows_are_read(name, tmp_path, monkeypatch):
     row, reference = HUB_ROWS[name]
     asked = []
 
-    def download(repository, file, *, repo_type, revision):
-        asked.append((repository, file, repo_type, revision))
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "0000.parquet")
-        return str(tmp_path / "0000.parquet")
+    def download(repository, *, allow_patterns, repo_type, revision):
+        asked.append((repository, allow_patterns, repo_type, revision))
+        folder = (tmp_path / allow_patterns).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "0000.parquet")
+        return str(tmp_path)
 
-    monkeypatch.setattr(data.hub_rows, "hf_hub_download", download)
+    monkeypatch.setattr(data.hub_rows, "snapshot_download", download)
     (item,) = load_benchmark(BENCHMARKS[name], None)
     assert item.reference.endswith(reference)
     hub = BENCHMARKS[name].hub
-    assert asked == [(hub.repository, f"{hub.config}/{hub.split}/0000.parquet", "dataset", "refs/convert/parquet")]
+    assert asked == [(hub.repository, f"{hub.config}/{hub.split}/*.parquet", "dataset", "refs/convert/parquet")]
     row.clear()
     row["wrong"] = 1
     with pytest.raises(ValueError, match=r"row 0: .* is missing"):
@@ -195,14 +197,17 @@ def test_no_network_is_explained(monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("Network is unreachable")
 
-    monkeypatch.setattr(data.hub_rows, "hf_hub_download", refuse)
+    monkeypatch.setattr(data.hub_rows, "snapshot_download", refuse)
     with pytest.raises(ValueError, match=r"openai/gsm8k .* could not be downloaded: Network is unreachable.*--data-dir"):
         load_benchmark(BENCHMARKS["gsm8k"], None)
 
 
 def test_a_broken_download_is_explained(tmp_path, monkeypatch):
-    (tmp_path / "x.parquet").write_text("no parquet")
-    monkeypatch.setattr(data.hub_rows, "hf_hub_download", lambda *_, **__: str(tmp_path / "x.parquet"))
+    (tmp_path / "main" / "test").mkdir(parents=True)
+    monkeypatch.setattr(data.hub_rows, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(ValueError, match="no such configuration or split"):
+        load_benchmark(BENCHMARKS["gsm8k"], None)
+    (tmp_path / "main" / "test" / "0000.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="no readable Parquet"):
         load_benchmark(BENCHMARKS["gsm8k"], None)
 

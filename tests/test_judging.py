@@ -20,7 +20,7 @@ from rewards.http_judge import HttpJudge
 from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, RuleScorer
 from rl.checkpoint import complete_checkpoints
 from rl.config import parse_config
-from rl.judging import JudgeUnavailable, ScoreBoard
+from rl.judging import JudgeUnavailable, ScoreBoard, StoppedWhileWaiting
 from rl.metrics import variance_share
 from rl.records import Group
 from rl.rollout import assign_rewards
@@ -104,7 +104,7 @@ def test_a_stop_signal_ends_the_waiting(monkeypatch):
     ask(board, 20)
     with StopSignals():
         os.kill(os.getpid(), signal.SIGUSR1)
-        with pytest.raises(JudgeUnavailable, match="SIGUSR1 came while waiting"):
+        with pytest.raises(StoppedWhileWaiting, match="SIGUSR1"):
             board.collect()
     assert sleep_unless_stopped(0.0) is None, "of a context that is over"
 

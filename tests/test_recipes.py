@@ -1,5 +1,6 @@
 """The README's recipes, followed to the letter in a copy of the code, and trained with."""
 
+import ast
 import shutil
 import subprocess
 
@@ -10,6 +11,26 @@ MARGIN = '''def margin_reward(accuracy: float, baseline: float, *, refined: bool
     """r_refine = r_acc - r̄ of a refined response."""
     return accuracy - baseline if refined else 0.0
 '''
+JUDGE = """class LengthJudge:
+    last_failure, may_recover = "", False
+
+    def submit(self, item):
+        future = Future()
+        future.set_result(min(1.0, len(item.answer) / 20))
+        return future
+
+    def finish(self):
+        pass
+
+    def take_stats(self):
+        return {"judge/calls": 0, "judge/failed": 0}
+
+    def render(self, item):
+        return ""
+
+    def close(self):
+        pass
+"""
 EDITS = {  # file -> (what is there, what a reader makes of it)
     "rewards/refine.py": [
         ('"presence", "none")', '"presence", "none", "margin")'),
@@ -26,19 +47,34 @@ EDITS = {  # file -> (what is there, what a reader makes of it)
     "rl/batch.py": [('    if config.aggregation == "const":', '    if config.aggregation == "sum":\n        return 1\n'
                      '    if config.aggregation == "const":')],
     "rewards/judge.py": [
-        ('NAMED_JUDGES = {"rules": RuleScorer}', "class LengthJudge(RuleScorer):\n    def submit(self, item):\n"
-         "        future = super().submit(Judgement(item.question, item.reference, item.answer))\n"
-         "        scored = Future()\n        scored.set_result(min(1.0, len(item.answer) / 20))\n        return scored\n\n\n"
-         'NAMED_JUDGES = {"rules": RuleScorer, "length": LengthJudge}'),
+        ('NAMED_JUDGES = {"rules": RuleScorer}', JUDGE + '\n\nNAMED_JUDGES = {"rules": RuleScorer, "length": LengthJudge}'),
     ],
 }  # fmt: skip
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def edited(name: str) -> str:
+    """A file as a reader of the recipes leaves it."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for old, new in EDITS[name]:
+        assert text.count(old) == 1, (name, old)
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_recipes_name_the_file_and_what_is_in_it(name):
+    """Bug guarded: a recipe for code that has moved."""
+    assert f"({name})" in README.split("## Change it")[1].split("## Deviations")[0]
+    ast.parse(edited(name))
+    assert MARGIN in README, "this test follows the README"
 
 
 @pytest.mark.slow
 def test_a_reward_an_advantage_a_loss_and_a_judge_of_ones_own(tmp_path):
     """Bug guarded: a recipe that names half of the places where something has to be added."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert MARGIN in readme, "the test follows the README"
     code = tmp_path / "code"
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -46,13 +82,8 @@ def test_a_reward_an_advantage_a_loss_and_a_judge_of_ones_own(tmp_path):
     for name in (n for n in listed.stdout.split() if not n.startswith("tests/")):
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, code / name)
-    for name, edits in EDITS.items():
-        assert f"({name})" in readme.split("## Change it")[1].split("## Deviations")[0], f"the recipes name {name}"
-        text = (code / name).read_text(encoding="utf-8")
-        for old, new in edits:
-            assert text.count(old) == 1, (name, old)
-            text = text.replace(old, new)
-        (code / name).write_text(text, encoding="utf-8")
+    for name in EDITS:
+        (code / name).write_text(edited(name), encoding="utf-8")
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     done = run_command(
         str(code / "train.py"), "--model", str(folder), "--data", str(data), "--judge", "length", "--judge-sees", "response",

@@ -40,7 +40,7 @@ def test_sandbagging_is_noticed_and_noise_is_not():
 
 def test_what_refinements_earn_by_eq_6_whatever_is_paid():
     """Bug guarded: win, tie and loss that are 0, or do not add up, under another refinement reward."""
-    config = rollout_config(refine_reward="presence", zeta=0.1)
+    config = rollout_config(refine_reward="presence", zeta=0.1, monitor_plain=True)
     samples = [sample(GOOD, accuracy=a) for a in (1.0, 0.5, 0.45, 0.0, None)] + [sample("?", accuracy=1.0)]
     groups = [Group("a", "q", "8", refine_samples=samples, baseline=0.5)]
     assign_rewards(groups, config)
@@ -48,7 +48,7 @@ def test_what_refinements_earn_by_eq_6_whatever_is_paid():
     assert [metrics[f"pasr/{name}"] for name in ("win", "tie", "loss")] == [0.25, 0.5, 0.25]
     assert metrics["pasr/wellformed"] == 5 / 6
     groups[0].baseline = None
-    assert "pasr/win" not in rollout_metrics(groups, config)
+    assert math.isnan(rollout_metrics(groups, config)["pasr/win"]), "no question has an r̄"
 
 
 def test_metrics_by_hand():

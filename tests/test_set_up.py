@@ -1,7 +1,8 @@
 """What a run takes before its first step: flags, data, judges, the reference; and what it refuses."""
 
 import io
-from dataclasses import fields
+import json
+from dataclasses import asdict, fields, replace
 
 import pyarrow
 import pyarrow.parquet
@@ -20,7 +21,9 @@ from model import load_model, save_model
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rl.config import PRESETS, Config, parse_config
 from rl.evaluation.loading import load_for_asking
+from rl.resume import _with_its_batch
 from rl.setup import open_session
+from rl.wandb_mirror import group_name
 from rl.weight_sync import WholeWeights
 
 
@@ -69,14 +72,21 @@ def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
     assert max(map(len, asked)) <= 20 - 8
 
 
-def test_the_papers_preset_takes_a_question_on_each_gpu(monkeypatch):
+def test_the_papers_preset_takes_a_question_on_each_gpu(tmp_path, monkeypatch):
     """Bug guarded: one question for eight GPUs, seven of which wait."""
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 8
     assert parse_config(["--model", "m", "--preset", "paper", "--gpus", "4", "--plan"]).questions_per_step == 4
     assert parse_config(["--model", "m", "--preset", "paper", "--questions-per-step", "3"]).questions_per_step == 3
+    assert parse_config(["--model", "m", "--preset", "paper", "--gpus", "4"]).questions_per_step == 8, "a flag of --plan"
+    assert "--questions-per-step" not in group_name(parse_config(["--model", "m", "--preset", "paper"]))
     monkeypatch.delenv("WORLD_SIZE")
-    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 1
+    paper = parse_config(["--model", "m", "--preset", "paper"])
+    assert paper.questions_per_step == 1
+    (tmp_path / "config.json").write_text(json.dumps({"config": asdict(paper) | {"questions_per_step": 8}}))
+    assert _with_its_batch(paper, tmp_path / "config.json").questions_per_step == 8, "a run keeps its batch on fewer GPUs"
+    given = replace(paper, questions_per_step=3)
+    assert _with_its_batch(given, tmp_path / "config.json") == given
     with pytest.raises(ValueError, match="--preset paper needs --model"):
         parse_config(["--preset", "paper"])
 
@@ -116,19 +126,22 @@ def test_folders_that_are_no_model(tmp_path):
 
 
 def test_training_data_from_the_hub(tmp_path, monkeypatch):
-    """Bug guarded: another split or revision than was asked for, a row without an answer that is trained on."""
+    """Bug guarded: the first file of several alone, another split than was asked for, a row without an answer trained on."""
     rows, asked = [{"question": "1 + 1?", "answer": "so #### 2"}, {"question": "2 + 2?", "answer": "#### 4"}], []
 
-    def download(*where, **options):
-        asked.append((*where, options["repo_type"]))
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
-        return tmp_path / "0.parquet"
+    def download(repository, *, allow_patterns, repo_type, **_):
+        asked.append((repository, allow_patterns, repo_type))
+        folder = (tmp_path / allow_patterns).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for n, row in enumerate(rows):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / f"{n:04d}.parquet")
+        return str(tmp_path)
 
-    monkeypatch.setattr(data.hub_rows, "hf_hub_download", download)
+    monkeypatch.setattr(data.hub_rows, "snapshot_download", download)
     found = load_examples("hub:openai/gsm8k:main:train")
     assert [(e.question, e.reference) for e in found] == [("1 + 1?", "so #### 2"), ("2 + 2?", "#### 4")]
     assert len({e.id for e in found}) == 2
-    assert asked == [("openai/gsm8k", "main/train/0000.parquet", "dataset")]
+    assert asked == [("openai/gsm8k", "main/train/*.parquet", "dataset")]
     rows[1] = {"question": "2 + 2?", "answer": ""}
     with pytest.raises(ValueError, match=r"hub:openai/gsm8k:main:train, row 1: 'answer' is missing or empty"):
         load_examples("hub:openai/gsm8k:main:train")

@@ -32,10 +32,10 @@ def evaluated(place, run: str, *more: str) -> list[str]:
     return flags(place, run, "--eval-benchmarks", own(place), "--eval-every", "3", *more)
 
 
-def make(place, **changes) -> TrainingEvaluation:
+def make(place, longest_prompt: int = 1024, **changes) -> TrainingEvaluation:
     folder = place / "model"
     config = Config(**{**PRESETS["default"], "eval_benchmarks": own(place), "model": str(folder), **changes})
-    return TrainingEvaluation(config, PromptRenderer(load_tokenizer(folder), load_prompts(None, folder)))
+    return TrainingEvaluation(config, PromptRenderer(load_tokenizer(folder), load_prompts(None, folder)), longest_prompt)
 
 
 def raises(error: Exception):
@@ -170,9 +170,9 @@ def test_two_benchmarks_with_two_prompts(place):
 def test_a_question_has_to_fit_with_both_prompts(place, monkeypatch):
     """Bug guarded: a question that fits with the plain prompt, and is longer than allowed with the refine prompt."""
     monkeypatch.setattr(PromptRenderer, "ids", lambda self, question, mode: [1] * (9 if mode == "refine" else 5))
-    assert make(place, max_prompt_tokens=9).items
+    assert make(place, longest_prompt=9).items
     with pytest.raises(ValueError, match="no question of own can be asked"):
-        make(place, max_prompt_tokens=8)
+        make(place, longest_prompt=8)
 
 
 def test_what_cannot_be_asked_is_said(place, capsys):
@@ -180,7 +180,7 @@ def test_what_cannot_be_asked_is_said(place, capsys):
     assert len(make(place, eval_benchmarks=f"mixed={mixed}:number").items) == 1
     assert "1 of 2 questions of mixed" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no question of own can be asked"):
-        make(place, max_prompt_tokens=2)
+        make(place, longest_prompt=2)
     with pytest.raises(ValueError, match=r"--keep-best loss is no metric.*eval/own/pasr/accuracy"):
         make(place, keep_best="loss")
 

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from rl.run_folder import write_whole
+from rl.terminal import wrapped
 
 MAY_GROW = ("benchmarks", "data", "judge")  # settings that a later run may add to
 
@@ -139,8 +140,8 @@ def open_next_to(path: Path, settings: dict) -> OutputFolder:
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
             return OutputFolder(candidate, settings)
-        except OtherSettingsError:
-            print(f"{candidate} holds answers made with other settings: taking another folder")
+        except OtherSettingsError as error:
+            print(wrapped(f"{str(error).removesuffix('. Choose another --out')}: taking another folder"))
 
 
 def load_settings(path: Path) -> dict:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import read_json
-from rl.baselines import question_key, read_baselines
+from rl.baselines import baseline_files, question_key, read_baselines
 from rl.evaluation.answer_records import RecordFile
 
 SCORES = ("judge", "rule")  # of a record, in order of preference
@@ -95,8 +95,9 @@ def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[Answer], list[An
 
 def _reference_answers(run: Path, asked: dict[str, tuple[str, str]]) -> list[Answer]:
     """The initial policy's plain answers to {id: (question, reference)}; none of a run that compares with its own."""
-    file = read_json(run / "config.json").get("baselines")
-    rows = read_baselines(run.parent / "baselines" / file) if file else {}
+    rows: dict[str, dict] = {}
+    for file in baseline_files(read_json(run / "config.json")):
+        rows |= read_baselines(run.parent / "baselines" / file)
     found = []
     for id, (question, reference) in asked.items():
         row = rows.get(question_key(question, reference), {"texts": [], "scores": []})

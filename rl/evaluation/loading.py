@@ -7,8 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import Transformer
-from model.checkpoint import resolve_checkpoint
-from rl.checkpoint import newest_model
+from rl.checkpoint import model_folder
 from rl.distributed import pick_device
 from rl.memory.build import load_frozen
 
@@ -41,9 +40,7 @@ def load_for_asking(
     Raises:
         ValueError: something the user has to change.
     """
-    folder = resolve_checkpoint(newest_model(Path(path)), revision)
-    if (folder / "rollouts").is_dir():
-        raise ValueError(f"{folder} is a run that has no complete checkpoint yet")
+    folder = model_folder(path, revision)
     tokenizer = load_tokenizer(folder)
     renderer = PromptRenderer(tokenizer, load_prompts(prompts, folder), plain_thinking=plain_thinking)
     stops = list(stop_ids(folder, tokenizer))

@@ -28,19 +28,22 @@ REPORTED = ("accuracy", "tokens", "truncated", "wellformed", "refined")
 class TrainingEvaluation:
     """The questions of --eval-benchmarks.
 
+    Args:
+        longest_prompt: tokens that a prompt may have.
+
     Raises:
         ValueError: they cannot be had, none fits, or --keep-best names a metric that does not exist.
     """
 
-    def __init__(self, config: Config, renderer: PromptRenderer) -> None:
-        self.config, self.renderer = config, renderer
+    def __init__(self, config: Config, renderer: PromptRenderer, longest_prompt: int) -> None:
+        self.config, self.renderer, self.longest_prompt = config, renderer, longest_prompt
         self.items: list[tuple[Benchmark, BenchmarkItem]] = []
         for benchmark in parse_benchmarks(config.eval_benchmarks):
             items = load_benchmark(benchmark, config.eval_data_dir, limit=config.eval_limit, seed=0)
             fitting = [item for item in items if self._fits(item)]
             if len(fitting) < len(items):
                 count = f"{len(items) - len(fitting)} of {len(items)} questions of {benchmark.name}"
-                print(f"--eval-benchmarks: {count} cannot be read by this tokenizer, or exceed --max-prompt-tokens: left out")
+                print(f"--eval-benchmarks: left out {count}: no tokens for them, or over {longest_prompt} tokens a prompt")
             if not fitting:
                 raise ValueError(f"--eval-benchmarks: no question of {benchmark.name} can be asked; leave it out")
             self.items += [(benchmark, item) for item in fitting]
@@ -53,7 +56,7 @@ class TrainingEvaluation:
             lengths = [len(self.renderer.ids(item.question, METHODS[name].mode)) for name in MODES]
         except ValueError:  # characters without a token; counted
             return False
-        return max(lengths) <= self.config.max_prompt_tokens
+        return max(lengths) <= self.longest_prompt
 
     def benchmarks(self) -> list[str]:
         return list(dict.fromkeys(benchmark.name for benchmark, _ in self.items))

@@ -170,7 +170,7 @@ def phases(
     table = {phase: dict.fromkeys(ITEMS, 0.0) | resident for phase in PHASES}
     for phase in PHASES:
         table[phase]["weights"] += copy if phase == "rollout" or keep_copy else 0
-    if keep_copy and _decodes(config):  # else its copy and the policy's take turns
+    if keep_copy and config.reference_writes_plain:  # else its copy and the policy's take turns
         table["rollout"]["reference"] += _whole_reference(shapes, config, machine)
     _rollout(table["rollout"], shapes, config, machine)
     grader = judge or shapes
@@ -194,11 +194,6 @@ def _reference(shapes: Shapes, config: Config, machine: Machine) -> float:
     if config.reference_memory == "host":
         return c * (shapes.head + 2 * shapes.layer)
     return c * shapes.parameters / machine.gpus
-
-
-def _decodes(config: Config) -> bool:
-    """Whether the reference writes plain answers."""
-    return config.reference_writes_plain
 
 
 def _cuts_reference(config: Config, machine: Machine) -> bool:
