@@ -15,7 +15,8 @@ checkpoint, resume, safe_state     stopping and going on
 disk, signals                      is there room; a signal to stop
 journal, metrics, clock            what a step leaves behind
 run_folder, wandb_mirror, report/  where it is written, and the page made of it
-demo, sft, ift, refinement_paths   the embedded task's warm start; PASR(+IFT)
+demo, supervised                   the embedded task's warm start
+sft, refinement_paths              PASR(+IFT)
 evaluation/, behaviour/            benchmarks, methods, tables; how a model refines
 terminal, user_errors              what a person reads and types
 """

@@ -1,14 +1,10 @@
-"""Whether the values of a command line can work, each alone and together."""
+"""Whether the values of a `Config` can work, each alone and together."""
 
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rewards.judge import NAMED_JUDGES
-
-if TYPE_CHECKING:
-    from rl.config import Config
 
 DEMO_DATA = "division"  # --data of the embedded task
 
@@ -17,7 +13,7 @@ def to_flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check(config: "Config") -> None:
+def check(config) -> None:
     """Refuse values that cannot work, with what to do instead.
 
     Raises:
@@ -28,7 +24,7 @@ def check(config: "Config") -> None:
     check_judge(config)
 
 
-def _check_ranges(config: "Config") -> None:
+def _check_ranges(config) -> None:
     least = {
         2: ("group_size",),
         1: ("steps", "questions_per_step", "num_plain", "max_new_tokens", "max_prompt_tokens", "keep", "epochs_per_batch",
@@ -57,7 +53,7 @@ def _check_ranges(config: "Config") -> None:
         raise ValueError(f"--run {config.run} leads out of --runs-dir; give a name, and the place by --runs-dir")
 
 
-def _check_together(config: "Config") -> None:
+def _check_together(config) -> None:
     if config.dist_timeout * 60 <= config.judge_patience:
         raise ValueError("--dist-timeout (minutes) must be longer than --judge-patience (seconds): others wait meanwhile")
     if config.eval_every and config.model and not config.eval_benchmarks:
@@ -83,7 +79,7 @@ def _check_together(config: "Config") -> None:
         raise ValueError("--data and --judge need --model: the tiny model of the demo reads nothing but its own task")
 
 
-def check_judge(config: "Config") -> None:
+def check_judge(config) -> None:
     """Refuse a --judge that cannot be one.
 
     Raises:

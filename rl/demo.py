@@ -18,7 +18,7 @@ from model import ModelConfig, Transformer, load_model, save_model
 from rl.config import Config
 from rl.evaluation.division import Evaluation
 from rl.optim import Muon, adamw, matrices_and_rest
-from rl.sft import Pair, train_supervised
+from rl.supervised import Pair, train_supervised
 
 MIN_CHECK_ACCURACY = 0.92
 MIN_REFINE_CONTRAST = 2.0

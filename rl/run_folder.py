@@ -205,7 +205,7 @@ def rollout_record(group: Group, sample: Sample) -> dict:
         "mode": sample.mode,
         "text": sample.text,
         "tokens": len(sample.completion.ids),
-        "ids": sample.completion.ids if sample.mode == "refine" else None,  # what is trained on, here and by rl/ift.py
+        "ids": sample.completion.ids if sample.mode == "refine" else None,  # what is trained on, here and by rl/sft.py
         "finish_reason": sample.completion.finish_reason,
         "format": sample.format,
         "accuracy": sample.accuracy,

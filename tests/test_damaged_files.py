@@ -14,7 +14,7 @@ import train
 from data.examples import load_examples
 from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer, stop_ids
 from model import load_model
-from rl import ift
+from rl import sft
 from rl.report.__main__ import main as report
 
 
@@ -205,7 +205,7 @@ def test_damaged_rollouts_are_named_and_reported_without(place, capsys, damage):
     file.write_bytes(damage + content if damage.endswith(b"\n") else content + damage)
     line = 1 if damage.endswith(b"\n") else content.count(b"\n") + 1
     run = str(place / "runs/run")
-    for command, arguments in ((ift.main, ["--from-rollouts", run]), (evaluate.main, ["--analyse", run])):
+    for command, arguments in ((sft.main, ["--from-rollouts", run]), (evaluate.main, ["--analyse", run])):
         assert f"step_000001.jsonl, line {line}: not " in said_on_failure(capsys, command, arguments)
     assert not (place / "runs/run/ift").exists()
     assert report([run]) == 0
@@ -217,7 +217,7 @@ def test_foreign_files_among_the_rollouts_and_evaluations(place, capsys):
     (run / "eval").mkdir(exist_ok=True)
     (run / "rollouts/step_000001 (copy).jsonl").write_text("")
     (run / "eval/step_000000.json").write_text('{"metrics": 5, "answers": []}')
-    assert "no good refinement path" in said_on_failure(capsys, ift.main, ["--from-rollouts", str(run)])
+    assert "no good refinement path" in said_on_failure(capsys, sft.main, ["--from-rollouts", str(run)])
     assert report([str(run)]) == 0
     assert train.main(flags(place, "run", "--resume", "auto", "--resume-with-changes", "--steps", "3")) == 0
     assert len(lines_of(run / "metrics.jsonl")) == 3

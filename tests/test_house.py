@@ -12,8 +12,8 @@ from conftest import ROOT
 
 import rl
 from rl.config import Config
-from rl.ift import Recipe
 from rl.refinement_paths import Selection
+from rl.sft import Recipe
 
 FILES = sorted(p for p in ROOT.rglob("*.py") if not {".venv", "venv", "runs"} & set(p.relative_to(ROOT).parts))
 FOLDERS = {"data", "model", "rewards", "rl"}

@@ -11,7 +11,7 @@ from samples import REWARDS, STOP, sampled_groups, update_config
 
 from rl.logprobs import token_logprobs
 from rl.selection import select_samples
-from rl.sft import supervised_loss
+from rl.supervised import supervised_loss
 from rl.update import MAX_SKIPPED_IN_A_ROW, Updater, importance_weight
 
 

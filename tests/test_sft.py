@@ -14,11 +14,11 @@ import train
 from data.division import Corpus, load_split, parse_question
 from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer
 from model import load_model
-from rl import ift
+from rl import sft
 from rl.config import Config
 from rl.optim import adamw
 from rl.refinement_paths import REASONS, Selection, collect_paths, fault
-from rl.sft import split_pairs, supervised_loss, train_supervised
+from rl.supervised import split_pairs, supervised_loss, train_supervised
 
 GOOD = {
     "id": "7/2", "question": "7/2", "reference": "3", "mode": "refine", "tokens": 9, "finish_reason": "stop", "ids": None,
@@ -106,12 +106,12 @@ def test_sampled_ids_are_trained_on():
         ("ab", [10**6, stop]),
         ("é", None),
     ]
-    pairs, how = ift.to_pairs([{"question": "q", "response": text, "ids": ids} for text, ids in rows], renderer, stops)
+    pairs, how = sft.to_pairs([{"question": "q", "response": text, "ids": ids} for text, ids in rows], renderer, stops)
     assert [response for _, response in pairs] == [[a, b, stop]] + 5 * [[ab, turn]]
     assert how == {"as sampled": 1, "tokenised again": 5, "not in this vocabulary": 1}
     assert {tuple(prompt) for prompt, _ in pairs} == {tuple(renderer.ids("q", "refine"))}
-    assert ift.turn_end({stop: ["config.json", "tokenizer"], turn: ["config.json"]}) == stop
-    assert ift.turn_end({turn: ["config.json"], stop: ["generation_config.json"]}) == turn
+    assert sft.turn_end({stop: ["config.json", "tokenizer"], turn: ["config.json"]}) == stop
+    assert sft.turn_end({turn: ["config.json"], stop: ["generation_config.json"]}) == turn
 
 
 def test_micro_batches_change_nothing(family):
@@ -169,7 +169,7 @@ def test_from_rollouts_to_a_model_that_loads_anywhere(tmp_path, family, capsys):
     run = write_run(tmp_path / "run", {1: corpus_rollouts(tokenizer, 40)}, model=str(source), zeta=0.3)
     out = tmp_path / "ift"
     command = ["--from-rollouts", str(run), "--out", str(out), "--lr", "3e-3", "--epochs", "6"]
-    assert ift.main([*command, "--batch-size", "8", "--micro-batch-tokens", "100"]) == 0
+    assert sft.main([*command, "--batch-size", "8", "--micro-batch-tokens", "100"]) == 0
     assert "40 as sampled" in capsys.readouterr().out
     record, manifest = (json.loads((out / name).read_text()) for name in ("ift.json", "manifest.json"))
     assert (record["steps"], len(record["losses"]), manifest["paths"], manifest["selection"]["zeta"]) == (30, 30, 40, 0.3)
@@ -185,7 +185,7 @@ def test_from_rollouts_to_a_model_that_loads_anywhere(tmp_path, family, capsys):
         before, after = (supervised_loss(load_model(folder), pairs).item() for folder in (source, out))
     assert after < 0.5 * before
     with pytest.raises(SystemExit):
-        ift.main(command)
+        sft.main(command)
     assert "holds a model already" in capsys.readouterr().out
 
 
@@ -209,5 +209,5 @@ def test_a_real_run_keeps_ids_and_says_why_nothing_is_good(tmp_path, capsys, no_
     assert not (run / "ift").exists()
     for folder in (ROOT, tmp_path):
         with pytest.raises(SystemExit):
-            ift.main(["--from-rollouts", str(folder)])
+            sft.main(["--from-rollouts", str(folder)])
         assert "config.json does not exist" in capsys.readouterr().out
