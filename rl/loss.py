@@ -50,14 +50,11 @@ def grpo_loss(
         -J = - sum over samples and tokens of  min(r A, clip(r) A) - beta k3,   aggregated
 
     Args:
-        logp_BT, old_logp_BT, ref_logp_BT: log-probs under the policy (with gradient), under the policy that sampled, and under
-            the reference (None when beta is 0).
+        logp_BT, old_logp_BT, ref_logp_BT: log-probs under policy (with gradient), sampler and reference (None if beta is 0).
         advantages_B: Eq. 2.
         mask_BT: the completion tokens, stop token included.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        beta: weight of the KL penalty.
-        aggregation: "seq": sum of the samples' token means / denominator. "token": sum over tokens / denominator.
-            "const": sum over tokens / denominator.
+        clip_low, clip_high, beta: the ratio is clipped to [1 - clip_low, 1 + clip_high]; beta weighs the KL penalty.
+        aggregation: "seq": sum of the samples' token means / denominator. "token", "const": sum over tokens / denominator.
         denominator: of the whole optimizer step, over all micro-batches and processes: samples trained on ("seq"),
             their tokens ("token"), samples x max_new_tokens ("const").
         kl_estimator: "k3" (the paper); "k3-ratio" (k3 times the ratio, an unbiased gradient off-policy). With "k1-reward" the
@@ -91,18 +88,18 @@ def grpo_loss(
     objective_BT = objective_BT.masked_fill(~mask_BT, 0.0)
     if aggregation == "seq":
         objective_BT = objective_BT / mask_BT.sum(1, keepdim=True).clamp(min=1)  # an empty row has nothing to divide
-    clipped = clipped_tokens(ratio_BT.detach(), advantages_B, mask_BT, clip_low, clip_high)
-    stats = {"tokens": mask_BT.sum(), "kl": kl_BT.detach().sum(), "clipped_low": clipped[0], "clipped_high": clipped[1]}
+    stats = {"tokens": mask_BT.sum(), "kl": kl_BT.detach().sum()}
+    stats |= clipped_tokens(ratio_BT.detach(), advantages_B, mask_BT, clip_low, clip_high)
     return -objective_BT.sum() / denominator, stats
 
 
 def clipped_tokens(
     ratio_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
+) -> dict[str, Tensor]:
     """How many tokens give no gradient because their ratio is clipped below (A < 0), and above (A > 0)."""
     negative_B1, positive_B1 = (advantages_B < 0)[:, None], (advantages_B > 0)[:, None]
     low_BT, high_BT = negative_B1 & (ratio_BT < 1 - clip_low), positive_B1 & (ratio_BT > 1 + clip_high)
-    return (mask_BT & low_BT).sum(), (mask_BT & high_BT).sum()
+    return {"clipped_low": (mask_BT & low_BT).sum(), "clipped_high": (mask_BT & high_BT).sum()}
 
 
 def _check(aggregation: str, kl_estimator: str, beta: float, ref_logp_BT: Tensor | None) -> None:
