@@ -8,37 +8,37 @@ python evaluate.py --diff evals/base:vanilla evals/pasr:pasr     paired differen
 python evaluate.py --table evals/base evals/pasr                 several evaluations in one table
 python evaluate.py --analyse evals/pasr                          how the model refines; also of a run: --analyse runs/NAME
 
-An evaluation that was interrupted goes on where it stopped, by the same command.
+An evaluation that was interrupted goes on where it stopped, by the same command. Several GPUs share the questions out:
+torchrun --standalone --nproc-per-node 8 -- evaluate.py --model ... --benchmarks ...
 """
 
 import argparse
 import json
-import sys
-from contextlib import closing
+import os
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from data.benchmarks import digest, load_benchmark, parse_benchmarks
+from data.benchmark_rows import BenchmarkItem
+from data.benchmarks import Benchmark, digest, load_benchmark, parse_benchmarks
 from model.checkpoint import fingerprint
-from rewards.format import format_reward
 from rl.behaviour.analyse import publish, run_analysis
 from rl.config import Config
 from rl.config_checks import check_judge
-from rl.distributed import pick_device
+from rl.distributed import from_main, leave, one_voice, pick_device, process_group, say_once
 from rl.evaluation import differences, tables
 from rl.evaluation.answer_records import OutputFolder, open_next_to
+from rl.evaluation.asking import Asker, read_questions
 from rl.evaluation.judges import ASKED
 from rl.evaluation.loading import LoadedModel, load_for_asking
 from rl.evaluation.methods import Answerer, Decoding, parse_methods
 from rl.evaluation.paper_figures import paper_model
 from rl.evaluation.run import run_benchmark
 from rl.judges import judge_identity, make_scorers
-from rl.records import Completion, Request
 from rl.run_folder import write_whole
-from rl.sampler import Sampler
 from rl.terminal import Parser
 from rl.user_errors import one_line_errors
 
-COLOUR, PLAIN = "\033[1;33m", "\033[0m"
+PATIENCE = 24 * 60.0  # minutes a process that has answered its share waits for the others
 
 
 def slots(text: str) -> int | str:
@@ -109,42 +109,9 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError("--samples above 1 needs --temperature above 0: greedy answers are all the same")
     if given.paper_decoding and given.temperature:
         raise ValueError("--paper-decoding sets the temperatures itself; leave --temperature at 0")
+    if not given.benchmarks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("only --benchmarks can be shared by several processes: start this without torchrun")
     check_judge(judge_config(given, Path()))
-
-
-class Asker:
-    """One loaded model that answers questions with either prompt."""
-
-    def __init__(self, arguments: argparse.Namespace, loaded: LoadedModel) -> None:
-        self.arguments, self.renderer, self.loaded = arguments, loaded.renderer, loaded
-
-    def answer(self, question: str, mode: str) -> Completion:
-        given = self.arguments
-        ids, context = self.renderer.ids(question, mode), self.loaded.model.config.max_position_embeddings
-        if len(ids) >= context:
-            raise ValueError(f"the question takes {len(ids):,} tokens, this model reads at most {context:,}: shorten it")
-        sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=context)
-        room, key = min(given.max_new_tokens, context - len(ids)), (given.seed, "ask", question, mode)
-        return sampler.generate([Request(ids, 1, room, given.temperature, key, given.top_p)])[0][0]
-
-    def show(self, question: str) -> None:
-        """Print the refined and the plain answer."""
-        for mode in ("refine", "plain"):
-            completion = self.answer(question, mode)
-            text = self.renderer.decode(completion.text_ids)
-            notes = [f"{len(completion.ids)} tokens"]
-            if completion.finish_reason == "length":
-                notes.append("cut off at --max-new-tokens")
-            if mode == "refine" and format_reward(text) < 0:
-                notes.append("not well formed")
-            print(f"{mode + ' prompt':15s}{mark_refinements(text, sys.stdout.isatty())}   ({', '.join(notes)})")
-
-
-def mark_refinements(text: str, colours: bool) -> str:
-    """The text with its refinements coloured, on a terminal."""
-    if not colours:
-        return text
-    return text.replace("<refine>", f"{COLOUR}<refine>").replace("</refine>", f"</refine>{PLAIN}") + PLAIN
 
 
 def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
@@ -156,11 +123,37 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
         print(f"note: {given.model} holds no prompts of a training run; is it trained? Its row is called {', '.join(trained)}")
     compare = paper_model(given.compare, given.model) if given.compare else None
     items = {b.name: load_benchmark(b, given.data_dir, limit=given.limit, seed=given.seed) for b in benchmarks}
-    judge = judge_config(given, Path())
     decoding = Decoding(
         given.temperature, given.top_p, given.samples, given.max_new_tokens, given.seed, given.max_slots, given.paper_decoding
     )
-    settings = {
+    answerer = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, loaded.model.config.max_position_embeddings, decoding)
+    with ExitStack() as held:
+
+        def claim() -> Path:
+            settings = answer_settings(given, loaded, benchmarks, items)
+            place = Path("runs") / "evaluations" / Path(given.model).name
+            out = OutputFolder(Path(given.out), settings) if given.out else open_next_to(place, settings)
+            return held.enter_context(closing(out)).path
+
+        folder = from_main(claim)
+        judge, judges = judge_config(given, folder), {}
+        if judge.judge != "rules":  # whose scores there are anyway
+            own = (loaded.model, loaded.tokenizer)
+            judges = make_scorers(judge, ASKED, own, pick_device(given.device), tried="open")
+        for scorer in judges.values():
+            held.enter_context(closing(scorer))
+        for benchmark in benchmarks:
+            for method in methods:
+                run_benchmark(answerer, benchmark, items[benchmark.name], method, folder, judges)
+        from_main(lambda: show_result(folder, compare))
+
+
+def answer_settings(
+    given: argparse.Namespace, loaded: LoadedModel, benchmarks: list[Benchmark], items: dict[str, list[BenchmarkItem]]
+) -> dict:
+    """Everything that an answer or its score depends on."""
+    judge = judge_config(given, Path())
+    return {
         "model": given.model,
         "fingerprint": fingerprint(loaded.folder),
         "prompts": {mode: loaded.renderer.text("", mode) for mode in ("refine", "plain")},
@@ -175,22 +168,12 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
         "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
         "data": {name: digest(rows) for name, rows in items.items()},
     }
-    place = Path("runs") / "evaluations" / Path(given.model).name
-    with closing(OutputFolder(Path(given.out), settings) if given.out else open_next_to(place, settings)) as out:
-        judge, own = judge_config(given, out.path), (loaded.model, loaded.tokenizer)
-        judges = {}
-        if judge.judge != "rules":  # whose scores there are anyway
-            judges = make_scorers(judge, ASKED, own, pick_device(given.device), tried="open")
-        context = loaded.model.config.max_position_embeddings
-        answerer = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, context, decoding)
-        for benchmark in benchmarks:
-            for method in methods:
-                run_benchmark(answerer, benchmark, items[benchmark.name], method, out, judges)
-        for scorer in judges.values():
-            scorer.close()
-        table = tables.build([out.path], compare)
-        tables.save(table, out.path)
-    print(f"\n{tables.terminal(table)}\n\nwritten to {out.path}: records/, table.md, table.csv, table.json")
+
+
+def show_result(folder: Path, compare: str | None) -> None:
+    table = tables.build([folder], compare)
+    tables.save(table, folder)
+    print(f"\n{tables.terminal(table)}\n\nwritten to {folder}: records/, table.md, table.csv, table.json")
 
 
 def show_differences(given: argparse.Namespace) -> None:
@@ -230,35 +213,22 @@ def show_tables(given: argparse.Namespace) -> None:
         tables.save(table, Path(given.out))
 
 
-def read_questions(asker: Asker) -> None:
-    """Answer what is typed, until an empty line."""
-    print("a question, or an empty line to leave")
-    while True:
-        try:
-            question = input("> ").strip()
-        except EOFError:
-            return
-        if not question:
-            return
-        try:
-            asker.show(question)
-        except ValueError as error:  # a question this model cannot read; the next one may be fine
-            print(f"error: {error}")
-
-
 def main(argv: list[str] | None = None) -> int:
-    given = parse_arguments(argv)
-    with one_line_errors():
+    with one_voice(), one_line_errors():
+        given = parse_arguments(argv)
         check(given)
-        if given.diff:
-            show_differences(given)
-            return 0
-        if given.table:
-            show_tables(given)
-            return 0
-        if given.analyse:
-            show_analysis(given)
-            return 0
+        for wanted, show in ((given.diff, show_differences), (given.table, show_tables), (given.analyse, show_analysis)):
+            if wanted:
+                show(given)
+                return 0
+        pick_device(given.device)  # a GPU that is not there is a mistake to be told in one line
+    with process_group(given.device, PATIENCE):
+        return ask(given)
+
+
+def ask(given: argparse.Namespace) -> int:
+    """Load the model, and put benchmarks, one question, or what is typed to it."""
+    with one_line_errors():
         loaded = load_for_asking(
             given.model, revision=given.revision, prompts=given.prompts, device=given.device,
             plain_thinking=given.plain_thinking == "on",
@@ -266,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         if given.benchmarks:
             run_benchmarks(given, loaded)
             return 0
-        asker = Asker(given, loaded)
+        asker = Asker(loaded, given.max_new_tokens, given.temperature, given.top_p, given.seed)
         if given.ask is not None:
             asker.show(given.ask)
             return 0
@@ -275,4 +245,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        leave(main())
+    except KeyboardInterrupt:
+        say_once("\ninterrupted; of benchmarks, what has been answered is kept: the same command goes on")
+        leave(130)

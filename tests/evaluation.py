@@ -25,7 +25,7 @@ def run(benchmark, folder, method="vanilla", judges=None, **decoding) -> list[An
     out = OutputFolder(folder, SETTINGS)
     try:
         items = load_benchmark(benchmark, None)
-        return run_benchmark(make_answerer(**decoding), benchmark, items, METHODS[method], out, judges or {})
+        return run_benchmark(make_answerer(**decoding), benchmark, items, METHODS[method], out.path, judges or {})
     finally:
         out.close()
 

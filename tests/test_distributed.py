@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import RLock
 
@@ -39,20 +40,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_rank(number: int, count: int, port: int, folder: Path) -> None:
+def run_rank(number: int, count: int, port: int, folder: Path, main: Callable[[Path], None]) -> None:
     with (folder / f"rank_{number}.txt").open("w") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     tqdm.set_lock(RLock())  # the usual one is shared with the parent
     os.environ.update(environment(number, count, port))
-    two_ranks.main(folder)
+    main(folder)
 
 
-def run_ranks(count: int, folder: Path, timeout: float) -> tuple[list[int | None], str]:
-    """Exit codes and output of two_ranks.main in so many processes. They are forked: importing all anew takes seconds."""
+def run_ranks(
+    count: int, folder: Path, timeout: float, main: Callable[[Path], None] = two_ranks.main
+) -> tuple[list[int | None], str]:
+    """Exit codes and output of a function in so many processes. They are forked: importing all anew takes seconds."""
     port = free_port()
     fork = multiprocessing.get_context("fork").Process
-    processes = [fork(target=run_rank, args=(number, count, port, folder)) for number in range(count)]
+    processes = [fork(target=run_rank, args=(number, count, port, folder, main)) for number in range(count)]
     for process in processes:
         process.start()
     for process in processes:

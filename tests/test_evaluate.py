@@ -178,7 +178,7 @@ def test_answers_with_less_room_are_told_once(sums, tmp_path, monkeypatch, capsy
     answerer.context = prompt + 9
     out = OutputFolder(tmp_path / "out", SETTINGS)
     for method in ("vanilla", "vanilla"):
-        run_benchmark(answerer, sums, load_benchmark(sums, None), METHODS[method], out, {})
+        run_benchmark(answerer, sums, load_benchmark(sums, None), METHODS[method], out.path, {})
     out.close()
     assert {request.max_new_tokens for call in calls for request in call} == {9}
     assert capsys.readouterr().out.count("6 answers had less room than --max-new-tokens") == 1

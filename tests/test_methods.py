@@ -38,7 +38,7 @@ def run(tmp_path):
         answerer = make_answerer(**decoding)
         out = OutputFolder(tmp_path / "out", SETTINGS)
         try:
-            return run_benchmark(answerer, benchmark, items, METHODS[method], out, None)
+            return run_benchmark(answerer, benchmark, items, METHODS[method], out.path, None)
         finally:
             out.close()
 

@@ -20,6 +20,7 @@ from data.prompts import Prompts
 from model import load_model, save_model
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rl.config import PRESETS, Config, parse_config
+from rl.evaluation.asking import Asker
 from rl.evaluation.loading import load_for_asking
 from rl.resume import _with_its_batch
 from rl.setup import open_session
@@ -67,7 +68,7 @@ def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
         open_session(parse_config([*flags, "--max-new-tokens", "18"]))
     open_session(parse_config([*flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
     loaded = load_for_asking(str(tmp_path / "model"), revision=None, prompts=None, device="cpu")
-    asker = evaluate.Asker(evaluate.parse_arguments(["--temperature", "1"]), loaded)
+    asker = Asker(loaded, max_new_tokens=1500, temperature=1.0, top_p=1.0, seed=0)
     asked = [asker.answer(f"{n}/31", "refine").ids for n in range(100, 110)]
     assert max(map(len, asked)) <= 20 - 8
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 
+from rewards.score_cache import append_line
 from rl.run_folder import write_whole
 from rl.terminal import wrapped
 
@@ -79,9 +80,9 @@ class RecordFile:
             raise ValueError(f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it") from error
 
     def append(self, record: AnswerRecord) -> None:
+        """Add a line to the file, to which other ranks add theirs."""
         self.records[record.id, record.sample] = record
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+        append_line(self.path, json.dumps(asdict(record), ensure_ascii=False))
 
     def rewrite(self, order: list[str]) -> None:
         """Write everything anew, in the order of the questions.

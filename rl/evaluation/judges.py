@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rewards.instructions import JUDGE_KINDS, benchmark_score, instruction
 from rewards.judge import Judgement, Scorer
+from rl.distributed import deal, gather_dealt
 from rl.evaluation.answer_records import AnswerRecord
 from rl.evaluation.methods import METHODS, Turn, answer_text
 from rl.judges import JudgePrompt
@@ -12,7 +13,8 @@ ASKED = {kind: JudgePrompt(instruction(kind, digit=False), instruction(kind, dig
 
 
 def judge_records(judge: Scorer, kind: str, records: Iterable[AnswerRecord]) -> int:
-    """Score the records that the judge has not scored, in place; an empty answer scores 0 without a call.
+    """Score the records that the judge has not scored, in place; an empty answer scores 0 without a call. All ranks call this
+    with the same records and share them out.
 
     Returns:
         How many scores could not be had: they stay None, and the next run asks again.
@@ -20,18 +22,17 @@ def judge_records(judge: Scorer, kind: str, records: Iterable[AnswerRecord]) -> 
     Raises:
         JudgeRefusedError: no call can work.
     """
-    asked = []
-    for record in records:
-        if record.scores.get("judge") is None:
-            text = judged_text(record)
-            if text:
-                asked.append((record, judge.submit(Judgement(record.question, record.reference, text))))
-            else:
-                record.scores["judge"] = 0.0
+    unscored = [record for record in records if record.scores.get("judge") is None]
+    asked = {}
+    for i, record in enumerate(share := deal(unscored)):
+        if text := judged_text(record):
+            asked[i] = judge.submit(Judgement(record.question, record.reference, text))
     judge.finish()
-    for record, future in asked:
-        record.scores["judge"] = benchmark_score(kind, future.result())
-    return sum(record.scores["judge"] is None for record, _ in asked)
+    own = [benchmark_score(kind, asked[i].result()) if i in asked else 0.0 for i in range(len(share))]
+    scores = gather_dealt(own)
+    for record, score in zip(unscored, scores, strict=True):
+        record.scores["judge"] = score
+    return scores.count(None)
 
 
 def judged_text(record: AnswerRecord) -> str:

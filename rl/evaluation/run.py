@@ -1,12 +1,13 @@
 """Runs benchmarks: every question by every method, scored by rule as answers end, then by the judge.
 
 Answers are appended to their record file as they end, so an evaluation that is interrupted goes on where it stopped; draws are
-pure functions of the seed and the question, so it ends up with the same answers.
+pure functions of the seed and the question, so it ends up with the same answers, on one process or on several.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -14,11 +15,13 @@ from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import Benchmark
 from rewards.accuracy import RULES, rules_version, score_benchmark
 from rewards.judge import RIGHT, Scorer
-from rl.evaluation.answer_records import AnswerRecord, OutputFolder, RecordFile
+from rl.distributed import deal, from_main, gather, is_main, world_size
+from rl.evaluation.answer_records import AnswerRecord, RecordFile
 from rl.evaluation.judges import judge_records
 from rl.evaluation.methods import METHODS, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
 
 BAR_FORMAT = "{desc:30} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
+Place = tuple[str, int]  # id of a question, number of the answer to it
 
 
 def run_benchmark(
@@ -26,39 +29,44 @@ def run_benchmark(
     benchmark: Benchmark,
     items: list[BenchmarkItem],
     method: Method,
-    out: OutputFolder,
+    folder: Path,
     judges: dict[str, Scorer],
     tell: Callable[[str], None] = print,
 ) -> list[AnswerRecord]:
-    """All answers of one method to one benchmark, taken from the record file or drawn now.
+    """All answers of one method to one benchmark, taken from the record file or drawn now; ranks share the questions out.
 
     Args:
         items: its questions.
+        folder: of the evaluation.
         judges: by kind; none: rules alone.
         tell: prints a line.
     """
-    file = RecordFile(out.path, benchmark.name, method.name)
-    if stale := rescore(file, benchmark, method, items):
-        tell(f"{benchmark.name}, {method.name}: the rules have changed; {stale} answers that are there already are scored anew")
-    samples = answerer.decoding.samples
-    missing = {(item.id, i) for item in items for i in range(samples)} - file.records.keys()
-    if missing and file.records:
-        tell(f"{benchmark.name}, {method.name}: {len(file.records)} answers are there already, {len(missing)} to go")
-    answerer.shortened = 0
-    if missing:
-        title = f"{benchmark.name}, {method.name}"
-        with tqdm(total=len(missing), desc=title, bar_format=BAR_FORMAT) as bar:
-            keep = _keeper(file, bar)
-            _answer_missing(answerer, benchmark, items, method, keep, missing, _shared_first_turns(out, benchmark, method))
-        file.rewrite([item.id for item in items])
+    title, order = f"{benchmark.name}, {method.name}", [item.id for item in items]
+
+    def take_stock() -> set[Place]:
+        file = RecordFile(folder, benchmark.name, method.name)
+        if stale := rescore(file, benchmark, method, items):
+            tell(f"{title}: the rules have changed; {stale} answers that are there already are scored anew")
+        missing = {(id, i) for id in order for i in range(answerer.decoding.samples)} - file.records.keys()
+        if missing and file.records:
+            tell(f"{title}: {len(file.records)} answers are there already, {len(missing)} to go")
+        return missing
+
+    if missing := from_main(take_stock):
+        answerer.shortened = 0
+        _answer_share(answerer, benchmark, items, method, folder, missing)
+        shortened = sum(gather(answerer.shortened))  # from here on all ranks have answered
+        from_main(lambda: RecordFile(folder, benchmark.name, method.name).rewrite(order))
+        if shortened:
+            tell(f"{title}: {shortened} answers had less room than --max-new-tokens")
+    file = RecordFile(folder, benchmark.name, method.name, mend=False)
     if judges and any(record.scores.get("judge") is None for record in file.records.values()):
-        failed = judge_records(judges[benchmark.judge_kind], benchmark.judge_kind, file.records.values())
-        file.rewrite([item.id for item in items])
+        judge = judges[benchmark.judge_kind]
+        failed = judge_records(judge, benchmark.judge_kind, file.records.values())
+        from_main(lambda: file.rewrite(order))
         if failed:
-            why = judges[benchmark.judge_kind].last_failure
-            tell(f"{benchmark.name}, {method.name}: no judge's score for {failed} answers ({why}); the next run asks again")
-    if answerer.shortened:
-        tell(f"{benchmark.name}, {method.name}: {answerer.shortened} answers had less room than --max-new-tokens")
+            why = next(filter(None, gather(judge.last_failure)), "")
+            tell(f"{title}: no judge's score for {failed} answers ({why}); the next run asks again")
     return list(file.records.values())
 
 
@@ -77,6 +85,22 @@ def rescore(file: RecordFile, benchmark: Benchmark, method: Method, items: list[
     if stale:
         file.rewrite([item.id for item in items])
     return len(stale)
+
+
+def _answer_share(
+    answerer: Answerer, benchmark: Benchmark, items: list[BenchmarkItem], method: Method, folder: Path, missing: set[Place]
+) -> None:
+    """Draw this rank's share of the missing answers, and append each to the record file as it ends."""
+    asked = {id for id, _ in missing}
+    share = deal([item for item in items if item.id in asked])
+    ids = {item.id for item in share}
+    missing = {place for place in missing if place[0] in ids}
+    part = f" (1/{world_size()})" if world_size() > 1 else ""
+    with tqdm(
+        total=len(missing), desc=f"{benchmark.name}, {method.name}{part}", bar_format=BAR_FORMAT, disable=not is_main()
+    ) as bar:
+        keep = _keeper(RecordFile(folder, benchmark.name, method.name, mend=False), bar)
+        _answer_missing(answerer, benchmark, share, method, keep, missing, _shared_first_turns(folder, benchmark, method))
 
 
 def _keeper(file: RecordFile, bar: tqdm) -> Callable[[AnswerRecord], None]:
@@ -98,10 +122,10 @@ def _answer_missing(
     items: list[BenchmarkItem],
     method: Method,
     keep_record: Callable[[AnswerRecord], None],
-    missing: set[tuple[str, int]],
-    shared: dict[tuple[str, int], Turn],
+    missing: set[Place],
+    shared: dict[Place, Turn],
 ) -> None:
-    """Draw the missing answers, and hand each to `keep_record` as it ends."""
+    """Draw the missing answers to these questions, and hand each to `keep_record` as it ends."""
 
     def keep(item: BenchmarkItem, sample: int, turns: list[Turn]) -> None:
         if (item.id, sample) in missing:
@@ -112,8 +136,6 @@ def _answer_missing(
         wanted.setdefault(id, []).append(sample)
     readable = []
     for item in items:
-        if item.id not in wanted:
-            continue
         try:
             answerer.check(item, method.mode)
         except UnreadableError as error:
@@ -144,12 +166,12 @@ def _samples(answerer: Answerer) -> range:
     return range(answerer.decoding.samples)
 
 
-def _shared_first_turns(out: OutputFolder, benchmark: Benchmark, method: Method) -> dict[tuple[str, int], Turn]:
+def _shared_first_turns(folder: Path, benchmark: Benchmark, method: Method) -> dict[Place, Turn]:
     """Vanilla's answers, which are the first turns of the methods that review: same prompt, same draws."""
     if method.review is None:
         return {}
     assert method.mode == METHODS["vanilla"].mode
-    known = RecordFile(out.path, benchmark.name, "vanilla").records
+    known = RecordFile(folder, benchmark.name, "vanilla", mend=False).records
     return {place: Turn(**record.turns[0]) for place, record in known.items() if record.turns}
 
 

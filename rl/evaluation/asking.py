@@ -1,0 +1,69 @@
+"""Single questions to a model, from the command line or a prompt."""
+
+import sys
+
+from rewards.format import format_reward
+from rl.evaluation.loading import LoadedModel
+from rl.records import Completion, Request
+from rl.sampler import Sampler
+
+COLOUR, PLAIN = "\033[1;33m", "\033[0m"
+
+
+class Asker:
+    """One loaded model that answers questions with either prompt.
+
+    Args:
+        max_new_tokens: longest answer; shorter where the model's context ends.
+        temperature: 0 is greedy.
+    """
+
+    def __init__(self, loaded: LoadedModel, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+        self.loaded, self.max_new_tokens = loaded, max_new_tokens
+        self.temperature, self.top_p, self.seed = temperature, top_p, seed
+
+    def answer(self, question: str, mode: str) -> Completion:
+        """The answer to a question with one of the prompts.
+
+        Raises:
+            ValueError: the model cannot read the question.
+        """
+        ids, context = self.loaded.renderer.ids(question, mode), self.loaded.model.config.max_position_embeddings
+        if len(ids) >= context:
+            raise ValueError(f"the question takes {len(ids):,} tokens, this model reads at most {context:,}: shorten it")
+        sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=context)
+        room, key = min(self.max_new_tokens, context - len(ids)), (self.seed, "ask", question, mode)
+        return sampler.generate([Request(ids, 1, room, self.temperature, key, self.top_p)])[0][0]
+
+    def show(self, question: str) -> None:
+        """Print the refined and the plain answer."""
+        for mode in ("refine", "plain"):
+            completion = self.answer(question, mode)
+            text = self.loaded.renderer.decode(completion.text_ids)
+            notes = [f"{len(completion.ids)} tokens"]
+            if completion.finish_reason == "length":
+                notes.append("cut off at --max-new-tokens")
+            if mode == "refine" and format_reward(text) < 0:
+                notes.append("not well formed")
+            print(f"{mode + ' prompt':15s}{colour_refinements(text) if sys.stdout.isatty() else text}   ({', '.join(notes)})")
+
+
+def colour_refinements(text: str) -> str:
+    """The text with its refinements coloured, for a terminal."""
+    return text.replace("<refine>", f"{COLOUR}<refine>").replace("</refine>", f"</refine>{PLAIN}") + PLAIN
+
+
+def read_questions(asker: Asker) -> None:
+    """Answer what is typed, until an empty line."""
+    print("a question, or an empty line to leave")
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        try:
+            asker.show(question)
+        except ValueError as error:  # a question this model cannot read; the next one may be fine
+            print(f"error: {error}")
