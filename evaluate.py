@@ -21,22 +21,19 @@ from pathlib import Path
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import Benchmark, digest, load_benchmark, parse_benchmarks
 from model.checkpoint import fingerprint
-from rl.behaviour.analyse import publish, run_analysis
-from rl.config import Config
-from rl.config_checks import check_judge
-from rl.distributed import from_main, leave, one_voice, pick_device, process_group, say_once
+from rl.config import Parser
+from rl.distributed import broadcast_from_main, pick_device, print_once
 from rl.evaluation import differences, tables
-from rl.evaluation.answer_records import OutputFolder, open_next_to
-from rl.evaluation.asking import Asker, read_questions
-from rl.evaluation.judges import ASKED
-from rl.evaluation.loading import LoadedModel, load_for_asking
+from rl.evaluation.asking import Asker, LoadedModel, load_for_asking, read_questions
+from rl.evaluation.behaviour_report import publish, run_analysis
 from rl.evaluation.methods import Answerer, Decoding, parse_methods
 from rl.evaluation.paper_figures import paper_model
-from rl.evaluation.run import run_benchmark
-from rl.judges import judge_identity, make_scorers
-from rl.run_folder import write_whole
-from rl.terminal import Parser
-from rl.user_errors import one_line_errors
+from rl.evaluation.records import OutputFolder, open_next_to
+from rl.evaluation.run import ASKED, run_benchmark
+from rl.files import write_whole
+from rl.judging.judge import JudgeSpec, judge_identity, make_scorers
+from rl.run.console import one_line_errors
+from rl.run.processes import leave, process_group, silence_other_ranks
 
 PATIENCE = 24 * 60.0  # minutes a process that has answered its share waits for the others
 
@@ -49,8 +46,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="evaluate.py", description="Ask a model with both prompts, or run benchmarks on it.", allow_abbrev=False
     )
-    parser.add_argument("--model", help="run folder, checkpoint folder or hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--model", help="run folder, checkpoint folder or hub id (@REVISION may follow)")
     parser.add_argument("--ask", metavar="QUESTION", help="a question; none: read questions from the terminal")
     parser.add_argument("--prompts", help="JSON file that replaces the system prompts; default: those saved with the model")
     parser.add_argument("--plain-thinking", choices=("on", "off"), default="on", help="off: no native thinking (Qwen3)")
@@ -70,7 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--paper-decoding", action="store_true", help="second turns at T = 0.9, of the oracle at 0.6")
     group.add_argument("--judge", default="rules", help="scores beside the rules: self, a model folder, http(s)://host/v1")
     group.add_argument("--judge-model", help="name of the model on the judge's server")
-    group.add_argument("--judge-extra-body", help="JSON merged into each request to the judge's server")
+    group.add_argument("--judge-options", default="{}", help="JSON: concurrency, timeout, extra_body of the judge's server")
     group.add_argument("--max-slots", type=slots, default="auto", help="sequences decoded at once (default: auto, what fits)")
     group.add_argument("--out", metavar="DIR", help="records and tables go here; default: runs/evaluations/NAME, NAME-2, ...")
     group.add_argument(
@@ -111,7 +107,7 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError("--paper-decoding sets the temperatures itself; leave --temperature at 0")
     if not given.benchmarks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("only --benchmarks can be shared by several processes: start this without torchrun")
-    check_judge(judge_config(given, Path()))
+    JudgeSpec.of(given, Path())
 
 
 def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
@@ -135,24 +131,24 @@ def run_benchmarks(given: argparse.Namespace, loaded: LoadedModel) -> None:
             out = OutputFolder(Path(given.out), settings) if given.out else open_next_to(place, settings)
             return held.enter_context(closing(out)).path
 
-        folder = from_main(claim)
-        judge, judges = judge_config(given, folder), {}
-        if judge.judge != "rules":  # whose scores there are anyway
+        folder = broadcast_from_main(claim)
+        judge, judges = JudgeSpec.of(given, folder), {}
+        if judge.name != "rules":  # whose scores there are anyway
             own = (loaded.model, loaded.tokenizer)
-            judges = make_scorers(judge, ASKED, own, pick_device(given.device), tried="open")
+            judges = make_scorers(judge, ASKED, own, tried="open")
         for scorer in judges.values():
             held.enter_context(closing(scorer))
         for benchmark in benchmarks:
             for method in methods:
                 run_benchmark(answerer, benchmark, items[benchmark.name], method, folder, judges)
-        from_main(lambda: show_result(folder, compare))
+        broadcast_from_main(lambda: show_result(folder, compare))
 
 
 def answer_settings(
     given: argparse.Namespace, loaded: LoadedModel, benchmarks: list[Benchmark], items: dict[str, list[BenchmarkItem]]
 ) -> dict:
     """Everything that an answer or its score depends on."""
-    judge = judge_config(given, Path())
+    judge = JudgeSpec.of(given, Path())
     return {
         "model": given.model,
         "fingerprint": fingerprint(loaded.folder),
@@ -164,7 +160,7 @@ def answer_settings(
         "seed": given.seed,
         "limit": given.limit,
         "paper_decoding": given.paper_decoding,
-        "judge": None if judge.judge == "rules" else judge_identity(judge, loaded.folder, ASKED.values()),
+        "judge": None if judge.name == "rules" else judge_identity(judge, loaded.folder, ASKED.values()),
         "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
         "data": {name: digest(rows) for name, rows in items.items()},
     }
@@ -191,16 +187,10 @@ def show_analysis(given: argparse.Namespace) -> None:
     folder = Path(given.analyse)
     methods = {method.mode: method.name for method in reversed(parse_methods(given.methods))} if given.methods else {}
     analysis = run_analysis(
-        folder, judge_config(given, folder), plain=methods.get("plain"), refined=methods.get("refine"),
+        folder, JudgeSpec.of(given, folder), plain=methods.get("plain"), refined=methods.get("refine"),
         plain_from=Path(given.plain_from) if given.plain_from else None, last_steps=given.last_steps,
     )  # fmt: skip
     publish(analysis, folder)
-
-
-def judge_config(given: argparse.Namespace, folder: Path) -> Config:
-    """What makes the judge; its cache of scores is kept in `folder`."""
-    flags = {name: getattr(given, name) for name in ("judge", "judge_model", "judge_extra_body", "device")}
-    return Config(**flags, runs_dir=str(folder))
 
 
 def show_tables(given: argparse.Namespace) -> None:
@@ -214,7 +204,7 @@ def show_tables(given: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    with one_voice(), one_line_errors():
+    with silence_other_ranks(), one_line_errors():
         given = parse_arguments(argv)
         check(given)
         for wanted, show in ((given.diff, show_differences), (given.table, show_tables), (given.analyse, show_analysis)):
@@ -230,7 +220,7 @@ def ask(given: argparse.Namespace) -> int:
     """Load the model, and put benchmarks, one question, or what is typed to it."""
     with one_line_errors():
         loaded = load_for_asking(
-            given.model, revision=given.revision, prompts=given.prompts, device=given.device,
+            given.model, prompts=given.prompts, device=given.device,
             plain_thinking=given.plain_thinking == "on",
         )  # fmt: skip
         if given.benchmarks:
@@ -248,5 +238,5 @@ if __name__ == "__main__":
     try:
         leave(main())
     except KeyboardInterrupt:
-        say_once("\ninterrupted; of benchmarks, what has been answered is kept: the same command goes on")
+        print_once("\ninterrupted; of benchmarks, what has been answered is kept: the same command goes on")
         leave(130)

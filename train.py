@@ -4,58 +4,81 @@
     python train.py --model Qwen/Qwen2.5-7B --data train.jsonl  a real model and your questions
     python train.py --help                                      every flag
 
-`train` is Eq. 1, maximise E[R]. Each line of its loop leads to one equation of the paper.
+The whole step can be read here: `train` is the loop (Eq. 1), `update_policy` the gradient (Eq. 3). Each call that computes
+something names its equation.
+
+Shapes: B sequences of a micro-batch, T tokens.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from rewards.chat_server import JudgeRefusedError
+from rewards.judge import JudgeRefusedError, JudgeUnavailable, StoppedWhileWaiting
 from rl import demo
-from rl.checkpoint import save_checkpoint
-from rl.clock import Clock
+from rl.advantages import select_samples
+from rl.batch import denominator, make_minibatches
 from rl.config import Config, parse_config
-from rl.distributed import gather, is_main, leave, one_voice, pick_device, process_group, say_once
-from rl.evaluation.session import evaluate_step, evaluate_task, is_evaluated
-from rl.journal import Journal
-from rl.judging import JudgeUnavailable, StoppedWhileWaiting
-from rl.memory.table import plan_text
+from rl.distributed import gather, is_main, pick_device, print_once, sum_over_ranks, world_size
+from rl.logprobs import token_logprobs
+from rl.loss import grpo_loss, importance_weight
+from rl.metrics import Clock, UpdateMetrics
+from rl.optim import learning_rate, set_lr
+from rl.records import Sample
 from rl.report import write_report
 from rl.rollout import assign_rewards
-from rl.selection import select_samples
-from rl.setup import Session, open_session
-from rl.signals import StopSignals
-from rl.user_errors import one_line_errors
+from rl.run.checkpoint import save_checkpoint
+from rl.run.console import StopSignals, one_line_errors
+from rl.run.folder import StepLog
+from rl.run.processes import leave, process_group, silence_other_ranks
+from rl.session import Session, open_session
+from rl.weights.exact_bf16 import prepare_gradients
+from rl.weights.memory import plan_text
+from rl.weights.policy import TrainState
+from rl.weights.sharding import full
 
 BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar:4}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
+MAX_SKIPPED_IN_A_ROW = 5
 
 
 def train(session: Session) -> bool:
-    """Eq. 1: ascend E[R] by policy gradients, one rollout batch a step. False if a signal stopped it before the last."""
-    config, rollout, updater = session.config, session.rollout, session.updater
+    """Maximise E[R] (Eq. 1) by policy gradients, one rollout batch a step. Return False if a signal stopped it early."""
+    config, rollout, state = session.config, session.rollout, session.state
     bar = progress_bar(session.first_step, config.steps)
-    clock, journal = Clock(), Journal(session.run, config, bar.write)
+    clock, log = Clock(), StepLog(session.run, config, bar.write)
     with StopSignals() as stop:
         for step in bar:
-            questions = session.stream.take(step, config.questions_per_step)  # x
-            with clock("rollout"), stop_without_judge(session, step):
-                groups = rollout.collect(questions, step)  # y, y' ~ pi. Eq. 4: format. Eq. 5: accuracy; r̄ of plain answers
-                assign_rewards(groups, config)  # Eq. 6: refinement, against r̄. Eq. 7: total reward
-            with clock("update"):
-                samples = select_samples(groups, config)  # Eq. 2: advantages
-                update = updater.update(samples, groups, step)  # Eq. 3: clipped objective with KL
-            with clock("sync"):
-                rollout.take_weights(version=updater.optimizer_steps)  # the next rollout is on-policy
+            # questions x of this step
+            questions = session.stream.take(step, config.questions_per_step)
 
+            # y', y ~ pi: G responses with the refine prompt and n plain answers to each question, judged as they end
+            with clock("rollout"), stop_without_judge(session, step):
+                groups = rollout.collect(questions, step)  # Eq. 4: format. Eq. 5: accuracy; r̄ of the plain answers
+
+            # rewards and advantages
+            assign_rewards(groups, config)  # Eq. 6: refinement, against r̄. Eq. 7: total reward
+            samples = select_samples(groups, config)  # Eq. 2: advantages; groups that teach nothing are left out
+
+            # theta <- theta + lr * gradient of Eq. 3
+            with clock("update"):
+                update = update_policy(state, samples, config, step)
+
+            # the sampler gets the new weights: the next rollout is on-policy
+            with clock("sync"):
+                rollout.sync_weights(version=state.optimizer_steps)
+
+            # what the step leaves behind: evaluation, metrics, rollouts, checkpoint, report
             done, evaluation = step + 1, {}
-            if is_evaluated(session, done):
+            if session.is_evaluated(done):
                 with clock("eval"):
-                    evaluation = evaluate_step(session, done, bar.write)
-            metrics = journal.write(done, groups, rollout.metrics | update | evaluation, clock)
+                    evaluation = session.evaluate(done, bar.write)
+            metrics = log.log_step(done, groups, rollout.metrics | update | evaluation, clock)
             show_progress(bar, metrics)
             stopped_by = next(filter(None, gather(stop.received)), None)
             keep(session, done, metrics, stopped_by)
@@ -67,9 +90,95 @@ def train(session: Session) -> bool:
     return True
 
 
+def update_policy(state: TrainState, samples: list[Sample], config: Config, step: int) -> dict[str, float]:
+    """Ascend Eq. 3: `epochs_per_batch` passes over the samples of a rollout, `minibatches` optimizer steps each.
+
+    All ranks have all samples and compute a share of them; the loss has one denominator for all ranks and micro-batches.
+
+    Returns:
+        Metrics; without samples no optimizer step is made, and loss, gradient and log-probs are not reported.
+
+    Raises:
+        RuntimeError: several steps in a row had a loss or gradient that is not finite.
+    """
+
+    def logprobs(model, micro):
+        return token_logprobs(model, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
+
+    lr, totals = learning_rate(config, step), UpdateMetrics(has_kl=config.beta > 0)
+    set_lr(state.optimizer, lr)
+    minibatches = make_minibatches(samples, config, step, state.policy.device)  # none without samples
+    several_steps = config.epochs_per_batch * len(minibatches) > 1
+
+    # log-probs that stay fixed while the policy moves: log pi_old(y_t) and log pi_ref(y_t)
+    begin = time.perf_counter()
+    with torch.no_grad():
+        for micro in chain(*minibatches):
+            if several_steps:  # with a single step the old ones are the policy's own
+                micro.old_logp_BT, _ = logprobs(state.policy, micro)
+                totals.compare(micro.old_logp_BT, micro)
+            if config.old_logprobs == "sampler":
+                micro.old_logp_BT = micro.sampler_logp_BT
+            if config.beta > 0:
+                micro.ref_logp_BT, _ = logprobs(state.reference, micro)
+    logprob_time = time.perf_counter() - begin
+
+    for micro_batches in minibatches * config.epochs_per_batch:
+        # gradient of one optimizer step, summed over micro-batches and ranks
+        prepare_gradients(state.optimizer)
+        (divide_by,) = sum_over_ranks([denominator(micro_batches, config)])
+        for micro in micro_batches:
+            logp_BT, entropy_BT = logprobs(state.policy, micro)  # log pi(y_t)
+            if not micro.samples:
+                (logp_BT.sum() * 0.0).backward()  # takes part in the collectives and adds nothing
+                continue
+            if not several_steps:
+                totals.compare(logp_BT.detach(), micro)
+            old_logp_BT = logp_BT.detach() if micro.old_logp_BT is None else micro.old_logp_BT
+            loss, stats = grpo_loss(  # Eq. 3: clipped objective with KL
+                logp_BT, old_logp_BT.to(logp_BT.dtype), micro.ref_logp_BT, micro.advantages_B.to(logp_BT.dtype), micro.mask_BT,
+                clip_low=config.clip_low, clip_high=config.clip_high, beta=config.beta, aggregation=config.aggregation,
+                denominator=divide_by, kl_estimator=config.kl_estimator,
+                weight_BT=importance_weight(old_logp_BT, micro.sampler_logp_BT, config.importance_cap),
+            )  # fmt: skip
+            (loss * world_size()).backward()  # sharded gradients are averaged over ranks; the denominator is of all of them
+            totals.add(loss=loss, entropy=entropy_BT.sum(), **stats)
+
+        # clip and step
+        optimizer_step(state, config, totals)
+    return {"learning_rate": lr, "optimizer_steps": state.optimizer_steps, "time/logprob": logprob_time} | totals.metrics()
+
+
+def optimizer_step(state: TrainState, config: Config, totals: UpdateMetrics) -> None:
+    """Clip the gradient and step; a loss or gradient that is not finite is skipped and counted."""
+    loss = totals.sum_over_ranks()
+    limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
+    norm = full(torch.nn.utils.clip_grad_norm_(state.policy.parameters(), limit)).item()
+    is_finite = math.isfinite(loss) and math.isfinite(norm)
+    if is_finite:
+        state.optimizer.step()
+        state.optimizer_steps += 1
+    state.optimizer.zero_grad(set_to_none=True)  # 4 bytes a parameter that the next rollout can use
+    state.skipped_in_a_row = 0 if is_finite else state.skipped_in_a_row + 1
+    totals.count_step(loss, norm, is_finite)
+    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise RuntimeError(
+            f"{MAX_SKIPPED_IN_A_ROW} optimizer steps in a row had a loss ({loss}) or gradient norm ({norm}) not finite. "
+            "Look at `entropy`, `kl` and `sampling/*` in metrics.jsonl before this step; a smaller --lr, a larger --beta or "
+            "--max-grad-norm 1.0 are the usual remedies. The weights are those of the last good step"
+        )
+
+
 def progress_bar(first_step: int, steps: int) -> tqdm:
-    shape = dict(initial=first_step, total=steps, bar_format=BAR_FORMAT)
-    return tqdm(range(first_step, steps), **shape, disable=not is_main())
+    return tqdm(range(first_step, steps), initial=first_step, total=steps, bar_format=BAR_FORMAT, disable=not is_main())
+
+
+def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
+    plain = metrics.get("pasr/plain_accuracy", math.nan)
+    bar.set_postfix_str(
+        f"reward {metrics['reward']:.2f}, acc {metrics['pasr/refined_accuracy']:.2f} (plain {plain:.2f}), "
+        f"refining {metrics['pasr/refine_frac']:.0%}, {metrics['perf/rollout_tokens_per_s']:.0f} tok/s"
+    )
 
 
 def keep(session: Session, done: int, metrics: dict[str, float], stopped_by: str | None) -> None:
@@ -79,8 +188,14 @@ def keep(session: Session, done: int, metrics: dict[str, float], stopped_by: str
     is_due = config.save_every > 0 and done % config.save_every == 0
     if is_due or is_best or stopped_by or done == config.steps:
         save(session, done)
-    if is_main() and (is_due or stopped_by or is_evaluated(session, done)):
+    if is_main() and (is_due or stopped_by or session.is_evaluated(done)):
         write_report([session.run.path])
+
+
+def save(session: Session, step: int) -> None:
+    best = session.best
+    save_checkpoint(session.run.path, step, session.state, session.renderer, session.source, session.config.keep, best.step)
+    best.save(session.run.path)
 
 
 @contextmanager
@@ -96,33 +211,19 @@ def stop_without_judge(session: Session, step: int) -> Iterator[None]:
         raise SystemExit(0 if by_signal else 1) from error
 
 
-def save(session: Session, step: int) -> None:
-    best = session.best
-    save_checkpoint(session.run.path, step, session.updater, session.renderer, session.source, session.config.keep, best.step)
-    best.save(session.run.path)
-
-
 def how_to_go_on(run: Path) -> str:
     return f"go on with the same flags and --runs-dir {run.parent} --run {run.name} --resume auto"
 
 
-def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
-    bar.set_postfix_str(
-        f"reward {metrics['reward']:.2f}, acc {metrics['pasr/refined_accuracy']:.2f} "
-        f"(plain {metrics.get('pasr/plain_accuracy', float('nan')):.2f}), "
-        f"refining {metrics['pasr/refine_frac']:.0%}, {metrics['perf/rollout_tokens_per_s']:.0f} tok/s"
-    )
-
-
 def run_demo(session: Session) -> dict | None:
-    """Train on the embedded task, evaluate before and after, and say in words what changed. None if stopped by a signal."""
-    before = evaluate_task(session, 0)
+    """Train on the embedded task, evaluate before and after, and say what changed. None if stopped by a signal."""
+    before = session.evaluate_task(0)
     print(f"before RL: {demo.one_line(before.metrics)}")
     for problem in demo.warm_start_problems(before.metrics):
         print(f"warning: the warm-started model is not ready for RL: {problem}")
     if not train(session):
         return None
-    after = evaluate_task(session, session.config.steps)
+    after = session.evaluate_task(session.config.steps)
     print(f"\n{demo.result_table(before.metrics, after.metrics)}\n\n{demo.example_answers(before, after)}\n")
     for problem in demo.end_problems(before.metrics, after.metrics):
         print(f"warning: {problem}")
@@ -133,7 +234,7 @@ def run_real(session: Session) -> dict | None:
     """Train on the user's questions, evaluated before, after and in between if so told. None if stopped by a signal."""
     run, best = session.run, session.best
     if session.evaluation is not None and session.first_step == 0 and not run.read_metrics():
-        before = evaluate_step(session, 0)
+        before = session.evaluate(0)
         best.update(0, before)
         run.log(0, {"num_tokens": 0} | before)
     if not train(session):
@@ -144,25 +245,14 @@ def run_real(session: Session) -> dict | None:
     return {"last": run.read_metrics()[-1]} | chosen
 
 
-def main(argv: list[str] | None = None) -> int:
-    begin = (time.perf_counter(), time.process_time())
-    with one_voice(), one_line_errors():
-        config = parse_config(argv)
-        if config.plan:
-            print(plan_text(config))
-            return 0
-        pick_device(config.device)  # a GPU that is not there is a mistake to be told in one line
-    with process_group(config.device, config.dist_timeout):
-        return run_training(config, begin)
-
-
 def run_training(config: Config, begin: tuple[float, float]) -> int:
+    """Set a run up, train, and sum it up; `begin` is when the process began, in wall and CPU seconds."""
     with one_line_errors():
         session = open_session(config)
     if session is None:
         print(f"{config.runs_dir}/{config.run} is finished; nothing to do")
         return 0
-    with closing(session.run) as run, closing(session.rollout.scorer):
+    with closing(session.run) as run, closing(session.rollout.scores.scorer):
         run.start_wandb(config)
         print(f"run folder: {run.path}")
         print("a GRPO loss near 0 is expected: the advantages of a group add up to 0. Watch the reward")
@@ -176,9 +266,21 @@ def run_training(config: Config, begin: tuple[float, float]) -> int:
     return 0
 
 
+def main(argv: list[str] | None = None) -> int:
+    begin = (time.perf_counter(), time.process_time())
+    with silence_other_ranks(), one_line_errors():
+        config = parse_config(argv)
+        if config.plan:
+            print(plan_text(config))
+            return 0
+        pick_device(config.device)  # a GPU that is not there is a mistake to be told in one line
+    with process_group(config.device):
+        return run_training(config, begin)
+
+
 if __name__ == "__main__":
     try:
         leave(main())
     except KeyboardInterrupt:  # while training it would have been a stop signal
-        say_once("interrupted outside of training; --resume auto goes on from the newest checkpoint, if there is one")
+        print_once("interrupted outside of training; --resume auto goes on from the newest checkpoint, if there is one")
         leave(130)

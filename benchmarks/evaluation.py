@@ -24,7 +24,7 @@ from benchmarks.judge import random_model
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import load_benchmark, parse_benchmarks
 from data.division import load_split
-from rl.evaluation.loading import LoadedModel, load_for_asking
+from rl.evaluation.asking import LoadedModel, load_for_asking
 from rl.evaluation.methods import METHODS, Answerer, Decoding
 
 

@@ -27,8 +27,8 @@ from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
 from model import load_model
 from rewards.accuracy import final_part, score_by_rule
 from rewards.format import answer_body
-from rl.checkpoint import newest_model
 from rl.records import Request
+from rl.run.checkpoint import newest_model
 from rl.sampler import Sampler
 
 TASK = "pasr_interop"

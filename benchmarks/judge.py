@@ -33,12 +33,12 @@ from model import ModelConfig, Transformer, load_model, save_model
 from model.checkpoint import resolve_checkpoint
 from rewards.http_judge import HttpJudge
 from rewards.judge import Judgement, Scorer
-from rewards.judge_prompt import JUDGE_PROMPT
+from rewards.judge_prompts import JUDGE_PROMPT
 from rl.config import PRESETS, Config
 from rl.distributed import pick_device
-from rl.memory.build import compute_dtype
 from rl.rollout import Rollout
 from rl.sampler import Sampler
+from rl.weights.policy import compute_dtype
 
 REPLY = json.dumps({"choices": [{"message": {"role": "assistant", "content": "0.5"}}]}).encode()
 

@@ -23,6 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rl.update import Updater
+
 import train
 from data.division import build_tokenizer, load_split
 from data.prompts import Prompts
@@ -30,10 +32,9 @@ from model import ModelConfig, Transformer, save_model
 from model.checkpoint import read_json
 from rl.config import parse_config
 from rl.distributed import pick_device
-from rl.memory.choice import check_memory, this_machine
-from rl.memory.plan import CPU_RUNTIME, GIB, GPU_RUNTIME, Shapes
 from rl.rollout import Rollout
-from rl.update import Updater
+from rl.weights.memory import check_memory, this_machine
+from rl.weights.plan import CPU_RUNTIME, GIB, GPU_RUNTIME, Shapes
 
 PHASES = {
     "rollout": (Rollout, "collect"),

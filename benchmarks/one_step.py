@@ -19,14 +19,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from rl.update import Updater
+
 from benchmarks.workload import TEMPERATURE, Case, make_case
+from rl.advantages import select_samples
 from rl.batch import make_minibatches
 from rl.config import Config
 from rl.logprobs import shared_prompt_logprobs
 from rl.records import Group, Sample
 from rl.sampler import Sampler
-from rl.selection import select_samples
-from rl.update import Updater
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that measure the card
 GAPS = ("sampling_logp_difference/mean", "sampling_logp_difference/max", "ratio_outside_10pct")

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from unittest.mock import patch
 
+import model.packed
 import torch
 
-import model.packed
 from model.kv_cache import GroupedCache
 from model.transformer import MLP, Attention, Linear, RMSNorm, Transformer
-from rl.sampling.grouped import GroupedGeneration
-from rl.sampling.slots import Slots
+from rl.slots import GroupedGeneration, Slots
 
 PARTS = {
     "linear layers and head": (model.packed, "multiply_packed"),

@@ -26,18 +26,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rl.update import Updater
+
 from data.division import build_tokenizer, load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import ModelConfig, Transformer, save_model
 from rewards.judge import RuleScorer
+from rl.advantages import select_samples
 from rl.config import PRESETS, Config
-from rl.distributed import gather, leave, process_group, rank
-from rl.memory.build import build_policy, build_reference
+from rl.distributed import gather, rank
 from rl.records import Group
 from rl.rollout import Rollout
+from rl.run.processes import leave, process_group
 from rl.sampler import Sampler
-from rl.selection import select_samples
-from rl.update import Updater
+from rl.weights.policy import build_policy, build_reference
 
 
 def write_model(folder: Path, hidden: int, layers: int) -> None:

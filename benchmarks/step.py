@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from rl.update import Updater
+
 from benchmarks.peers import hugging_face_model
 from benchmarks.workload import LONGEST, SAMPLES, Case, cpu_time, make_case
 from rewards.format import format_reward
+from rl.advantages import select_samples
 from rl.config import Config
 from rl.records import Group, Request, Sample
 from rl.sampler import Sampler
-from rl.selection import select_samples
-from rl.update import Updater
 
 END, LR = 1, 1e-6
 CONFIG = Config(beta=0.0, lr=LR, warmup_steps=0, max_new_tokens=LONGEST, group_size=SAMPLES, seed=0)

@@ -11,9 +11,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from model.packed import packable, packed_weights
 
 from model import ModelConfig, Transformer
-from model.packed import packable, packed_weights
 from model.transformer import MLP, Attention
 from rl.records import Request
 

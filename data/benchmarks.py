@@ -14,8 +14,7 @@ from pathlib import Path
 
 from data import benchmark_rows as rows
 from data.benchmark_rows import BenchmarkItem, Row
-from data.examples import read_rows, shuffled
-from data.hub_rows import HubSplit
+from data.examples import HubSplit, read_rows, shuffled
 
 INSTRUCTIONS = {
     "number": "Finish with a line 'Answer: N', where N is the number asked for.",

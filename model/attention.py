@@ -2,17 +2,24 @@
 
 Every kind of attention is an object with `attend(layer, q_BTHD, k_BTKD, v_BTKD) -> out_BTHD`, handed to the model as `cache`.
 
-Shapes: B sequences, T tokens, H query heads, K key/value heads, D head dimension.
+Shapes: B sequences, T tokens of the row, U keys laid out for the kernel, N shared prefixes, P longest of them, S longest
+sequence, H query heads, K key/value heads, D head dimension.
 """
 
 import inspect
 from functools import cache, cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.precision import has_flash_kernels
+HALF_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def has_flash_kernels(x: Tensor) -> bool:
+    """Return whether the flash kernels take this tensor: on CUDA, in half precision."""
+    return x.is_cuda and x.dtype in HALF_PRECISION
 
 
 class CausalAttention:
@@ -24,55 +31,162 @@ class CausalAttention:
 
 
 class PackedAttention:
-    """One row holds several sequences end to end; tokens attend causally within their own sequence.
+    """One row of tokens holds several groups end to end: a prefix, then every suffix that continues it.
 
-    So linear layers, norms and the head run over real tokens alone. Attention itself uses the variable-length flash kernel on
-    CUDA in half precision; elsewhere it lays the sequences out in a padded batch, several short ones to a row, and gathers the
-    result back (exact, any dtype).
+        positions     0 1 2 3 | 4 5 6 | 4 5 | 4 5 6 7        prefix | suffix | suffix | suffix
+
+    A suffix attends to its group's prefix and, causally, to itself, so its hidden states are those of prefix + suffix run
+    alone. A prefix is computed once, however many suffixes continue it. A sequence of its own is a group (0, [length]).
+
+    On CUDA in half precision the variable-length flash kernel does the work. Elsewhere sequences are laid out in a padded
+    batch, and shared prefixes in a second one (exact, any dtype).
 
     Args:
-        lengths: tokens of each sequence, in order; their sum is T.
+        groups: (tokens of the prefix, tokens of each suffix) of each group, in the order of the row; only a prefix may be 0.
     """
 
-    def __init__(self, lengths: list[int], device: torch.device) -> None:
-        self.lengths, self.device = lengths, device
-        self.longest = max(lengths)
-        self.cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32)
+    def __init__(self, groups: list[tuple[int, list[int]]], device: torch.device) -> None:
+        assert all(suffixes and min(suffixes) > 0 for _, suffixes in groups), "empty suffix"
+        self.groups, self.device = groups, device
+        # a prefix with a single suffix is no shared one: the two are one sequence
+        self.merged = [(p, s) if p and len(s) > 1 else (0, [p + s[0], *s[1:]]) for p, s in groups]
+
+    @classmethod
+    def of_sequences(cls, lengths: list[int], device: torch.device) -> "PackedAttention":
+        """Make the attention of sequences that share nothing."""
+        return cls([(0, [length]) for length in lengths], device)
+
+    @property
+    def positions_1T(self) -> Tensor:
+        """Position of each token of the row in its own sequence."""
+        ranges = [r for p, suffixes in self.groups for r in (range(p), *(range(p, p + s) for s in suffixes))]
+        return torch.cat([torch.arange(r.start, r.stop) for r in ranges])[None].to(self.device)
+
+    @property
+    def ends(self) -> list[int]:
+        """Where the last token of each suffix is in the row."""
+        return [begin + length - 1 for _, begin, length in self._suffixes]
+
+    @property
+    def before_suffixes(self) -> Tensor:
+        """Where the token before each suffix token is in the row; no prefix may be 0.
+
+        That is the prefix's last token for the first of a suffix, and the left neighbour for the others.
+        """
+        places = []
+        for last_of_prefix, begin, length in self._suffixes:
+            places += [torch.tensor([last_of_prefix]), torch.arange(begin, begin + length - 1)]
+        return torch.cat(places).to(self.device)
+
+    @property
+    def _suffixes(self) -> list[tuple[int, int, int]]:
+        """(the prefix's last token, first token, length) of each suffix."""
+        found, at = [], 0
+        for prefix, suffixes in self.groups:
+            at += prefix
+            last = at - 1
+            for length in suffixes:
+                found.append((last, at, length))
+                at += length
+        return found
 
     def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-        assert q_BTHD.shape[:2] == (1, sum(self.lengths)), "packed input is one row of all sequences"
+        qkv_THD = q_BTHD[0], k_BTKD[0], v_BTKD[0]
         if has_flash_kernels(q_BTHD):
-            cu, longest = self.cu_seqlens, self.longest
-            return flash_attention(q_BTHD[0], k_BTKD[0], v_BTKD[0], cu, cu, longest, longest)[None]
-        place_T, _, visible = self._layout
-        q, k, v = (self._lay_out(x[0]).transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
-        causal = visible is None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=True)
-        return out.transpose(1, 2).flatten(0, 1)[place_T][None]
+            keys_U, *lengths = self._flash_layout
+            q, k, v = qkv_THD if keys_U is None else (qkv_THD[0], qkv_THD[1][keys_U], qkv_THD[2][keys_U])
+            return flash_attention(q, k, v, *lengths)[None]
+        layout = self._padded_layout
+        q, k, v = (layout.sequences.lay_out(x) for x in qkv_THD)
+        if layout.prefixes is None:
+            return CausalAttention().attend(layer, q, k, v).flatten(0, 1)[layout.sequences.place][layout.back_T][None]
+
+        # shared prefixes attend to themselves; sequences to the prefix of their group and to themselves
+        prefix_qkv = [layout.prefixes.lay_out(x) for x in qkv_THD]
+        prefix_out = CausalAttention().attend(layer, *prefix_qkv).flatten(0, 1)[layout.prefixes.place]
+        k, v = (torch.cat((p[layout.prefix_B], x), dim=1) for p, x in zip(prefix_qkv[1:], (k, v), strict=True))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.visible, enable_gqa=True).transpose(1, 2)
+        out_THD = torch.cat((prefix_out, out.flatten(0, 1)[layout.sequences.place]))
+        return out_THD[layout.back_T][None]
 
     @cached_property
-    def _layout(self) -> tuple[Tensor, int, Tensor | None]:
-        """Place of each token in a padded batch, rows of that batch, and who may attend to whom (None: plain causal)."""
-        begins, rows = first_fit(self.lengths, self.longest)
-        sequence_T = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
-        within_T = torch.cat([torch.arange(length) for length in self.lengths])
-        place_T = torch.tensor(begins)[sequence_T] + within_T
-        visible = None
-        if rows < len(self.lengths):
-            owner_RT = torch.full((rows * self.longest,), -1).index_copy(0, place_T, sequence_T).view(rows, self.longest)
-            visible = (owner_RT[:, :, None] == owner_RT[:, None, :]).tril()[:, None].to(self.device)
-        return place_T.to(self.device), rows, visible
+    def _padded_layout(self) -> "_Layout":
+        prefixes, sequences, prefix_of, at = [], [], [], 0  # begins and lengths
+        for prefix, suffixes in self.merged:
+            if prefix:
+                prefixes.append((at, prefix))
+                at += prefix
+            for length in suffixes:
+                sequences.append((at, length))
+                prefix_of.append(len(prefixes) - 1 if prefix else -1)
+                at += length
+        padded = _Padded.of(sequences, self.device)
+        if not prefixes:
+            return _Layout(None, padded, None, None, padded.token.argsort())
 
-    def _lay_out(self, x_THD: Tensor) -> Tensor:
-        place_T, rows, _ = self._layout
-        padded = x_THD.new_zeros(rows * self.longest, *x_THD.shape[1:])
-        return padded.index_copy(0, place_T, x_THD).unflatten(0, (rows, self.longest))
+        # sequences without a prefix see none of the one they are given
+        shared, prefix_B = _Padded.of(prefixes, self.device), torch.tensor(prefix_of, device=self.device)
+        real_NP = torch.arange(shared.longest, device=self.device) < torch.tensor(prefixes, device=self.device)[:, 1:]
+        causal_SS = torch.ones(padded.longest, padded.longest, dtype=torch.bool, device=self.device).tril()
+        real_BP = real_NP[prefix_B.clamp(min=0)] & (prefix_B >= 0)[:, None]
+        both = real_BP[:, None].expand(-1, padded.longest, -1), causal_SS.expand(len(sequences), -1, -1)
+        back_T = torch.cat((shared.token, padded.token)).argsort()
+        return _Layout(shared, padded, prefix_B.clamp(min=0), torch.cat(both, dim=-1)[:, None], back_T)
+
+    @cached_property
+    def _flash_layout(self) -> tuple[Tensor | None, Tensor, Tensor, int, int]:
+        """Keys in the kernel's order (None: as they are), bounds of its sequences in queries and keys, the longest of both."""
+        keys, q_lengths, k_lengths, at = [], [], [], 0
+        for prefix, suffixes in self.merged:
+            prefix_keys = torch.arange(at, at + prefix)
+            keys.append(prefix_keys)
+            at += prefix
+            for length in suffixes:
+                keys += [prefix_keys, torch.arange(at, at + length)]
+                at += length
+            q_lengths += [prefix, *suffixes] if prefix else suffixes  # an empty prefix is no sequence
+            k_lengths += [prefix, *(prefix + length for length in suffixes)] if prefix else suffixes
+        cu_q, cu_k = (F.pad(torch.tensor(x).cumsum(0), (1, 0)).to(self.device, torch.int32) for x in (q_lengths, k_lengths))
+        keys_U = torch.cat(keys).to(self.device) if any(prefix for prefix, _ in self.merged) else None
+        return keys_U, cu_q, cu_k, max(q_lengths), max(k_lengths)
+
+
+class _Padded(NamedTuple):
+    """Sequences of the row as a batch padded on the right: tokens in the row, their places in the batch, its shape."""
+
+    token: Tensor
+    place: Tensor
+    rows: int
+    longest: int
+
+    @classmethod
+    def of(cls, sequences: list[tuple[int, int]], device: torch.device) -> "_Padded":
+        """Lay out sequences given as (begin in the row, length)."""
+        longest = max(length for _, length in sequences)
+        token = torch.cat([torch.arange(begin, begin + length) for begin, length in sequences])
+        place = torch.cat([torch.arange(row * longest, row * longest + n) for row, (_, n) in enumerate(sequences)])
+        return cls(token.to(device), place.to(device), len(sequences), longest)
+
+    def lay_out(self, x_THD: Tensor) -> Tensor:
+        padded = x_THD.new_zeros(self.rows * self.longest, *x_THD.shape[1:])
+        return padded.index_copy(0, self.place, x_THD[self.token]).unflatten(0, (self.rows, self.longest))
+
+
+class _Layout(NamedTuple):
+    """The two batches, each sequence's prefix, whether its tokens see a key [B, 1, S, P + S], and the way back to the row."""
+
+    prefixes: _Padded | None
+    sequences: _Padded
+    prefix_B: Tensor | None
+    visible: Tensor | None
+    back_T: Tensor
 
 
 def flash_attention(
     q_THD: Tensor, k_UKD: Tensor, v_UKD: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int
 ) -> Tensor:
-    """Causal attention of sequences laid end to end, by the variable-length kernel: CUDA and half precision only.
+    """Attend causally in sequences laid end to end, by the variable-length kernel: CUDA and half precision only.
 
     A sequence may have more keys than queries (U tokens instead of T): its queries are then its last tokens.
     """
@@ -85,23 +199,7 @@ def flash_attention(
 
 @cache
 def varlen_options() -> frozenset[str]:
-    """What the public wrapper of the variable-length kernel can be told; it grew from torch 2.11 on."""
+    """Return what the public wrapper of the variable-length kernel can be told; it grew from torch 2.11 on."""
     from torch.nn.attention.varlen import varlen_attn
 
     return frozenset(inspect.signature(varlen_attn).parameters)
-
-
-def first_fit(lengths: list[int], row_length: int) -> tuple[list[int], int]:
-    """Place sequences into rows of equal length, longest first, each into the first row with room for it.
-
-    Returns:
-        Where each sequence begins in the rows laid end to end, and the number of rows.
-    """
-    begins, filled = [0] * len(lengths), []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, used in enumerate(filled) if used + lengths[index] <= row_length), len(filled))
-        if row == len(filled):
-            filled.append(0)
-        begins[index] = row * row_length + filled[row]
-        filled[row] += lengths[index]
-    return begins, len(filled)

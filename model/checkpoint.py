@@ -35,21 +35,22 @@ COPIED_FILES = [
 HUB_FILES = ["config.json", "*.safetensors", INDEX_FILE, *COPIED_FILES]
 
 
-def resolve_checkpoint(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded once, only the files that are needed, and then used offline.
+def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
+    """Return the local folder of a checkpoint; of a hub id the files that are needed are downloaded, once.
 
     Raises:
-        ValueError: neither a folder with a model nor of the form `owner/name`, or not to be had.
+        ValueError: neither a folder with a model nor of the form `owner/name` (`@revision` may follow), or not to be had.
     """
     path = Path(path_or_hub_id)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} holds no config.json, so it is no model's folder (of a run give runs/NAME)")
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)):
+    name, _, revision = str(path_or_hub_id).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"no model at {path_or_hub_id}: give an existing folder or a hub id such as Qwen/Qwen2.5-7B")
     try:
-        return Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path_or_hub_id} is no local folder and could not be fetched from the hub: {reason}") from error
@@ -77,21 +78,19 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    revision: str | None = None,
 ) -> Transformer:
     """Build a model and stream its weights from a Hugging Face checkpoint, one tensor at a time.
 
     Args:
-        path_or_hub_id: a folder, or a hub id.
+        path_or_hub_id: a folder, or a hub id, which @REVISION (branch, tag or commit) may follow.
         dtype: dtype of the weights; default float32, the dtype of trainable masters, whatever the file holds.
         device: where the weights go.
-        revision: branch, tag or commit of a hub id.
 
     Raises:
         ValueError: unsupported configuration; no safetensors weights; a tensor that is missing, unexpected, of the wrong
             shape, not of floating point or not finite. The message names the field, file or tensor.
     """
-    folder = resolve_checkpoint(path_or_hub_id, revision)
+    folder = resolve_checkpoint(path_or_hub_id)
     config = ModelConfig.from_hf(read_json(folder / "config.json"))
     with torch.device("meta"):
         model = Transformer(config)

@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import CausalAttention
+from model.attention import HALF_PRECISION, CausalAttention
 from model.config import ModelConfig
-from model.precision import HALF_PRECISION, at_least_fp32
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in HALF_PRECISION else x
 
 
 class Linear(nn.Linear):
@@ -75,13 +78,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
 
-    def project(self, x_BTE: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, of all heads side by side."""
-        return self.q_proj(x_BTE), self.k_proj(x_BTE), self.v_proj(x_BTE)
-
     def forward(self, x_BTE: Tensor, cos: Tensor, sin: Tensor, attention) -> Tensor:
         B, T, _ = x_BTE.shape
-        q, k, v = self.project(x_BTE)
+        q, k, v = self.q_proj(x_BTE), self.k_proj(x_BTE), self.v_proj(x_BTE)
         q_BTHD = self.q_norm(q.view(B, T, self.heads, self.head_dim))
         k_BTKD = self.k_norm(k.view(B, T, self.kv_heads, self.head_dim))
         v_BTKD = v.view(B, T, self.kv_heads, self.head_dim)
@@ -97,12 +96,8 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.gate_proj(x), self.up_proj(x)
-
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.project(x)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):

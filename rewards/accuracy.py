@@ -14,14 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rewards.choices import Options, extract_choice, score_choice
+from rewards.drop_and_rouge import drop_exact, extract_reading, extract_summary, reading_key, score_drop, score_summary
 from rewards.mathematics import extract_math, math_key, score_math, score_number
-from rewards.reading import drop_exact, extract_reading, extract_summary, reading_key, score_drop, score_summary
 
 # an optional sign that is not a minus between two operands, then digits with or without thousands commas and decimals
 NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
 
 Rule = Callable[[str, str], float]
-SOURCES = ("accuracy.py", "choices.py", "format.py", "judge.py", "mathematics.py", "reading.py", "statements.py")
+SOURCES = ("accuracy.py", "choices.py", "format.py", "judge.py", "mathematics.py", "drop_and_rouge.py", "final_answer.py")
 LIBRARIES = ("math-verify", "rouge-score", "sympy")
 
 

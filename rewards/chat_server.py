@@ -15,14 +15,12 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from rewards.judge import JudgeRefusedError
+
 RETRY_AFTER_CAP = 120.0  # seconds: a server that asks for more is taken to be down
 IDLE_SECONDS = 3.0  # common servers close idle connections after 5: let go first
 PER_PROMPT = (400, 413, 422)
 TRANSIENT = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, httpx.DecodingError)
-
-
-class JudgeRefusedError(ValueError):
-    """The judge's server refuses to work as it is asked to: wrong address, model name, key or request."""
 
 
 class PromptRefusedError(Exception):

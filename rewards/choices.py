@@ -2,7 +2,7 @@
 
 import re
 
-from rewards.statements import boxed, conclusion, tidy, without_denied
+from rewards.final_answer import boxed, conclusion, tidy, without_denied
 
 Options = tuple[tuple[str, str], ...]  # (label, text)
 HEDGE = r"(?:,|;|/|&|\bor\b|\band\b|\beither\b)"

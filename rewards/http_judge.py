@@ -11,21 +11,35 @@ What becomes of an answer:
 Everything else (a full disk under the cache, a bug) is raised by finish() as it is.
 """
 
+import hashlib
+import json
 import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event, Lock
+from typing import Any
 
 from rewards.chat_server import ChatServer, JudgeRefusedError, PromptRefusedError, TryAgainError
 from rewards.judge import Judgement, parse_score
-from rewards.judge_prompt import build_judge_prompt, check_template
-from rewards.score_cache import ScoreCache, cache_key
+from rewards.judge_prompts import build_judge_prompt, check_template
 
 MAX_TOKENS = 8  # a number; a judge that starts to explain is cut off
 BACKOFF_CAP = 30.0  # seconds
+
+
+def cache_key(model: str, prompt: str, extra_body: dict) -> str:
+    """A digest of everything a score depends on."""
+    text = json.dumps([model, prompt, extra_body], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class _Memory(dict):
+    """Scores by key, for the life of a judge."""
+
+    def put(self, key: str, score: float) -> None:
+        self[key] = score
 
 
 @dataclass
@@ -53,7 +67,7 @@ class HttpJudge:
         max_retries: further tries of a call that failed.
         extra_body: merged into every request, for example to switch a judge's thinking off; a value of None takes a field
             out ({"max_tokens": None, "max_completion_tokens": 8}).
-        cache_file: JSONL of scores, made if absent; None: scores are remembered by this object only.
+        cache: of scores, by key (`get`, `put`); default: a plain memory.
         api_key: sent as a bearer token; the caller takes it from the environment. It is in no message, file or repr.
         backoff: seconds before the first retry; doubled for each further one.
 
@@ -78,7 +92,7 @@ class HttpJudge:
         timeout: float = 60.0,
         max_retries: int = 5,
         extra_body: dict | None = None,
-        cache_file: str | Path | None = None,
+        cache: Any = None,
         api_key: str | None = None,
         backoff: float = 0.5,
     ) -> None:
@@ -92,7 +106,7 @@ class HttpJudge:
         self._extra = _checked_extra(extra_body)
         self._max_retries, self._backoff = max_retries, backoff
         self._server = ChatServer(base_url, timeout=timeout, connections=concurrency, api_key=api_key)
-        self._cache = ScoreCache(cache_file)
+        self._cache = cache if cache is not None else _Memory()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="judge")
         self._random = random.Random()  # of pauses; the global generator is left alone
         self._lock = Lock()

@@ -12,6 +12,18 @@ SCORE = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 RIGHT = 0.5  # a score from which an answer counts as right, where scores are degrees and only yes or no will do
 
 
+class JudgeRefusedError(ValueError):
+    """The judge's server refuses to work as it is asked to: wrong address, model name, key or request."""
+
+
+class JudgeUnavailable(RuntimeError):
+    """Too many scores stayed missing for too long."""
+
+
+class StoppedWhileWaiting(JudgeUnavailable):
+    """A stop signal, which is its message, came while a judge was waited for."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One answer to be scored."""

@@ -8,7 +8,7 @@ import re
 import threading
 from functools import lru_cache
 
-from rewards.statements import boxed, conclusion, tidy, without_denied
+from rewards.final_answer import boxed, conclusion, tidy, without_denied
 
 SECONDS = 5  # for parsing one expression, and for comparing two
 LONGEST = 2000  # characters of a final answer; what is longer is none

@@ -1,6 +1,5 @@
 """Eq. 6, the refinement reward, and the baseline it compares with."""
 
-REFINE_REWARDS = ("compare", "single", "presence", "none")  # of --refine-reward
 ROUNDING = 1e-9  # a gap of exactly zeta is a tie; this absorbs the rounding of the subtraction and of the mean
 
 
@@ -35,11 +34,6 @@ def refine_reward(accuracy: float, baseline: float, *, zeta: float, refined: boo
     return -0.5
 
 
-def needs_baseline(mode: str) -> bool:
-    """Whether a refinement reward compares with plain answers (Eq. 6), so that they must be sampled."""
-    return mode in ("compare", "single")
-
-
 def refinement_reward(mode: str, accuracy: float, baseline: float | None, *, zeta: float, refined: bool) -> float:
     """r_refine as `--refine-reward` has it.
 
@@ -47,15 +41,21 @@ def refinement_reward(mode: str, accuracy: float, baseline: float | None, *, zet
         mode: "compare" (Eq. 6, r̄ from n plain answers), "single" (Eq. 6, r̄ from one), "presence", "none".
         baseline: r̄; needed for "compare" and "single" only.
     """
-    assert mode in REFINE_REWARDS, mode
     if mode == "none":
         return 0.0
     if mode == "presence":
         return presence_reward(refined=refined)
     assert baseline is not None, "a question without a baseline must be dropped, not scored"
-    return refine_reward(accuracy, baseline, zeta=zeta, refined=refined)
+    if mode in ("compare", "single"):
+        return refine_reward(accuracy, baseline, zeta=zeta, refined=refined)
+    raise ValueError(f"no refinement reward is called {mode!r}: compare, single, presence or none")
 
 
 def presence_reward(*, refined: bool) -> float:
     """The ablation "w/o comparison": +1 for any well-formed refinement, useful or not."""
     return 1.0 if refined else 0.0
+
+
+def total_reward(format: float, accuracy: float, refine: float, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
+    """Eq. 7: R = r_format + r_acc + r_refine. Weights other than 1 are ours."""
+    return weights[0] * format + weights[1] * accuracy + weights[2] * refine

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.examples import stable_seed
 from rl.config import Config
+from rl.distributed import gather, rank, world_size
 from rl.records import Completion, Sample
 
 PAD_ID = 0  # any id will do: padding is masked by length
@@ -54,9 +55,7 @@ def pad_sequences(pairs: list[tuple[list[int], list[int]]], device: torch.device
     return ids_BT.to(device), mask_BT.to(device)
 
 
-def make_minibatches(
-    samples: list[Sample], config: Config, step: int, device: torch.device, *, rank: int = 0, ranks: int = 1
-) -> list[list[MicroBatch]]:
+def make_minibatches(samples: list[Sample], config: Config, step: int, device: torch.device) -> list[list[MicroBatch]]:
     """Deal the samples of a step into minibatches (one optimizer step each), each a list of micro-batches.
 
     The deal is a pure function of (seed, step), and of prompts and lengths where it is to several ranks: each of them calls
@@ -66,8 +65,10 @@ def make_minibatches(
     generator = torch.Generator().manual_seed(stable_seed("minibatches", config.seed, step))
     order = torch.randperm(len(samples), generator=generator).tolist() if config.minibatches > 1 else range(len(samples))
     dealt = [[samples[i] for i in list(order)[part :: config.minibatches]] for part in range(config.minibatches)]
-    shares = [balance(part, ranks)[rank] if ranks > 1 else part for part in dealt if part]
-    return [_micro_batches(share, config.micro_batch_tokens, device) for share in shares]
+    shares = [balance(part, world_size())[rank()] if world_size() > 1 else part for part in dealt if part]
+    minibatches = [_micro_batches(share, config.micro_batch_tokens, device) for share in shares]
+    most = [max(counts) for counts in zip(*gather([len(part) for part in minibatches]), strict=True)]
+    return [part + [make_dummy(device) for _ in range(len(part), n)] for part, n in zip(minibatches, most, strict=True)]
 
 
 def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> list[MicroBatch]:

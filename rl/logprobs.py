@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from model.attention import PackedAttention
-from model.precision import at_least_fp32
-from model.shared_prefix import SharedPrefixAttention
-from model.transformer import Transformer, head_logits
+from model.transformer import Transformer, at_least_fp32, head_logits
 
 CHUNK_ELEMENTS = 2**25  # logits held at once, in elements
 
@@ -61,16 +59,12 @@ class ChunkedLogProbs(torch.autograd.Function):
 
 
 def token_logprobs(
-    model: Transformer,
-    ids_BT: Tensor,
-    mask_BT: Tensor | None = None,
-    *,
-    temperature: float,
-    chunk: int | None = None,
+    model: Transformer, ids_BT: Tensor, mask_BT: Tensor | None = None, *, temperature: float, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob of each token, and the entropy of the distribution it was drawn from.
+    """Compute log pi(y_t) of each scored token, and the entropy of the distribution it was drawn from.
 
-    The model runs over packed real tokens: nothing behind the last scored token of a row is computed.
+    The model runs over packed real tokens: nothing behind the last scored token of a row is computed. Rows that follow one
+    another with the same prompt (everything before the first scored token) share it: it is computed once.
 
     Args:
         ids_BT: one sequence a row, padded on the right with any id.
@@ -85,94 +79,45 @@ def token_logprobs(
     Raises:
         ValueError: temperature is not positive: a greedy policy has no log-probs.
     """
-    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool().clone()
-    mask_BT[:, 0] = False
-    column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    length_B = torch.where(mask_BT, column_T + 1, 0).amax(1)  # up to the last scored token
-    real_BT = column_T < length_B[:, None]
-    lengths = [length for length in length_B.tolist() if length]
-    if not lengths:
-        nothing_BT = torch.zeros(ids_BT.shape, dtype=at_least_fp32(model.lm_head.weight).dtype, device=ids_BT.device)
-        return nothing_BT, nothing_BT.clone()
-    logp_T, entropy_T = packed_logprobs(model, ids_BT[real_BT], lengths, mask_BT[real_BT], temperature=temperature, chunk=chunk)
-    zeros_BT = logp_T.new_zeros(ids_BT.shape)
-    return zeros_BT.masked_scatter(real_BT, logp_T), zeros_BT.masked_scatter(real_BT, entropy_T)
-
-
-def packed_logprobs(
-    model: Transformer,
-    ids_T: Tensor,
-    lengths: list[int],
-    mask_T: Tensor | None = None,
-    *,
-    temperature: float,
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` of several sequences packed end to end, without padding.
-
-    Args:
-        ids_T: the sequences, one after another.
-        lengths: tokens of each sequence, none of them empty.
-        mask_T: tokens to score; default all but the first of each sequence, which is never scored.
-
-    Returns:
-        logp_T and entropy_T; 0 where not scored.
-    """
-    positions_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
-    mask_T = torch.ones_like(ids_T, dtype=torch.bool) if mask_T is None else mask_T.bool()
-    mask_T = mask_T & (positions_T > 0)
-    attention = PackedAttention(lengths, ids_T.device)
-    before_T = torch.where(mask_T)[0] - 1  # the state before a token predicts it
-    head = _scoring(before_T, ids_T[mask_T], temperature, chunk)
-    logp_N, entropy_N = model(ids_T[None], positions_T[None], cache=attention, head=head)
-    zeros_T = logp_N.new_zeros(ids_T.shape)
-    return zeros_T.masked_scatter(mask_T, logp_N), zeros_T.masked_scatter(mask_T, entropy_N)
-
-
-def shared_prompt_logprobs(
-    model: Transformer,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    temperature: float,
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` that computes a prompt once for all rows that continue it.
-
-    A row's prompt is everything before its first scored token. Rows that follow one another with the same prompt share it.
-
-    Args:
-        mask_BT: tokens to score: of every row those from its prompt on, at least one.
-
-    Returns:
-        logp_BT and entropy_BT; 0 where not scored.
-    """
-    column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    mask_BT = mask_BT.bool()
-    prompt_B, scored_B = mask_BT.int().argmax(1), mask_BT.sum(1)
-    is_prompt_BT = column_T < prompt_B[:, None]
-    differs_BT = (ids_BT != ids_BT.roll(1, 0)) & is_prompt_BT
-    begins_B = differs_BT.any(1) | (prompt_B != prompt_B.roll(1)) | (torch.arange(len(ids_BT), device=ids_BT.device) == 0)
-    groups: list[tuple[int, list[int]]] = []
-    for begins, prompt, scored in torch.stack((begins_B, prompt_B, scored_B), dim=1).tolist():
-        if begins:
-            groups.append((prompt, []))
-        groups[-1][1].append(scored)
-    attention = SharedPrefixAttention(groups, ids_BT.device)
-    computed_BT = mask_BT | (is_prompt_BT & begins_B[:, None])
-    head = _scoring(attention.before_suffixes, ids_BT[mask_BT], temperature, chunk)
-    logp_N, entropy_N = model(ids_BT[computed_BT][None], attention.positions_1T, cache=attention, head=head)
-    zeros_BT = logp_N.new_zeros(ids_BT.shape)
-    return zeros_BT.masked_scatter(mask_BT, logp_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
-
-
-def _scoring(before_N: Tensor, target_N: Tensor, temperature: float, chunk: int | None):
-    """What the model's head does with its hidden states: log-probs and entropies of tokens, from the states before them."""
     if temperature <= 0:
         raise ValueError(f"log-probs need a temperature above 0, got {temperature}: a greedy policy has none")
+    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool().clone()
+    mask_BT[:, 0] = False
+
+    # which tokens are computed: prompts that are not shared with the row before, and what follows up to the last scored token
+    groups, is_prompt_BT, begins_B, is_suffix_BT = _group_rows(ids_BT, mask_BT)
+    if not groups:
+        nothing_BT = torch.zeros(ids_BT.shape, dtype=at_least_fp32(model.lm_head.weight).dtype, device=ids_BT.device)
+        return nothing_BT, nothing_BT.clone()
+    computed_BT = is_suffix_BT | (is_prompt_BT & begins_B[:, None])
+    attention = PackedAttention(groups, ids_BT.device)
+
+    # the state before a token predicts it: the only shift by one
+    is_scored_N = mask_BT[is_suffix_BT]
+    before_N, target_N = attention.before_suffixes[is_scored_N], ids_BT[mask_BT]
 
     def score(hidden_1TE: Tensor, weight_VE: Tensor) -> tuple[Tensor, Tensor]:
         rows = chunk or max(1, CHUNK_ELEMENTS // len(weight_VE))
         return ChunkedLogProbs.apply(hidden_1TE[0, before_N], weight_VE, target_N, temperature, rows)
 
-    return score
+    logp_N, entropy_N = model(ids_BT[computed_BT][None], attention.positions_1T, cache=attention, head=score)
+    zeros_BT = logp_N.new_zeros(ids_BT.shape)
+    return zeros_BT.masked_scatter(mask_BT, logp_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
+
+
+def _group_rows(ids_BT: Tensor, mask_BT: Tensor) -> tuple[list[tuple[int, list[int]]], Tensor, Tensor, Tensor]:
+    """Find rows that share a prompt: the groups for attention, prompt tokens, rows that begin a group, and suffix tokens."""
+    column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    prompt_B = mask_BT.int().argmax(1)  # 0 where nothing is scored
+    length_B = torch.where(mask_BT, column_T + 1, 0).amax(1)  # up to the last scored token
+    is_prompt_BT = column_T < prompt_B[:, None]
+    is_suffix_BT = (column_T < length_B[:, None]) & ~is_prompt_BT
+    differs_BT = (ids_BT != ids_BT.roll(1, 0)) & is_prompt_BT
+    begins_B = differs_BT.any(1) | (prompt_B != prompt_B.roll(1)) | (torch.arange(len(ids_BT), device=ids_BT.device) == 0)
+    groups: list[tuple[int, list[int]]] = []
+    for begins, prompt, length in torch.stack((begins_B, prompt_B, length_B), dim=1).tolist():
+        if length and begins:
+            groups.append((prompt, []))
+        if length:
+            groups[-1][1].append(length - prompt)
+    return groups, is_prompt_BT, begins_B, is_suffix_BT

@@ -9,8 +9,6 @@ Shapes: B sequences, T tokens.
 import torch
 from torch import Tensor
 
-AGGREGATIONS = ("seq", "token", "const")
-KL_ESTIMATORS = ("k3", "k3-ratio", "k1-reward")
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any trust region, far inside float32
 
 
@@ -57,8 +55,7 @@ def grpo_loss(
         aggregation: "seq": sum of the samples' token means / denominator. "token", "const": sum over tokens / denominator.
         denominator: of the whole optimizer step, over all micro-batches and processes: samples trained on ("seq"),
             their tokens ("token"), samples x max_new_tokens ("const").
-        kl_estimator: "k3" (the paper); "k3-ratio" (k3 times the ratio, an unbiased gradient off-policy). With "k1-reward" the
-            penalty is already in the reward and none is added here.
+        kl_estimator: "k3" (the paper), or "k3-ratio" (k3 times the ratio, an unbiased gradient off-policy).
         weight_BT: importance weight of each token's policy-gradient term; default 1.
 
     Returns:
@@ -67,30 +64,41 @@ def grpo_loss(
     Raises:
         ValueError: unknown aggregation or KL estimator, or beta above 0 without log-probs of the reference.
     """
-    _check(aggregation, kl_estimator, beta, ref_logp_BT)
+    if aggregation not in ("seq", "token", "const") or kl_estimator not in ("k3", "k3-ratio"):
+        raise ValueError(
+            f"unknown aggregation {aggregation!r} (seq, token, const) or KL estimator {kl_estimator!r} (k3, k3-ratio)"
+        )
+    if beta > 0 and ref_logp_BT is None:
+        raise ValueError(f"beta is {beta}, but there are no log-probs of the reference")
     mask_BT = mask_BT.bool()
     logp_BT, old_logp_BT = logp_BT.masked_fill(~mask_BT, 0.0), old_logp_BT.masked_fill(~mask_BT, 0.0)
 
-    log_ratio_BT = (logp_BT - old_logp_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio_BT = log_ratio_BT.exp()
+    # min(r A, clip(r) A) of each token
+    ratio_BT = (logp_BT - old_logp_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     objective_BT = clipped_surrogate(ratio_BT, advantages_B, clip_low, clip_high)
     if weight_BT is not None:
         objective_BT = objective_BT * weight_BT.masked_fill(~mask_BT, 0.0)
 
+    # - beta k3
     kl_BT = torch.zeros_like(logp_BT)
     if ref_logp_BT is not None:
         kl_BT = k3_kl(logp_BT, ref_logp_BT.masked_fill(~mask_BT, 0.0))
-        if kl_estimator == "k3-ratio":
-            objective_BT = objective_BT - beta * kl_BT * ratio_BT
-        elif kl_estimator == "k3":
-            objective_BT = objective_BT - beta * kl_BT
+        objective_BT = objective_BT - beta * (kl_BT * ratio_BT if kl_estimator == "k3-ratio" else kl_BT)
 
+    # 1/G sum_i 1/|y'_i| sum_t, or one sum over all tokens
     objective_BT = objective_BT.masked_fill(~mask_BT, 0.0)
     if aggregation == "seq":
         objective_BT = objective_BT / mask_BT.sum(1, keepdim=True).clamp(min=1)  # an empty row has nothing to divide
     stats = {"tokens": mask_BT.sum(), "kl": kl_BT.detach().sum()}
     stats |= clipped_tokens(ratio_BT.detach(), advantages_B, mask_BT, clip_low, clip_high)
     return -objective_BT.sum() / denominator, stats
+
+
+def importance_weight(trainer_logp_BT: Tensor, sampler_logp_BT: Tensor, cap: float) -> Tensor | None:
+    """Compute min(pi_trainer / pi_sampler, cap) of each token, for a sampler that is not quite the policy; None if cap is 0."""
+    if cap == 0:
+        return None
+    return (trainer_logp_BT - sampler_logp_BT).exp().clamp(max=cap).to(trainer_logp_BT.dtype)
 
 
 def clipped_tokens(
@@ -100,12 +108,3 @@ def clipped_tokens(
     negative_B1, positive_B1 = (advantages_B < 0)[:, None], (advantages_B > 0)[:, None]
     low_BT, high_BT = negative_B1 & (ratio_BT < 1 - clip_low), positive_B1 & (ratio_BT > 1 + clip_high)
     return {"clipped_low": (mask_BT & low_BT).sum(), "clipped_high": (mask_BT & high_BT).sum()}
-
-
-def _check(aggregation: str, kl_estimator: str, beta: float, ref_logp_BT: Tensor | None) -> None:
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation must be one of {AGGREGATIONS}, got {aggregation!r}")
-    if kl_estimator not in KL_ESTIMATORS:
-        raise ValueError(f"kl_estimator must be one of {KL_ESTIMATORS}, got {kl_estimator!r}")
-    if beta > 0 and ref_logp_BT is None:
-        raise ValueError(f"beta is {beta}, but there are no log-probs of the reference")

@@ -2,6 +2,12 @@
 
 import math
 import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from rewards.format import (
     changes_nothing,
@@ -13,6 +19,7 @@ from rewards.format import (
 )
 from rewards.refine import refine_reward
 from rl.config import Config
+from rl.distributed import gather, sum_over_ranks
 from rl.records import Group, Sample
 
 WELLFORMED_FLOOR = 0.9  # share of plain answers below which the baseline is not to be trusted
@@ -98,7 +105,7 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
     metrics["pasr/noop_refine_frac"] = mean(changes_nothing(response) for response in responses)
     if baselines:
         metrics["pasr/plain_accuracy"] = mean(baselines)
-    if config.uses_plain:
+    if config.plain_samples:
         outcomes = [
             refine_reward(sample.accuracy, group.baseline, zeta=config.zeta, refined=True)  # whatever is paid for it
             for group in groups
@@ -146,3 +153,101 @@ class SandbaggingWatch:
         else:
             return None
         return f"sandbagged baseline? {problem}; rewards for refinements are inflated. Remedy: --plain-policy reference"
+
+
+class UpdateMetrics:
+    """Adds up what the micro-batches of an update report, over all ranks, and makes metrics of it."""
+
+    def __init__(self, *, has_kl: bool) -> None:
+        self.has_kl = has_kl
+        self._step, self._sums = Counter(), Counter()  # of the optimizer step under way, of all of them
+        self._gaps: list[torch.Tensor] = []
+
+    def add(self, **values: torch.Tensor) -> None:
+        self._step.update({name: value.item() for name, value in values.items()})
+
+    def compare(self, logp_BT: torch.Tensor, micro) -> None:
+        """The trainer's log-probs against the sampler's, of the same weights."""
+        if micro.samples:
+            self._gaps.append((logp_BT.double() - micro.sampler_logp_BT)[micro.mask_BT].cpu())
+
+    def sum_over_ranks(self) -> float:
+        """Close an optimizer step, and return its loss over all ranks."""
+        names = ("loss", "entropy", "tokens", "kl", "clipped_low", "clipped_high")
+        totals = dict(zip(names, sum_over_ranks([self._step[name] for name in names]), strict=True))
+        self._step = Counter()
+        loss = totals.pop("loss")
+        self._sums.update(totals)
+        return loss
+
+    def count_step(self, loss: float, grad_norm: float, finite: bool) -> None:
+        """Count an optimizer step that was made, or skipped because it was not finite."""
+        self._sums.update({"steps": 1, "loss": loss, "grad_norm": grad_norm} if finite else {"skipped": 1})
+
+    def metrics(self) -> dict[str, float]:
+        return self._averages() | self._gap_metrics()
+
+    def _averages(self) -> dict[str, float]:
+        sums = self._sums
+        if not sums:
+            return {}
+        tokens, steps = max(1.0, sums["tokens"]), sums["steps"] or math.nan  # no loss to report where every step was skipped
+        low, high = sums["clipped_low"] / tokens, sums["clipped_high"] / tokens
+        return {
+            "loss": sums["loss"] / steps,
+            "grad_norm": sums["grad_norm"] / steps,
+            **({"kl": sums["kl"] / tokens} if self.has_kl else {}),
+            "entropy": sums["entropy"] / tokens,
+            "clip_ratio/low_mean": low,
+            "clip_ratio/high_mean": high,
+            "clip_ratio/region_mean": low + high,
+            "skipped_steps": sums["skipped"],
+            "trained_tokens": sums["tokens"],
+        }
+
+    def _gap_metrics(self) -> dict[str, float]:
+        gaps = [gap for part in gather(self._gaps) for gap in part]
+        if not gaps:
+            return {}
+        gap = torch.cat(gaps)
+        ratio = gap.exp()
+        return {
+            "sampling/sampling_logp_difference/mean": gap.abs().mean().item(),
+            "sampling/sampling_logp_difference/max": gap.abs().max().item(),
+            "sampling/importance_sampling_ratio/min": ratio.min().item(),
+            "sampling/importance_sampling_ratio/mean": ratio.mean().item(),
+            "sampling/importance_sampling_ratio/max": ratio.max().item(),
+            "sampling/ratio_outside_10pct": ((ratio - 1).abs() > 0.1).double().mean().item(),
+        }
+
+
+class Clock:
+    """Adds up seconds by phase: `with clock("rollout"): ...`; on CUDA the device is waited for at the end of each."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self._seconds[phase] += time.perf_counter() - begin
+
+    def metrics(self, sampled_tokens: float, trained_tokens: float) -> dict[str, float]:
+        """time/*, step_time and perf/* since the last call or restart; starts the next step."""
+        now = time.perf_counter()
+        metrics = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
+        metrics["step_time"] = now - self._begin
+        metrics["perf/rollout_tokens_per_s"] = sampled_tokens / max(self._seconds["rollout"], 1e-9)
+        metrics["perf/train_tokens_per_s"] = trained_tokens / max(self._seconds["update"], 1e-9)
+        if torch.cuda.is_initialized():
+            metrics["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            torch.cuda.reset_peak_memory_stats()
+        self.restart()
+        return metrics
+
+    def restart(self) -> None:
+        """Begin a step now."""
+        self._seconds, self._begin = defaultdict(float), time.perf_counter()

@@ -6,6 +6,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from rl.config import Config
+
 
 def adamw(parameters, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW on float32 masters, in one fused kernel."""
@@ -40,6 +42,13 @@ def lr_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str, 
     progress = min(1.0, max(0.0, (step - begin) / max(1, total_steps - begin)))
     decay = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
     return warmup * decay
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Return the learning rate of a training step (from 0)."""
+    schedule, share = ("linear", 0.5) if config.lr_schedule == "wsd" else (config.lr_schedule, 1.0)
+    setting = dict(warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=schedule, decay_share=share)
+    return config.lr * lr_factor(step, **setting)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -66,7 +66,6 @@ class Sample:
         accuracy: the judge's score in [0, 1]; None when judging failed.
         format: Eq. 4; None for plain samples.
         refine, reward: the rest of Eq. 7 and its total; None for plain samples and failed scores.
-        kl_penalty: taken off the reward before Eq. 2, with --kl-estimator k1-reward.
         advantage: Eq. 2; 0 for samples that are not trained on.
         trained: whether the optimizer step used it.
     """
@@ -80,7 +79,6 @@ class Sample:
     refine: float | None = None
     reward: float | None = None
     refinements: int = 0
-    kl_penalty: float = 0.0
     advantage: float = 0.0
     trained: bool = False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rewards.format import changes_nothing, parse_response
 from rewards.refine import refine_reward
-from rl.evaluation.answers import read_lines, rollout_files
+from rl.evaluation.records import read_lines, rollout_files
 
 
 @dataclass(frozen=True)

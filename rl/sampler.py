@@ -1,22 +1,36 @@
 """The sampler: batched generation from a KV cache, exact and independent of how it was scheduled.
 
-Each sequence draws from uniforms of its own (sampling/draws.py), so a sample does not depend on the slot, batch, order or
-process it ran in. On a CPU rows leave the batch as they end (sampling/grouped.py); on CUDA they keep their slots, and a decode
-step is a graph (sampling/static.py). Both draw the same tokens.
+    while something waits or lives:
+        admit    waiting samples take free slots; prompts that are new are computed, once for all samples of a request
+        step     one token for every live row; on CUDA a graph, and several steps between two looks at what has ended
+        retire   what has ended is handed out, and the last rows move into the holes
+
+Each sequence draws from uniforms of its own (draws.py), so a sample does not depend on its slot, batch, order or process.
+
+Shapes: S row slots, B of them that are computed, M new tokens a slot can hold, V vocabulary, T tokens, L layers, K key/value
+heads, D head dim, E embedding.
 """
 
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from model.packed import packable, packed_weights
+from model.kv_cache import KVCache, PromptRecorder
 from model.transformer import Transformer
+from rl.draws import draw_tokens, uniforms
 from rl.records import Completion, Request
-from rl.sampling.grouped import GroupedGeneration, OnFinish
-from rl.sampling.slot_count import slots_that_fit
-from rl.sampling.static import SYNC_EVERY, StaticGeneration
+from rl.slots import PREFILL_TOKENS, slots_that_fit
+
+GPU_STEPS = 8  # decode steps between two looks at what has ended
+WARM_UP = 2  # steps before a capture, in which libraries make their workspaces
+SHORTEST_GRAPHED = 128  # new tokens; capturing costs more than it saves where the longest completion is shorter
+
+OnFinish = Callable[[int, int, Completion], None]
 
 
 class Sampler:
@@ -25,40 +39,26 @@ class Sampler:
     Args:
         model: the weights; they may be updated in place between calls.
         stop_ids: token ids that end a completion.
-        max_slots: rows decoded at once; further samples wait and enter as rows finish. "auto": what free memory holds
-            (sampling/slot_count.py), decided and printed when a call begins.
+        max_slots: rows decoded at once; further samples wait and enter as rows finish. "auto": what free memory holds.
         max_len: longest prompt plus completion, in tokens.
         policy_version: stamped on every completion; the owner of the weights keeps it up to date.
-        static_slots: keep rows in their slots; default: on CUDA only.
-        sync_every: decode steps between two looks at what has ended, with static slots.
-        pack: on a CPU in float32, decode from a copy of the weights in a faster layout (packed.py). It lives for the length of
-            a call and takes as much memory as the weights.
+        sync_every: decode steps between two looks at what has ended; default 1 on a CPU, GPU_STEPS on CUDA.
 
     Raises:
         ValueError: max_slots, max_len or sync_every below 1, or no stop ids.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        *,
-        stop_ids,
-        max_slots: int | Literal["auto"],
-        max_len: int,
-        policy_version: int = 0,
-        static_slots: bool | None = None,
-        sync_every: int = SYNC_EVERY,
-        pack: bool = True,
-    ) -> None:
-        if (max_slots != "auto" and max_slots < 1) or max_len < 1 or sync_every < 1:
-            raise ValueError(f"max_slots ({max_slots}), max_len ({max_len}) and sync_every ({sync_every}) must be at least 1")
+    def __init__(self, model: Transformer, *, stop_ids, max_slots: int | Literal["auto"], max_len: int,
+                 policy_version: int = 0, sync_every: int | None = None) -> None:  # fmt: skip
+        on_cuda = model.device.type == "cuda"
+        self.sync_every = sync_every or (GPU_STEPS if on_cuda else 1)
+        if (max_slots != "auto" and max_slots < 1) or max_len < 1 or self.sync_every < 1:
+            raise ValueError(f"max_slots ({max_slots}), max_len ({max_len}) and sync_every must be at least 1")
         if not stop_ids:
             raise ValueError("the sampler needs at least one stop id")
-        self.model = model
+        self.model, self.policy_version = model, policy_version
         self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=model.device)
         self.max_slots, self.max_len = max_slots, max_len
-        self.policy_version, self.pack, self.sync_every = policy_version, pack, sync_every
-        self.static_slots = model.device.type == "cuda" if static_slots is None else static_slots
         self.announced: int | None = None  # slots of the last line about memory
 
     @torch.inference_mode()
@@ -66,7 +66,6 @@ class Sampler:
         """Sample every request.
 
         Args:
-            requests: any number, of any mix of lengths and temperatures.
             on_finish: called as `on_finish(request_index, sample_index, completion)` when a completion ends, in the order in
                 which they end. An exception in it ends the call, with a note that names the sample.
 
@@ -74,46 +73,210 @@ class Sampler:
             One list of `num_samples` completions for each request, in order.
 
         Raises:
-            ValueError: an empty prompt, a prompt that leaves no room within max_len, a setting out of range, or max_slots is
-                "auto" and memory holds not one row.
+            ValueError: a request that cannot be sampled, or max_slots is "auto" and memory holds not one row.
         """
         for index, request in enumerate(requests):
-            self._check(index, request)
+            _check(index, request, self.max_len)
         if not requests:
             return []
-        pack = self.pack and not self.static_slots and packable(self.model)
-        slots = min(self._slots(requests, pack), sum(request.num_samples for request in requests))
-        run = (self.model, requests, slots, self.stop_ids, self.policy_version, on_finish)
-        if self.static_slots:
-            results = StaticGeneration(*run, sync_every=self.sync_every).run()
-        else:
-            with packed_weights(self.model) if pack else nullcontext():
-                results = GroupedGeneration(*run).run()
+        slots = self.max_slots
+        if slots == "auto":
+            slots, arithmetic = slots_that_fit(self.model, requests)
+            if slots != self.announced:
+                tqdm.write(arithmetic)  # there may be a progress bar
+                self.announced = slots
+        results = Generation(self, requests, min(slots, sum(r.num_samples for r in requests)), on_finish).run()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()  # what follows, an update, allocates in other sizes
         return results
 
-    def _slots(self, requests: list[Request], pack: bool) -> int:
-        if self.max_slots != "auto":
-            return self.max_slots
-        slots, arithmetic = slots_that_fit(self.model, requests, pack=pack)
-        if slots != self.announced:
-            tqdm.write(arithmetic)  # there may be a progress bar
-            self.announced = slots
-        return slots
 
-    def _check(self, index: int, request: Request) -> None:
-        def refuse(problem: str) -> None:
-            raise ValueError(f"request {index} (seed key {request.seed_key!r}): {problem}")
+class Generation:
+    """One `generate` call. Live rows are always slots 0..live-1.
 
-        if not request.prompt_ids:
-            refuse("the prompt is empty")
-        if request.num_samples < 1 or min(request.limits, default=0) < 1:
-            refuse("num_samples and max_new_tokens must be at least 1")
-        if len(request.limits) != request.num_samples:
-            refuse(f"{len(request.limits)} values of max_new_tokens for {request.num_samples} samples")
-        if request.temperature < 0 or not 0 < request.top_p <= 1:
-            refuse("temperature must not be negative and top_p must be in (0, 1]")
-        needed = len(request.prompt_ids) + max(request.limits)
-        if needed > self.max_len:
-            refuse(f"prompt and completion need {needed} tokens, max_len is {self.max_len}")
+    Attributes:
+        waiting: (request, sample) of the samples that have no slot yet.
+        owners: (request, sample) in each live slot.
+        prompts: of each request whose prompt is computed and whose last sample waits: logits after it, keys and values.
+    """
+
+    def __init__(self, sampler: Sampler, requests: list[Request], slots: int, on_finish: OnFinish | None) -> None:
+        self.model, self.requests, self.on_finish = sampler.model, requests, on_finish
+        self.sync_every, self.stop_ids, self.policy_version = sampler.sync_every, sampler.stop_ids, sampler.policy_version
+        self.waiting = deque((r, i) for r, request in enumerate(requests) for i in range(request.num_samples))
+        self.results: list[list[Completion | None]] = [[None] * request.num_samples for request in requests]
+        self.owners: list[tuple[int, int]] = []
+        self.prompts: dict[int, tuple[Tensor, Tensor]] = {}
+        self.longest_new = max(max(request.limits) for request in requests)
+        self.greedy, self.nucleus = any(r.temperature == 0 for r in requests), any(r.top_p < 1 for r in requests)
+        device, model = self.model.device, self.model
+        longest = max(len(r.prompt_ids) + max(r.limits) for r in requests)
+        self.cache = KVCache(model.config, slots=slots, max_len=longest, dtype=model.activation_dtype, device=device)
+
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        # buffers that never move: a decode step over them can be a CUDA graph
+        self.slot_S = torch.arange(slots, device=device)
+        self.token_S, self.position_S = zeros(slots, dtype=torch.long), zeros(slots, dtype=torch.long)  # to be fed, and where
+        self.count_S, self.limit_S = zeros(slots, dtype=torch.long), zeros(slots, dtype=torch.long)  # new tokens
+        self.live_S, self.stopped_S = zeros(slots, dtype=torch.bool), zeros(slots, dtype=torch.bool)
+        self.temperature_S, self.top_p_S = (torch.ones(slots, dtype=torch.float64, device=device) for _ in range(2))
+        # one column more than tokens: a row that has ended goes on writing behind its last token, where nobody reads
+        width = self.longest_new + 1
+        self.uniform_SM, self.logp_SM = zeros(slots, width, dtype=torch.float64), zeros(slots, width, dtype=torch.float64)
+        self.ids_SM = zeros(slots, width, dtype=torch.long)
+
+    def run(self) -> list[list[Completion]]:
+        graphs = self._capture() if self._is_worth_capturing() else {}
+        while self.waiting or self.owners:
+            self._admit()
+            live = len(self.owners)
+            rows = min((size for size in graphs if size >= live), default=live)
+            for _ in range(self.sync_every):
+                graphs[rows].replay() if graphs else self._step(rows)
+            self._retire()
+        return self.results
+
+    def _admit(self) -> None:
+        """Give free slots to waiting samples, compute their prompts, and draw their first tokens."""
+        first = len(self.owners)
+        entering = [self.waiting.popleft() for _ in range(min(len(self.slot_S) - first, len(self.waiting)))]
+        if not entering:
+            return
+        self._prefill(sorted({r for r, _ in entering} - self.prompts.keys()))
+        for slot, (r, i) in enumerate(entering, start=first):
+            request, limit = self.requests[r], self.requests[r].limits[i]
+            self.cache.store_prompt(slot, self.prompts[r][1])
+            self.position_S[slot], self.count_S[slot], self.limit_S[slot] = len(request.prompt_ids) - 1, 0, limit
+            self.live_S[slot], self.stopped_S[slot] = True, False
+            self.temperature_S[slot], self.top_p_S[slot] = request.temperature, request.top_p
+            self.uniform_SM[slot, :limit] = uniforms(request.seed_key, i, limit)
+        self.owners += entering
+        self._emit(slice(first, len(self.owners)), torch.stack([self.prompts[r][0] for r, _ in entering]))
+        needed = self.waiting[0][0] if self.waiting else None  # samples of a request enter one after another
+        self.prompts = {r: prompt for r, prompt in self.prompts.items() if r == needed}
+
+    def _prefill(self, new: list[int]) -> None:
+        """Run the prompts of some requests end to end, a few at a time; keep their last logits, keys and values."""
+        device = self.model.device
+        while new:
+            count = 1
+            while count < len(new) and sum(len(self.requests[r].prompt_ids) for r in new[: count + 1]) <= PREFILL_TOKENS:
+                count += 1
+            batch, new = new[:count], new[count:]
+            prompts = [self.requests[r].prompt_ids for r in batch]
+            ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+            position_T = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).to(device)
+            recorder = PromptRecorder([len(prompt) for prompt in prompts], device)
+            hidden_TE = self.model(ids_T[None], position_T[None], cache=recorder)[0]
+            logits_NV = self.model.logits(hidden_TE[recorder.packed.ends])
+            for r, logits_V, kv_2LTKD in zip(batch, logits_NV, recorder.take(), strict=True):
+                self.prompts[r] = logits_V, kv_2LTKD
+
+    def _step(self, B: int) -> None:
+        """One token for the first B slots. On CUDA only operations on buffers that stay where they are, none of which waits."""
+        longest = int(self.position_S[:B].max()) + 1 if self.token_S.device.type == "cpu" else None
+        self.cache.begin_step(self.position_S[:B], self.live_S[:B], longest)
+        hidden_B1E = self.model(self.token_S[:B, None], self.position_S[:B, None], cache=self.cache)
+        self._emit(slice(0, B), self.model.logits(hidden_B1E[:, 0]))
+
+    def _emit(self, rows: slice, logits_BV: Tensor) -> None:
+        """Draw the next token of some rows; those alive append it. A row ends with a stop id or its last allowed token."""
+        slot_B, count_B, live_B = self.slot_S[rows], self.count_S[rows], self.live_S[rows]
+        top_p_B = self.top_p_S[rows] if self.nucleus else None
+        uniform_B = self.uniform_SM[slot_B, count_B]
+        token_B, logp_B = draw_tokens(logits_BV, uniform_B, self.temperature_S[rows], top_p_B, some_greedy=self.greedy)
+        self.token_S[rows] = token_B
+        self.ids_SM[slot_B, count_B], self.logp_SM[slot_B, count_B] = token_B, logp_B.to(self.logp_SM.dtype)
+        count_B = count_B + live_B
+        stopped_B = (token_B[:, None] == self.stop_ids).any(-1) & live_B
+        self.count_S[rows] = count_B
+        self.position_S[rows] += live_B
+        self.stopped_S[rows] |= stopped_B
+        self.live_S[rows] = live_B & ~stopped_B & (count_B < self.limit_S[rows])
+
+    def _retire(self) -> None:
+        """Hand out what has ended, and move the last live rows into the holes."""
+        live = len(self.owners)
+        alive, counts, stopped = torch.stack((self.live_S, self.count_S, self.stopped_S))[:, :live].tolist()
+        ended = [slot for slot in range(live) if not alive[slot]]
+        for slot in ended:
+            self._deliver(slot, counts[slot], bool(stopped[slot]))
+        stay = live - len(ended)
+        sources = [slot for slot in range(stay, live) if alive[slot]]
+        targets = [slot for slot in ended if slot < stay]
+        if sources:
+            source, target = (torch.tensor(x, device=self.slot_S.device) for x in (sources, targets))
+            self.cache.move(source, target, int(self.position_S[source].max()))
+            for name, state in vars(self).items():
+                if name.endswith(("_S", "_SM")) and name != "slot_S":
+                    state[target] = state[source]
+            self.live_S[source] = False
+            for a, b in zip(sources, targets, strict=True):
+                self.owners[b] = self.owners[a]
+        del self.owners[stay:]
+
+    def _deliver(self, slot: int, count: int, stopped: bool) -> None:
+        r, i = self.owners[slot]
+        request = self.requests[r]
+        completion = self.results[r][i] = Completion(
+            ids=self.ids_SM[slot, :count].tolist(),
+            logprobs=self.logp_SM[slot, :count].tolist(),
+            finish_reason="stop" if stopped else "length",
+            temperature=request.temperature,
+            top_p=request.top_p,
+            policy_version=self.policy_version,
+        )
+        if self.on_finish is not None:
+            try:
+                with torch.inference_mode(False), torch.no_grad():  # tensors that it keeps are ordinary ones
+                    self.on_finish(r, i, completion)
+            except BaseException as error:
+                error.add_note(f"in on_finish of sample {i} of request {r} (seed key {request.seed_key!r})")
+                raise
+
+    def _is_worth_capturing(self) -> bool:
+        worth_it = self.longest_new >= SHORTEST_GRAPHED and not self.nucleus  # a sort may wait for the device
+        return self.model.device.type == "cuda" and worth_it
+
+    def _capture(self) -> dict[int, torch.cuda.CUDAGraph]:
+        """A graph of the step for powers of two and multiples of 32 rows, largest first, in one memory pool.
+
+        Every slot is dead meanwhile: the steps run for warming up advance nothing.
+        """
+        slots = len(self.slot_S)
+        sizes = sorted({size for size in {1, 2, 4, 8, 16, *range(32, slots, 32)} if size < slots} | {slots}, reverse=True)
+        graphs, pool, side = {}, torch.cuda.graph_pool_handle(), _side_stream(self.model.device)
+        for size in sizes:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self._step(size)
+            torch.cuda.current_stream().wait_stream(side)
+            graphs[size] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[size], pool=pool, stream=side, capture_error_mode="thread_local"):
+                self._step(size)
+        return graphs
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all captures: cuBLAS keeps a workspace for each stream it has met."""
+    return torch.cuda.Stream(device)
+
+
+def _check(index: int, request: Request, max_len: int) -> None:
+    def refuse(problem: str) -> None:
+        raise ValueError(f"request {index} (seed key {request.seed_key!r}): {problem}")
+
+    if not request.prompt_ids:
+        refuse("the prompt is empty")
+    if request.num_samples < 1 or min(request.limits, default=0) < 1:
+        refuse("num_samples and max_new_tokens must be at least 1")
+    if len(request.limits) != request.num_samples:
+        refuse(f"{len(request.limits)} values of max_new_tokens for {request.num_samples} samples")
+    if request.temperature < 0 or not 0 < request.top_p <= 1:
+        refuse("temperature must not be negative and top_p must be in (0, 1]")
+    if (needed := len(request.prompt_ids) + max(request.limits)) > max_len:
+        refuse(f"prompt and completion need {needed} tokens, max_len is {max_len}")

@@ -21,17 +21,15 @@ from data.examples import stable_seed
 from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import load_model, save_model
 from model.checkpoint import read_json, stored_dtype
-from rl.checkpoint import model_folder, newest_model
-from rl.config import Config, option
-from rl.config_checks import to_flag
+from rl.config import Config, Parser, option, to_flag
 from rl.distributed import pick_device
-from rl.memory.build import compute_dtype
 from rl.optim import adamw
 from rl.refinement_paths import Selection, collect_paths, describe_reasons, write_paths
-from rl.setup import find_source
+from rl.run.checkpoint import model_folder, newest_model
+from rl.run.console import one_line_errors, wrapped
+from rl.session import find_source
 from rl.supervised import Pair, train_supervised
-from rl.terminal import Parser, wrapped
-from rl.user_errors import one_line_errors
+from rl.weights.policy import compute_dtype
 
 
 @dataclass(frozen=True)

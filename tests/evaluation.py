@@ -5,8 +5,8 @@ from pathlib import Path
 from reader import make_answerer, write_rows
 
 from data.benchmarks import Benchmark, load_benchmark, own_benchmark
-from rl.evaluation.answer_records import AnswerRecord, OutputFolder
 from rl.evaluation.methods import METHODS
+from rl.evaluation.records import AnswerRecord, OutputFolder
 from rl.evaluation.run import run_benchmark
 
 SETTINGS = {

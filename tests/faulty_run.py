@@ -11,10 +11,11 @@ import time
 import pytest
 import torch
 from conftest import pay_for_length
+from rl.update import Updater
 
 import train
-from rl.distributed import leave, rank
-from rl.update import Updater
+from rl.distributed import rank
+from rl.run.processes import leave
 
 torch.set_num_threads(1)
 fault, where = sys.argv[1], int(sys.argv[2])

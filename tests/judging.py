@@ -4,7 +4,7 @@ from fault_proxy import share_of
 
 from rewards.http_judge import HttpJudge
 from rewards.judge import Judgement
-from rewards.judge_prompt import JUDGE_PROMPT, build_judge_prompt
+from rewards.judge_prompts import JUDGE_PROMPT, build_judge_prompt
 
 NO_FAULTS = {"failed": 0, "parse_failed": 0, "retries": 0, "cache_hits": 0}
 

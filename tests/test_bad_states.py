@@ -12,12 +12,11 @@ import torch.distributed.checkpoint as dcp
 from conftest import assert_same_run, flags, lines_of, run_in_child, write_task_folder
 from safetensors.torch import load_file, save_file
 
-import rl.checkpoint
+import rl.run.checkpoint
 import train
-from rl.checkpoint import complete_checkpoints, damage
 from rl.config import parse_config
-from rl.disk import check_disk
-from rl.setup import open_session
+from rl.run.checkpoint import check_disk, complete_checkpoints, damage
+from rl.session import open_session
 
 
 def copied(place: Path, whole: Path, name: str) -> Path:
@@ -67,7 +66,7 @@ def test_a_checkpoint_of_nan_weights_is_refused(place, whole):
     with torch.no_grad():
         session.updater.policy.model.norm.weight[0] = float("nan")
     shutil.rmtree(folder)
-    rl.checkpoint.save_checkpoint(place / "runs/nan", 8, session.updater, session.renderer, session.source, keep=9)
+    rl.run.checkpoint.save_checkpoint(place / "runs/nan", 8, session.updater, session.renderer, session.source, keep=9)
     with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN"):
         open_session(parse_config(flags(place, "nan", "--resume", "auto")))
 
@@ -111,7 +110,7 @@ def test_resume_from_a_named_checkpoint(place, whole):
     assert not (run / "checkpoints/step_000008").exists(), "it would be taken for the newest"
     assert (run / "checkpoints/aside_step_000008/COMPLETE").exists(), "and it is not lost"
     updater, renderer, source = session.updater, session.renderer, session.source
-    rl.checkpoint.save_checkpoint(run, 7, updater, renderer, source, keep=1)
+    rl.run.checkpoint.save_checkpoint(run, 7, updater, renderer, source, keep=1)
     assert [c.name for c in complete_checkpoints(run)] == ["step_000007"]
 
 
@@ -136,7 +135,7 @@ def test_what_fails_late_in_set_up_has_cut_nothing_back(place, whole, monkeypatc
     def fail(*_, **__):
         raise ValueError("no")
 
-    monkeypatch.setattr(*("rl.setup._make_rollout", fail) if late == "baselines" else ("rl.setup.load_checkpoint", fail))
+    monkeypatch.setattr(*("rl.session._make_rollout", fail) if late == "baselines" else ("rl.session.load_checkpoint", fail))
     with pytest.raises(ValueError, match="no"):
         open_session(parse_config([*flags(place, run.name), "--resume", str(run / "checkpoints/step_000006")]))
     assert (sorted(p for p in run.rglob("*")), (run / "metrics.jsonl").read_bytes()) == before
@@ -150,7 +149,7 @@ def test_a_complete_checkpoint_is_never_replaced(place, whole, monkeypatch):
     folder = run / "checkpoints/step_000008"
     before = (folder / "COMPLETE").stat().st_mtime_ns
     monkeypatch.setattr(rl.checkpoint, "_begin", lambda part: pytest.fail("written again"))
-    assert rl.checkpoint.save_checkpoint(run, 8, session.updater, session.renderer, session.source, keep=1) == folder
+    assert rl.run.checkpoint.save_checkpoint(run, 8, session.updater, session.renderer, session.source, keep=1) == folder
     assert (folder / "COMPLETE").stat().st_mtime_ns == before
     assert complete_checkpoints(run) == [folder], "older ones go as ever"
 
@@ -187,7 +186,7 @@ def test_a_checkpoint_before_the_first_optimizer_step(place, whole, tmp_path, sk
     session.run.close()
     if skipped:
         session.updater.policy.lm_head.weight.grad = torch.full_like(session.updater.policy.lm_head.weight, float("nan"))
-    rl.checkpoint.save_checkpoint(run, 1, session.updater, session.renderer, session.source, keep=1)
+    rl.run.checkpoint.save_checkpoint(run, 1, session.updater, session.renderer, session.source, keep=1)
     again = open_session(parse_config(flags(place, name, "--resume", "auto")))
     again.run.close()
     assert again.first_step == 1
@@ -267,22 +266,22 @@ def test_loading_executes_nothing(place, whole, tmp_path):
     run = copied(place, whole, "hostile")
     folder = run / "checkpoints/step_000008"
     (folder / "state/.metadata").write_bytes(payload)
-    rl.checkpoint._mark(folder, 8)
+    rl.run.checkpoint._mark(folder, 8)
     assert damage(folder) is None
     with pytest.raises(ValueError, match=r"pathlib\.Path"):
         open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
     reach = b"ctorch.distributed.checkpoint.metadata\nos\n0"  # a module that the module of an allowed class has imported
     (folder / "state/.metadata").write_bytes(reach + (whole / "checkpoints/step_000008/state/.metadata").read_bytes())
-    rl.checkpoint._mark(folder, 8)
+    rl.run.checkpoint._mark(folder, 8)
     with pytest.raises(ValueError, match=r"metadata\.os"):
         open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
 
     shutil.rmtree(folder)
-    state, session = rl.checkpoint._state, open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
+    state, session = rl.run.checkpoint._state, open_session(parse_config(flags(place, "hostile", "--resume", "auto")))
     session.run.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl.checkpoint, "_state", lambda *a: state(*a) | {"optimizer_steps": Hostile(tmp_path / "owned")})
-        rl.checkpoint.save_checkpoint(run, 8, session.updater, session.renderer, session.source, keep=9)
+        rl.run.checkpoint.save_checkpoint(run, 8, session.updater, session.renderer, session.source, keep=9)
     (tmp_path / "owned").unlink(missing_ok=True)
     with pytest.raises(ValueError, match="cannot be read"):
         open_session(parse_config(flags(place, "hostile", "--resume", "auto")))

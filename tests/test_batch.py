@@ -8,10 +8,10 @@ import torch
 from conftest import make_model
 from samples import REWARDS, STOP, sampled_groups, update_config
 
+from rl.advantages import select_samples
 from rl.batch import denominator, make_dummy, make_minibatches
 from rl.logprobs import token_logprobs
 from rl.records import Completion, Sample
-from rl.selection import select_samples
 
 
 def test_stop_token_is_trained_although_it_is_the_padding_id():

@@ -8,16 +8,16 @@ from functools import partial
 import pytest
 
 import evaluate
-import rl.judges
-from rewards.behaviour_prompt import KINDS
+import rl.judging.judge
 from rewards.http_judge import HttpJudge
+from rewards.judge_prompts import KINDS
 from rewards.refinements import answer_change, find_refinements
-from rl.baselines import BaselineCache
-from rl.behaviour import analyse
-from rl.behaviour.intervals import share, wilson
-from rl.behaviour.measures import analyse as analyse_answers
 from rl.config import Config
-from rl.evaluation.answers import Answer, read_records
+from rl.evaluation import behaviour_report as analyse
+from rl.evaluation.behaviour import analyse as analyse_answers
+from rl.evaluation.behaviour import share, wilson
+from rl.evaluation.records import Answer, read_records
+from rl.judging.cache import BaselineCache
 
 
 def response(think: str, answer: str = "7") -> str:

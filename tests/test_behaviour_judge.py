@@ -7,15 +7,13 @@ from fault_proxy import FakeJudge, running
 from test_behaviour import answer_of, response
 from test_local_judge import character_tokenizer
 
-from rewards.behaviour_prompt import INSTRUCTIONS, KINDS, option_of, option_score, parse_option
 from rewards.judge import Judgement, RuleScorer
-from rewards.judge_prompt import check_template
-from rl.behaviour.judge import ASKED, TRIED, behaviour_items
-from rl.behaviour.measures import analyse as analyse_answers
+from rewards.judge_prompts import INSTRUCTIONS, KINDS, check_template, option_of, option_score, parse_option
 from rl.config import Config
-from rl.judges import make_scorers
-from rl.local_judge import LocalJudge, likely_option
-from rl.preflight import CASES
+from rl.evaluation.behaviour import ASKED, TRIED, behaviour_items
+from rl.evaluation.behaviour import analyse as analyse_answers
+from rl.judging.judge import CASES, make_scorers
+from rl.judging.local_judge import LocalJudge, likely_option
 
 REPLIES = {"A": 0, "(b)": 1, "C.": 2, "D)": 3, " d\n": 3}
 

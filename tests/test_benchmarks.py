@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 from conftest import SHARED
 
-import data.hub_rows
+import data.examples
 from data.benchmark_rows import Row, find_options, mmlu_hub
 from data.benchmarks import BENCHMARKS, digest, load_benchmark, parse_benchmarks
 from rewards.accuracy import RULES, score_benchmark

@@ -26,7 +26,7 @@ from model import save_model
 from rl.config import Config
 from train import main
 
-DEMO = ("train.py", "--sft-steps", "60", "--eval-questions", "20", "--wandb", "off", "--questions-per-step", "3")
+DEMO = ("train.py", "--sft-steps", "60", "--eval-limit", "20", "--wandb", "off", "--questions-per-step", "3")
 
 
 @pytest.fixture(scope="module")

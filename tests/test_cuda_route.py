@@ -5,16 +5,16 @@ What the kernels themselves compute, and the graphs, only a GPU can show: test_g
 
 from itertools import pairwise
 
+import model.static_cache
 import pytest
 import torch
 from conftest import make_model, random_prompts
+from model.static_cache import flash_decode
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import model.attention
-import model.static_cache
 from model.attention import flash_attention
-from model.static_cache import flash_decode
 from model.transformer import head_logits
 from rl.logprobs import packed_logprobs, shared_prompt_logprobs, token_logprobs
 from rl.records import Request

@@ -11,7 +11,7 @@ from data.division import Corpus, all_questions, build_tokenizer, estimate, is_h
 from data.examples import ExampleStream, load_examples
 from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer, stop_ids
 from rewards.format import format_reward, parse_response
-from rl.setup import drop_long_prompts
+from rl.session import drop_long_prompts
 
 
 def write(path: Path, text: str) -> Path:

@@ -9,8 +9,8 @@ from reader import make_answerer, scripted, write_reader_folder, write_rows
 
 import evaluate
 from data.benchmarks import load_benchmark, own_benchmark
-from rl.evaluation.answer_records import OutputFolder, RecordFile
 from rl.evaluation.methods import METHODS
+from rl.evaluation.records import OutputFolder, RecordFile
 from rl.evaluation.run import run_benchmark
 
 
@@ -202,7 +202,7 @@ def test_help_lists_the_modes(capsys):
 
 
 def test_record_file_keeps_the_order_of_questions(tmp_path):
-    from rl.evaluation.answer_records import AnswerRecord
+    from rl.evaluation.records import AnswerRecord
 
     (tmp_path / "records").mkdir()
     file = RecordFile(tmp_path, "b", "vanilla")

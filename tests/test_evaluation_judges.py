@@ -13,12 +13,11 @@ from reader import scripted, write_reader_folder, write_rows
 import evaluate
 import rl.evaluation.run
 import rl.evaluation.scores
-from rewards.instructions import JUDGE_KINDS, benchmark_score, instruction
 from rewards.judge import NAMED_JUDGES, RuleScorer
-from rewards.judge_prompt import check_template
+from rewards.judge_prompts import JUDGE_KINDS, benchmark_score, check_template, instruction
 from rl.config import Config
-from rl.evaluation.judges import ASKED
-from rl.judges import make_scorers
+from rl.evaluation.run import ASKED
+from rl.judging.judge import make_scorers
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_summaries_keep_degrees():
 
 def test_the_model_itself_can_judge(tmp_path, capsys):
     """Bug guarded: in-process judges that are built for training's prompt alone."""
-    from rl.evaluation.loading import load_for_asking
+    from rl.evaluation.asking import load_for_asking
 
     loaded = load_for_asking(str(write_reader_folder(tmp_path / "m")), revision=None, prompts=None, device="cpu")
     own, cpu = (loaded.model, loaded.tokenizer), torch.device("cpu")

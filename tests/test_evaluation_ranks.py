@@ -16,7 +16,7 @@ from test_distributed import run_ranks
 
 import evaluate
 from rl.distributed import rank, world_size
-from rl.evaluation.answer_records import RecordFile
+from rl.evaluation.records import RecordFile
 
 METHODS = ("vanilla", "self-refine-oracle", "pasr")
 SEVERAL = ("--methods", ",".join(METHODS), "--samples", "2", "--temperature", "1", "--judge", "self")

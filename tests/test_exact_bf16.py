@@ -14,14 +14,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-import rl.memory.exact_bf16
+import rl.weights.exact_bf16
 import train
 from model import Transformer
 from rl.config import parse_config
 from rl.logprobs import token_logprobs
-from rl.memory.exact_bf16 import ExactBF16AdamW, join_master, split_master
-from rl.setup import open_session
-from rl.weight_sync import make_sampler_model
+from rl.session import open_session
+from rl.weights.exact_bf16 import ExactBF16AdamW, join_master, split_master
+from rl.weights.policy import make_sampler_model
 
 SETTINGS = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 

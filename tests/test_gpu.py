@@ -1,27 +1,27 @@
 """What only a GPU can show: the kernels that the CPU tests replace by their definition. Skipped without one."""
 
 import pytest
+import rl.sampling.static
 import torch
 import torch.distributed as dist
 from conftest import make_config, make_model, random_prompts, write_questions, write_task_folder
+from model.shared_prefix import SharedPrefixAttention
+from model.static_cache import StaticCache
+from rl.sampling.static import StaticGeneration
 from torch.distributed.tensor import DTensor
 
-import rl.sampling.static
 import train
 from model import load_model
 from model.attention import CausalAttention, PackedAttention
-from model.shared_prefix import SharedPrefixAttention
-from model.static_cache import StaticCache
 from model.transformer import head_logits
 from rl.distributed import make_mesh
 from rl.logprobs import token_logprobs
-from rl.memory.exact_bf16 import ExactBF16AdamW, split_master
-from rl.memory.streaming import stream_from_host
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.sampling.static import StaticGeneration
-from rl.sharding import load_sharded
-from rl.weight_sync import WholeWeights, make_sampler_model
+from rl.weights.exact_bf16 import ExactBF16AdamW, split_master
+from rl.weights.policy import WholeWeights, make_sampler_model
+from rl.weights.sharding import load_sharded
+from rl.weights.streaming import stream_from_host
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 CUDA = torch.device("cuda")

@@ -14,8 +14,8 @@ import train
 from data.examples import load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer, stop_ids
 from model import load_model
-from rl.checkpoint import newest_model
 from rl.records import Request
+from rl.run.checkpoint import newest_model
 from rl.sampler import Sampler
 
 NEW_TOKENS = 60

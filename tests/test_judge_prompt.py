@@ -6,7 +6,7 @@ import re
 import pytest
 
 from rewards.judge import Judgement
-from rewards.judge_prompt import (
+from rewards.judge_prompts import (
     FENCE_CLOSE,
     FENCE_OPEN,
     JUDGE_PROMPT,

@@ -24,7 +24,7 @@ from model import save_model
 from rewards.chat_server import JudgeRefusedError
 from rewards.http_judge import HttpJudge
 from rewards.judge import Judgement
-from rewards.judge_prompt import JUDGE_PROMPT, build_judge_prompt
+from rewards.judge_prompts import JUDGE_PROMPT, build_judge_prompt
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "accelerate")
 MISSING = " ".join(name for name in NEEDED if importlib.util.find_spec(name) is None)

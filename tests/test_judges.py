@@ -8,14 +8,13 @@ from conftest import make_model, write_task_folder
 from fault_proxy import FakeJudge, running
 from test_local_judge import character_tokenizer
 
-import rl.judges
+import rl.judging.judge
 from data.prompts import Prompts
 from rewards.accuracy import rules_version
 from rewards.judge import parse_score
 from rl.config import Config
-from rl.judges import JudgePrompt, judge_identity, make_scorers, training_prompt
-from rl.local_judge import GRADE_PROMPT
-from rl.preflight import CASES
+from rl.judging.judge import CASES, JudgePrompt, judge_identity, make_scorers, training_prompt
+from rl.judging.local_judge import GRADE_PROMPT
 
 FIELDS = " {question} {reference} {answer}"
 ASKED = {"first": JudgePrompt("server one" + FIELDS, "local one" + FIELDS),

@@ -7,24 +7,24 @@ from concurrent.futures import Future
 from functools import partial
 
 import pytest
+import rl.judging.waiting.waiting
 from conftest import assert_same_run, flags, lines_of, without_costs
 from fault_proxy import FakeJudge, FaultProxy, running, share_of, some_fail
+from rl.judging.waiting.waiting import JudgeUnavailable, ScoreBoard, StoppedWhileWaiting
 from samples import sample
 
-import rl.judges
-import rl.judging
+import rl.judging.judge
 import rl.rollout
 import train
 from rewards.format import changes_nothing, parse_response
 from rewards.http_judge import HttpJudge
 from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, RuleScorer
-from rl.checkpoint import complete_checkpoints
 from rl.config import parse_config
-from rl.judging import JudgeUnavailable, ScoreBoard, StoppedWhileWaiting
 from rl.metrics import variance_share
 from rl.records import Group
 from rl.rollout import assign_rewards
-from rl.signals import StopSignals, sleep_unless_stopped
+from rl.run.checkpoint import complete_checkpoints
+from rl.run.console import StopSignals, sleep_unless_stopped
 
 
 class FailingScorer(RuleScorer):

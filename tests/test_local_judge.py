@@ -7,14 +7,14 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import SHARED, make_model, needs_tokenizers
+from model.shared_prefix import SharedPrefixAttention
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data.prompts import load_tokenizer
-from model.shared_prefix import SharedPrefixAttention
 from rewards.judge import Judgement
-from rl.local_judge import GRADE_PROMPT, GRADES, LocalJudge, chunk_groups, shared_length
-from rl.preflight import CASES, Preflight, preflight
+from rl.judging.judge import CASES, Preflight, preflight
+from rl.judging.local_judge import GRADE_PROMPT, GRADES, LocalJudge, chunk_groups, shared_length
 
 TEMPLATE = "Task: {question}\nReference: {reference}\nAnswer: {answer}\nOne digit, 0 to 9."
 ITEMS = [

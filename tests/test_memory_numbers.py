@@ -6,20 +6,10 @@ import pytest
 import torch
 from test_memory_plan import H100, H200, QWEN_7B, asked
 
-import rl.memory.choice
+import rl.weights.memory
 from rl.logprobs import CHUNK_ELEMENTS
-from rl.memory.choice import decide, smallest_change, this_machine
-from rl.memory.plan import (
-    GIB,
-    Machine,
-    Shapes,
-    backward_bytes,
-    host_bytes,
-    micro_batch,
-    phases,
-    sampled_at_once,
-    saved_bytes,
-)
+from rl.weights.memory import decide, smallest_change, this_machine
+from rl.weights.plan import GIB, Machine, Shapes, backward_bytes, host_bytes, micro_batch, phases, sampled_at_once, saved_bytes
 
 NAMED = dict(reference_memory="device", judge="rules", max_slots=8)
 

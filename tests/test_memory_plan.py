@@ -8,17 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SHARED, make_config, make_model, write_task_folder
+from model.static_cache import StaticCache
+from rl.update import make_optimizer
 
 import train
 from benchmarks.memory import compare, make_folder
 from model import ModelConfig
 from model.attention import PackedAttention
 from model.kv_cache import kv_bytes_per_token
-from model.static_cache import StaticCache
 from rl.config import Config, parse_config
-from rl.memory.choice import check_memory, decide, smallest_change, this_machine
-from rl.memory.exact_bf16 import ExactBF16AdamW
-from rl.memory.plan import (
+from rl.weights.exact_bf16 import ExactBF16AdamW
+from rl.weights.memory import check_memory, decide, plan_run, smallest_change, this_machine
+from rl.weights.plan import (
     GIB,
     ITEMS,
     PHASES,
@@ -32,8 +33,6 @@ from rl.memory.plan import (
     pinned,
     saved_bytes,
 )
-from rl.memory.table import plan_run
-from rl.update import make_optimizer
 
 CPU = torch.device("cpu")
 H100, H200 = 79.6 * GIB, 140.4 * GIB

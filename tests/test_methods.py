@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 from data.benchmarks import load_benchmark, own_benchmark
 from data.prompts import PromptRenderer, Prompts
-from rl.evaluation.answer_records import OutputFolder
 from rl.evaluation.methods import (
     HOLDS,
     METHODS,
@@ -21,6 +20,7 @@ from rl.evaluation.methods import (
     says_it_holds,
     without_thinking,
 )
+from rl.evaluation.records import OutputFolder
 from rl.evaluation.run import run_benchmark
 from rl.evaluation.scores import summarise
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import make_model, random_prompts
+from model.packed import pack, packable, packed_weights
 from torch import nn
 
-from model.packed import pack, packable, packed_weights
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler

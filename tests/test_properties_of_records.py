@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.evaluation.answer_records import AnswerRecord, RecordFile
+from rl.evaluation.records import AnswerRecord, RecordFile
 
 thorough = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 

@@ -10,12 +10,9 @@ from conftest import flags, lines_of
 
 import train
 from rl.report.__main__ import main
-from rl.report.charts import SECTIONS
-from rl.report.figures import Line, draw, running_mean, thin
-from rl.report.headline import headline_rows
-from rl.report.page import drawn_sections, write_report
-from rl.report.runs import load_run
-from rl.report.samples import OUTCOMES, choose, outcome_of, segments, shorten, spread
+from rl.report.curves import SECTIONS, Line, draw, running_mean, thin
+from rl.report.page import drawn_sections, headline_rows, write_report
+from rl.report.runs import OUTCOMES, choose, load_run, outcome_of, segments, shorten, spread
 
 FIXED = "<think>6:402><refine>5:335<</refine></think><answer>5</answer>"
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch.distributed.checkpoint as dcp
 from conftest import assert_same_run, flags, run_in_child, start_child
-
-import rl.checkpoint
-import rl.rollout
-import train
-from rl.checkpoint import complete_checkpoints
-from rl.report import write_report
-from rl.run_folder import RunFolder
 from rl.update import Updater
+
+import rl.rollout
+import rl.run.checkpoint
+import train
+from rl.report import write_report
+from rl.run.checkpoint import complete_checkpoints
+from rl.run.folder import RunFolder
 
 
 def die(*_, **__) -> None:
@@ -51,10 +51,10 @@ def moments(run: Path) -> dict:
         "rollout file": (RunFolder, "log_rollouts", on_call(5, RunFolder.log_rollouts)),
         "save, before the state": (dcp, "save", on_call(2, dcp.save, before=True)),
         "save, after the state": (dcp, "save", on_call(3, dcp.save)),
-        "export": (rl.checkpoint, "save_model", on_call(2, rl.checkpoint.save_model)),
-        "save, before it is marked": (rl.checkpoint, "_mark", on_call(2, rl.checkpoint._mark, before=True)),
-        "save, before the rename": (rl.checkpoint, "_flush", on_call(3, rl.checkpoint._flush)),
-        "save, after the rename": (rl.checkpoint, "_flush", on_call(4, rl.checkpoint._flush)),
+        "export": (rl.checkpoint, "save_model", on_call(2, rl.run.checkpoint.save_model)),
+        "save, before it is marked": (rl.checkpoint, "_mark", on_call(2, rl.run.checkpoint._mark, before=True)),
+        "save, before the rename": (rl.checkpoint, "_flush", on_call(3, rl.run.checkpoint._flush)),
+        "save, after the rename": (rl.checkpoint, "_flush", on_call(4, rl.run.checkpoint._flush)),
         "last step, after its checkpoint": (RunFolder, "finish", on_call(1, RunFolder.finish, before=True)),
     }
 

@@ -14,13 +14,13 @@ from data.division import build_tokenizer, load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
 from rewards.judge import RuleScorer
-from rl.baselines import BaselineCache
+from rl.advantages import select_samples
+from rl.judging.cache import BaselineCache
 from rl.metrics import rollout_metrics
 from rl.records import Group
 from rl.rollout import Rollout, assign_rewards, judged_text, merge_stats
 from rl.sampler import Sampler
-from rl.selection import select_samples
-from rl.weight_sync import make_sampler_model, sync_weights
+from rl.weights.policy import make_sampler_model, sync_weights
 
 QUESTIONS = load_split(held_out=True)[:3]
 

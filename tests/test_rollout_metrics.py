@@ -6,11 +6,11 @@ import pytest
 from samples import GOOD, rollout_config, sample
 
 from data.examples import Example
-from rl.evaluation.division import behaviour, trial_metrics
+from rl.advantages import select_samples
+from rl.demo import behaviour, trial_metrics
 from rl.metrics import SandbaggingWatch, rollout_metrics
 from rl.records import Completion, Group, Request
 from rl.rollout import assign_rewards, make_sample
-from rl.selection import select_samples
 
 
 def test_sandbagging_is_noticed_and_noise_is_not():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import make_model, random_prompts
 
+from rl.draws import draw_tokens, uniforms
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.sampling.draws import draw_tokens, uniforms
 
 STOPS = [0, 1, 2, 3, 4, 5]
 

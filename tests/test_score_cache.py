@@ -7,7 +7,7 @@ from fault_proxy import FakeJudge, running
 from judging import NO_FAULTS, ask, counts, fair, item, judge_at
 
 from rewards.http_judge import HttpJudge
-from rewards.judge_prompt import JUDGE_PROMPT
+from rewards.judge_prompts import JUDGE_PROMPT
 
 
 def test_the_same_item_in_flight_is_asked_once():

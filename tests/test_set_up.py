@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, make_model, write_questions, write_task_folder
 from tqdm import tqdm
 
-import data.hub_rows
+import data.examples
 import evaluate
 import train
 from data.division import build_tokenizer
@@ -20,19 +20,18 @@ from data.prompts import Prompts
 from model import load_model, save_model
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rl.config import PRESETS, Config, parse_config
-from rl.evaluation.asking import Asker
-from rl.evaluation.loading import load_for_asking
-from rl.resume import _with_its_batch
-from rl.setup import open_session
-from rl.wandb_mirror import group_name
-from rl.weight_sync import WholeWeights
+from rl.evaluation.asking import Asker, load_for_asking
+from rl.run.resume import _with_its_batch
+from rl.run.wandb import group_name
+from rl.session import open_session
+from rl.weights.policy import WholeWeights
 
 
 def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
     """Bug guarded: 14 GiB for a reference that nothing asks."""
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     loads = []
-    monkeypatch.setattr("rl.memory.build.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
+    monkeypatch.setattr("rl.weights.policy.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
     arguments = ["--model", str(folder), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
     for beta, plain_policy, count in (("0", "current", 1), ("0.04", "current", 2), ("0", "reference", 2)):
         loads.clear()
@@ -50,7 +49,9 @@ def test_the_reference_is_made_whole_for_a_judge_alone(tmp_path, monkeypatch, ju
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     enter, entries = WholeWeights.__enter__, []
     monkeypatch.setattr(WholeWeights, "__enter__", lambda self: entries.append(1) or enter(self))
-    monkeypatch.setattr("rl.judges.LocalJudge", lambda *_, **__: RuleScorer())  # the task's tokenizer has no words for one
+    monkeypatch.setattr(
+        "rl.judging.judge.LocalJudge", lambda *_, **__: RuleScorer()
+    )  # the task's tokenizer has no words for one
     flags = ["--model", str(folder), "--data", str(data), "--judge", judge, "--runs-dir", str(tmp_path)]
     open_session(parse_config(flags)).run.close()
     assert len(entries) == entered

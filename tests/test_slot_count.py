@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_model, write_questions, write_task_folder
-
-import rl.sampling.slot_count
-import rl.setup
-from model.kv_cache import GroupedCache, kv_bytes_per_token
 from model.static_cache import StaticCache
+
+import rl.session
+import rl.slots
+from model.kv_cache import GroupedCache, kv_bytes_per_token
 from rl.config import parse_config
-from rl.memory.table import plan_run
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.sampling.slot_count import MOST_SLOTS, USED_SHARE, draw_bytes, free_bytes, prefill_bytes, slots_that_fit
+from rl.slots import MOST_SLOTS, USED_SHARE, draw_bytes, free_bytes, prefill_bytes, slots_that_fit
+from rl.weights.memory import plan_run
 
 ASKED = [Request([5] * 40, 30, 20, 1.0, 0)]
 
@@ -95,7 +95,7 @@ def test_a_run_samples_with_the_slots_of_its_plan(tmp_path, monkeypatch, given, 
     monkeypatch.setattr(rl.setup, "plan_run", lowered)
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     where = ["--model", str(folder), "--data", str(data), "--runs-dir", str(tmp_path), "--run", "r"]
-    session = rl.setup.open_session(parse_config([*where, "--judge", "rules", "--max-slots", given]))
+    session = rl.session.open_session(parse_config([*where, "--judge", "rules", "--max-slots", given]))
     session.run.close()
     assert session.rollout.sampler.max_slots == used
 

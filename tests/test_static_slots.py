@@ -9,13 +9,13 @@ from itertools import chain
 import pytest
 import torch
 from conftest import make_model, random_prompts
-
 from model.static_cache import StaticCache
+from rl.sampling.static import StaticGeneration, graph_sizes
+
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
-from rl.sampling.slots import Slots
-from rl.sampling.static import StaticGeneration, graph_sizes
+from rl.slots import Slots
 
 STOPS = [0, 1, 2, 3, 4, 5]
 

@@ -7,11 +7,11 @@ from conftest import make_model, random_prompts, write_task_folder
 from data.prompts import load_prompts, load_tokenizer
 from model import load_model
 from rewards.judge import Judgement
-from rl.local_judge import GRADE_PROMPT, LocalJudge
+from rl.judging.local_judge import GRADE_PROMPT, LocalJudge
 from rl.logprobs import token_logprobs
-from rl.memory.streaming import stream_from_host
 from rl.records import Request
 from rl.sampler import Sampler
+from rl.weights.streaming import stream_from_host
 
 CPU = torch.device("cpu")
 

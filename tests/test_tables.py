@@ -10,10 +10,10 @@ from dataclasses import asdict
 import pytest
 
 from rl.evaluation import tables
-from rl.evaluation.answer_records import AnswerRecord
 from rl.evaluation.differences import differences, mixed_rules, pair_up, render
 from rl.evaluation.methods import METHODS
 from rl.evaluation.paper_figures import BENCHMARK_ORDER, PAPER, paper_model
+from rl.evaluation.records import AnswerRecord
 from rl.evaluation.scores import majority_score, paired_difference, pass_at_k, question_means, standard_error, summarise
 
 

@@ -6,21 +6,20 @@ from pathlib import Path
 import pytest
 from conftest import STEPS, flags, lines_of
 from reader import write_rows
+from rl.judging.waiting.waiting import JudgeUnavailable
 
-import rl.evaluation.while_training
+import rl.evaluation.training
 import train
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import BENCHMARKS
 from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer
-from rl.checkpoint import complete_checkpoints
 from rl.config import PRESETS, Config, parse_config
-from rl.evaluation.best import BestStep
-from rl.evaluation.division import Evaluation
-from rl.evaluation.while_training import TrainingEvaluation
-from rl.judging import JudgeUnavailable
+from rl.demo import Evaluation
+from rl.evaluation.training import BestStep, TrainingEvaluation
 from rl.records import Completion
+from rl.run.checkpoint import complete_checkpoints
 
 
 def own(place, count: int = 5) -> str:
@@ -49,13 +48,13 @@ def raises(error: Exception):
 
 def pretend(patch, values: dict[int, float]) -> None:
     """Replace the accuracy of the refine prompt by what `values` says of each evaluation in turn."""
-    evaluate = rl.evaluation.while_training.TrainingEvaluation.run
+    evaluate = rl.evaluation.training.TrainingEvaluation.run
 
     def run(self, sampler, file):
         metrics = evaluate(self, sampler, file)
         return metrics | {"eval/own/pasr/accuracy": values[int(file.stem.removeprefix("step_"))]}
 
-    patch.setattr(rl.evaluation.while_training.TrainingEvaluation, "run", run)
+    patch.setattr(rl.evaluation.training.TrainingEvaluation, "run", run)
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_model
+from rl.update import MAX_SKIPPED_IN_A_ROW, Updater, importance_weight
 from samples import REWARDS, STOP, sampled_groups, update_config
 
+from rl.advantages import select_samples
 from rl.logprobs import token_logprobs
-from rl.selection import select_samples
 from rl.supervised import supervised_loss
-from rl.update import MAX_SKIPPED_IN_A_ROW, Updater, importance_weight
 
 
 def gradients(model, groups, settings, reference=None) -> list[torch.Tensor]:

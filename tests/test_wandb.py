@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-import rl.wandb_mirror
+import rl.run.wandb
 from rewards.format import mark_refinements
 from rl.config import parse_config
 from rl.records import Completion, Group, Sample
-from rl.run_folder import RunFolder
-from rl.wandb_mirror import group_name, sample_rows
+from rl.run.folder import RunFolder
+from rl.run.wandb import group_name, sample_rows
 
 BLOCK, HEADER = 32 * 1024, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is: crc, length, kind
 FIRST_AND_ONLY, LAST = 1, 4
@@ -70,7 +70,7 @@ def make_groups(step: int) -> list[Group]:
 
 
 def mirrored_steps(tmp_path, steps, *more: str) -> RunFolder:
-    config = parse_config(["--runs-dir", str(tmp_path), "--run", "r", "--wandb", "offline", "--table-every", "2", *more])
+    config = parse_config(["--runs-dir", str(tmp_path), "--run", "r", "--wandb", "offline", "--show-every", "2", *more])
     run = RunFolder(config, resuming=True)
     run.start_wandb(config)
     for step in steps:

@@ -13,27 +13,28 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import STEPS, flags
+from rl.judging.waiting.waiting import JudgeUnavailable
+from rl.update import MAX_SKIPPED_IN_A_ROW, Updater
 from torch.distributed.tensor import DTensor
 
-import rl.checkpoint
+import rl.run.checkpoint
 import train
 from data.division import load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
 from model.checkpoint import save_model
 from rewards.judge import RuleScorer
-from rl.baselines import BaselineCache
+from rl.advantages import select_samples
 from rl.config import PRESETS, Config
-from rl.distributed import gather, make_mesh, process_group, rank, world_size
-from rl.judging import JudgeUnavailable
+from rl.distributed import gather, make_mesh, rank, world_size
+from rl.judging.cache import BaselineCache
 from rl.records import Completion, Group, Sample
 from rl.report import write_report
 from rl.rollout import Rollout
+from rl.run.processes import process_group
 from rl.sampler import Sampler
-from rl.selection import select_samples
-from rl.sharding import load_sharded, whole_weights
-from rl.update import MAX_SKIPPED_IN_A_ROW, Updater
-from rl.weight_sync import WholeWeights
+from rl.weights.policy import WholeWeights
+from rl.weights.sharding import load_sharded, whole_weights
 
 CPU = torch.device("cpu")
 MODELS = {"tied": torch.float64, "untied": torch.float64, "gentle": torch.float32}

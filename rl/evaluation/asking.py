@@ -1,13 +1,56 @@
 """Single questions to a model, from the command line or a prompt."""
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
+from model import Transformer
 from rewards.format import format_reward
-from rl.evaluation.loading import LoadedModel
+from rl.distributed import pick_device
 from rl.records import Completion, Request
+from rl.run.checkpoint import model_folder
 from rl.sampler import Sampler
+from rl.weights.policy import load_frozen
 
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
+
+
+@dataclass
+class LoadedModel:
+    """A frozen model.
+
+    Attributes:
+        folder: it was loaded from.
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    renderer: PromptRenderer
+    stop_ids: list[int]
+    model: Transformer
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether training wrote this folder: then the prompts are saved with it."""
+        return (self.folder / PROMPTS_FILE).is_file()
+
+
+def load_for_asking(path: str, *, prompts: str | None, device: str, plain_thinking: bool = True) -> LoadedModel:
+    """Load a run folder (its newest checkpoint), a checkpoint folder, or a hub id.
+
+    Raises:
+        ValueError: something the user has to change.
+    """
+    folder = model_folder(path)
+    tokenizer = load_tokenizer(folder)
+    renderer = PromptRenderer(tokenizer, load_prompts(prompts, folder), plain_thinking=plain_thinking)
+    stops = list(stop_ids(folder, tokenizer))
+    model = load_frozen(folder, pick_device(device))
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    return LoadedModel(folder, tokenizer, renderer, stops, model)
 
 
 class Asker:

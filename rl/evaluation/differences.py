@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rl.evaluation.answer_records import AnswerRecord
 from rl.evaluation.methods import METHODS
+from rl.evaluation.records import AnswerRecord
 from rl.evaluation.scores import LEVEL, RESAMPLES, paired_difference, question_means
 from rl.evaluation.tables import SCORES, read_folder, title_of
 

@@ -5,7 +5,7 @@ pure functions of the seed and the question, so it ends up with the same answers
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from tqdm import tqdm
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import Benchmark
 from rewards.accuracy import RULES, rules_version, score_benchmark
-from rewards.judge import RIGHT, Scorer
-from rl.distributed import deal, from_main, gather, is_main, world_size
-from rl.evaluation.answer_records import AnswerRecord, RecordFile
-from rl.evaluation.judges import judge_records
+from rewards.judge import RIGHT, Judgement, Scorer
+from rewards.judge_prompts import JUDGE_KINDS, benchmark_score, instruction
+from rl.distributed import broadcast_from_main, gather, gather_split, is_main, split_over_ranks, world_size
 from rl.evaluation.methods import METHODS, Answerer, Method, Turn, UnreadableError, answer_text, says_it_holds
+from rl.evaluation.records import AnswerRecord, RecordFile
+from rl.judging.judge import JudgePrompt
 
 BAR_FORMAT = "{desc:30} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
 Place = tuple[str, int]  # id of a question, number of the answer to it
@@ -52,18 +53,18 @@ def run_benchmark(
             tell(f"{title}: {len(file.records)} answers are there already, {len(missing)} to go")
         return missing
 
-    if missing := from_main(take_stock):
+    if missing := broadcast_from_main(take_stock):
         answerer.shortened = 0
         _answer_share(answerer, benchmark, items, method, folder, missing)
         shortened = sum(gather(answerer.shortened))  # from here on all ranks have answered
-        from_main(lambda: RecordFile(folder, benchmark.name, method.name).rewrite(order))
+        broadcast_from_main(lambda: RecordFile(folder, benchmark.name, method.name).rewrite(order))
         if shortened:
             tell(f"{title}: {shortened} answers had less room than --max-new-tokens")
     file = RecordFile(folder, benchmark.name, method.name, mend=False)
     if judges and any(record.scores.get("judge") is None for record in file.records.values()):
         judge = judges[benchmark.judge_kind]
         failed = judge_records(judge, benchmark.judge_kind, file.records.values())
-        from_main(lambda: file.rewrite(order))
+        broadcast_from_main(lambda: file.rewrite(order))
         if failed:
             why = next(filter(None, gather(judge.last_failure)), "")
             tell(f"{title}: no judge's score for {failed} answers ({why}); the next run asks again")
@@ -92,7 +93,7 @@ def _answer_share(
 ) -> None:
     """Draw this rank's share of the missing answers, and append each to the record file as it ends."""
     asked = {id for id, _ in missing}
-    share = deal([item for item in items if item.id in asked])
+    share = split_over_ranks([item for item in items if item.id in asked])
     ids = {item.id for item in share}
     missing = {place for place in missing if place[0] in ids}
     part = f" (1/{world_size()})" if world_size() > 1 else ""
@@ -208,3 +209,36 @@ def unreadable_record(benchmark: Benchmark, method: Method, item: BenchmarkItem,
     return AnswerRecord(
         benchmark.name, method.name, item.id, sample, item.question, item.reference, [], None, 0, 0, scores, why
     )
+
+
+ASKED = {kind: JudgePrompt(instruction(kind, digit=False), instruction(kind, digit=True)) for kind in JUDGE_KINDS}
+
+
+def judge_records(judge: Scorer, kind: str, records: Iterable[AnswerRecord]) -> int:
+    """Score the records that the judge has not scored, in place; an empty answer scores 0 without a call. All ranks call this
+    with the same records and share them out.
+
+    Returns:
+        How many scores could not be had: they stay None, and the next run asks again.
+
+    Raises:
+        JudgeRefusedError: no call can work.
+    """
+    unscored = [record for record in records if record.scores.get("judge") is None]
+    asked = {}
+    for i, record in enumerate(share := split_over_ranks(unscored)):
+        if text := judged_text(record):
+            asked[i] = judge.submit(Judgement(record.question, record.reference, text))
+    judge.finish()
+    own = [benchmark_score(kind, asked[i].result()) if i in asked else 0.0 for i in range(len(share))]
+    scores = gather_split(own)
+    for record, score in zip(unscored, scores, strict=True):
+        record.scores["judge"] = score
+    return scores.count(None)
+
+
+def judged_text(record: AnswerRecord) -> str:
+    """The response that the answer stands in, without its thinking: what the judge reads."""
+    if not record.turns:
+        return ""
+    return answer_text(Turn(**record.turns[record.answer_turn]), METHODS[record.method].mode)

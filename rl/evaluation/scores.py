@@ -13,8 +13,8 @@ import numpy as np
 from rewards.accuracy import RULES, rules_version
 from rewards.format import parse_response
 from rewards.judge import RIGHT
-from rl.evaluation.answer_records import AnswerRecord
 from rl.evaluation.methods import METHODS
+from rl.evaluation.records import AnswerRecord
 
 RESAMPLES = 10_000  # of a bootstrap
 LEVEL = 0.95

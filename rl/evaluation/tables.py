@@ -14,11 +14,11 @@ from statistics import fmean
 from string import ascii_uppercase
 
 from data.benchmarks import BENCHMARKS
-from rl.evaluation.answer_records import AnswerRecord, RecordFile, load_settings
 from rl.evaluation.methods import METHODS
 from rl.evaluation.paper_figures import BENCHMARK_ORDER, PAPER
+from rl.evaluation.records import AnswerRecord, RecordFile, load_settings
 from rl.evaluation.scores import summarise
-from rl.run_folder import write_whole
+from rl.files import write_whole
 
 WIDTH = 100  # columns of a terminal table
 PER_BLOCK = 10  # benchmarks side by side

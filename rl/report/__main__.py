@@ -2,9 +2,9 @@
 
 import sys
 
+from rl.config import Parser
 from rl.report.page import write_report
 from rl.report.picture import draw_picture
-from rl.terminal import Parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,10 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
-from rl.report.charts import Series
-from rl.report.figures import round_coordinates, running_mean, window_of
-from rl.report.runs import RunRecord, load_run
-from rl.report.samples import Segment, segments
+from rl.report.curves import Series, round_coordinates, running_mean, window_of
+from rl.report.runs import RunRecord, Segment, load_run, segments
 
 STYLE = {
     "svg.fonttype": "path",

@@ -1,0 +1,112 @@
+"""Eq. 5 by rule for short texts: DROP's F1 and exact match, ROUGE-L for summaries, equality after folding.
+
+DROP is scored as its authors do (Dua et al. 2019, arXiv 1903.00161): words and numbers are normalised, spans are matched one to
+one, a span that shares no number with a reference that has some scores 0, and the best of several references counts.
+"""
+
+import re
+import string
+from functools import lru_cache
+
+from rewards.final_answer import boxed, conclusion, tidy
+
+ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+MOST_SPANS = 10  # that are matched one to one; no reference has more
+PUNCTUATION = set(string.punctuation)
+
+
+def extract_reading(text: str) -> str | None:
+    """What follows the last "Answer:" or "answer is"; without one the whole text, which then pays for its length in F1."""
+    text = tidy(text).strip()
+    stated = boxed(text) or conclusion(text) or text
+    stated = re.sub(r"^[\s:]+", "", stated).strip().rstrip(".").strip()
+    return re.sub(r"\A[$€£]?(\d[\d,.]*)%?\Z", r"\1", stated) or None  # the authors' normalisation reads 98.2% as 982
+
+
+def score_drop(answer: str, references: tuple[str, ...]) -> float:
+    """F1 of DROP against the best of the references."""
+    return max(_drop_scores(answer, reference)[1] for reference in references)
+
+
+def drop_exact(answer: str, references: tuple[str, ...]) -> float:
+    """Exact match of DROP against the best of the references."""
+    return max(_drop_scores(answer, reference)[0] for reference in references)
+
+
+def reading_key(answer: str) -> str:
+    """The same text for answers that DROP takes for equal: what votes are counted by."""
+    return _normal(answer)
+
+
+def _drop_scores(answer: str, reference: str) -> tuple[float, float]:
+    """(exact match, F1). A reference of several spans, joined by "and", is also compared span by span."""
+    readings = [([answer], [reference])]
+    wanted = re.split(r"\s+and\s+", reference)
+    if len(wanted) > 1:
+        spans = [part for part in re.split(r",|;|\n|\band\b", answer) if part.strip()]
+        readings.append((spans[:MOST_SPANS] or [answer], wanted[:MOST_SPANS]))
+    scores = [_compare([_normal(s) for s in given], [_normal(s) for s in gold]) for given, gold in readings]
+    return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
+
+
+def _compare(given: list[str], gold: list[str]) -> tuple[float, float]:
+    """Scores of normalised spans, matched one to one so that their F1 adds up to most, over the larger number of spans."""
+    exact = float(set(given) == set(gold) and len(given) == len(gold))
+    table = [[_bag_f1(set(a.split()), set(b.split())) for b in gold] for a in given]
+    return exact, round(_best_matching(table) / max(len(given), len(gold), 1), 2)
+
+
+def _best_matching(table: list[list[float]]) -> float:
+    """The largest sum of entries of which no two share a row or a column. Exponential in the columns, which are few."""
+    best = {0: 0.0}  # columns taken, as bits -> largest sum
+    for row in table:
+        for taken, total in list(best.items()):
+            for column, value in enumerate(row):
+                if value and not taken >> column & 1:
+                    mask = taken | 1 << column
+                    best[mask] = max(best.get(mask, 0.0), total + value)
+    return max(best.values())
+
+
+def _bag_f1(given: set[str], gold: set[str]) -> float:
+    numbers = {word for word in gold if _is_number(word)}
+    shared = len(given & gold)
+    if not shared or (numbers and not numbers & given):
+        return 0.0
+    precision, recall = shared / len(given), shared / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _normal(text: str) -> str:
+    """Lower case, split at spaces and hyphens, without articles and punctuation; numbers as floats."""
+    words = []
+    for word in re.split(r"[ \-]", tidy(text).casefold()):
+        if not _is_number(word):
+            word = "".join(sign for sign in word if sign not in PUNCTUATION)
+        word = str(float(word)) if _is_number(word) else word
+        words += ARTICLES.sub(" ", word).split()
+    return " ".join(words)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def extract_summary(text: str) -> str | None:
+    return text.strip() or None
+
+
+def score_summary(answer: str, references: tuple[str, ...]) -> float:
+    """ROUGE-L F1 with stemming, against the best of the references."""
+    return max(_rouge().score(reference, answer)["rougeL"].fmeasure for reference in references)
+
+
+@lru_cache(maxsize=1)
+def _rouge():
+    from rouge_score.rouge_scorer import RougeScorer  # late: it loads nltk, and only summaries need it
+
+    return RougeScorer(["rougeL"], use_stemmer=True)

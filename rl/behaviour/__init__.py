@@ -1,1 +1,0 @@
-"""Behaviour analyses: whether, when and how a model refines."""

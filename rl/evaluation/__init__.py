@@ -1,1 +1,0 @@
-"""Evaluation: the demo's held-out questions, benchmarks by the paper's methods, tables."""

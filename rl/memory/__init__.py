@@ -1,1 +1,0 @@
-"""Where training state lives, and how much memory a run takes."""

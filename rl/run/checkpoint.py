@@ -1,0 +1,280 @@
+"""Checkpoints: everything a run needs to go on, beside weights that transformers can load.
+
+    checkpoints/step_000100/            config.json, *.safetensors, tokenizer, prompts.json: load it like any model
+    checkpoints/step_000100/state/      weights, optimizer and counters (torch.distributed.checkpoint)
+    checkpoints/step_000100/COMPLETE    sizes of all files, written last; a folder without it is not a checkpoint
+
+All ranks save and load the state together, each its shard; rank 0 writes the rest. The run folder must be one that all of them
+see. A state saved by any number of processes is read by any other.
+
+A checkpoint is written under another name, flushed to disk, marked and renamed; older ones are deleted only after that. So a
+kill or a full disk at any moment costs at most the checkpoint that was being written.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from data.prompts import PromptRenderer
+from model.checkpoint import resolve_checkpoint, save_model, stored_dtype
+from rl.distributed import broadcast_from_main, is_main, main_only, raise_on_all_ranks, world_size
+from rl.run.console import gigabytes, wrapped
+from rl.run.safe_state import SafePlanner, SafeReader
+from rl.weights.exact_bf16 import LOW_BITS, ExactBF16AdamW
+from rl.weights.policy import TrainState
+from rl.weights.sharding import rows_held, whole_weights
+
+MARKER = "COMPLETE"
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. A marked one lists its files; each must have the size it was written with."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it was never completed"
+    for name, size in sizes.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """The undamaged checkpoints of a run, oldest first."""
+    return [folder for folder in sorted((run / "checkpoints").glob("step_*")) if not damage(folder)]
+
+
+def damaged_checkpoints(run: Path) -> list[str]:
+    """A line for each checkpoint of a run that cannot be used."""
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    return [f"ignoring {folder}: {problem}" for folder in folders if (problem := damage(folder))]
+
+
+def save_checkpoint(
+    run: Path, step: int, state: TrainState, renderer: PromptRenderer, source: Path, keep: int, best: int | None = None
+) -> Path:
+    """Save after `step` steps, then delete all but the newest `keep` checkpoints and that of step `best`.
+
+    Args:
+        source: the folder the policy was loaded from: its configuration and tokenizer travel along, and the weights are
+            exported in the dtype it stores them in.
+
+    Raises:
+        OSError: the checkpoint could not be written; the earlier ones are untouched.
+    """
+    target = checkpoint_folder(run, step)
+    part = target.with_name(f".{target.name}.part")
+    if broadcast_from_main(lambda: damage(target) is None):  # of this step already: replacing it would put it at risk
+        broadcast_from_main(lambda: _prune(run, keep, best))
+        return target
+    try:
+        with raise_on_all_ranks(OSError):
+            _begin(part)
+        with _one_process_is_meant():
+            dcp.save(_state(state, step), checkpoint_id=part / "state", no_dist=world_size() == 1)
+        _export(state, renderer, source, part)
+        with raise_on_all_ranks(OSError):
+            _complete(part, target, step)
+    except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:  # each has its own word for a full disk
+        if is_main():
+            shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. "
+            "Earlier checkpoints are untouched; make room and go on with --resume auto"
+        ) from error
+    broadcast_from_main(lambda: _prune(run, keep, best))
+    return target
+
+
+def _prune(run: Path, keep: int, best: int | None) -> None:
+    for old in complete_checkpoints(run)[:-keep]:
+        if best is None or old != checkpoint_folder(run, best):
+            shutil.rmtree(old)
+
+
+@main_only
+def _begin(part: Path) -> None:
+    for leftover in part.parent.glob(".step_*.part"):
+        shutil.rmtree(leftover)
+    part.mkdir(parents=True)
+
+
+def _export(state: TrainState, renderer: PromptRenderer, source: Path, part: Path) -> None:
+    """Weights, configuration and tokenizer for transformers. The weights are gathered one by one, which takes all ranks."""
+    policy, dtype = state.policy, stored_dtype(source)
+    weights = whole_weights(policy, dtype)
+    with raise_on_all_ranks(OSError, RuntimeError, SafetensorError):
+        try:
+            if is_main():
+                save_model(policy, renderer.tokenizer, part, dtype=dtype, source=source, weights=weights)
+                renderer.prompts.save(part)
+        finally:
+            for _ in weights:  # also when rank 0 could not write: the others are waiting in the gathering of the next one
+                pass
+
+
+@main_only
+def _complete(part: Path, target: Path, step: int) -> None:
+    _mark(part, step)
+    _flush(part)
+    shutil.rmtree(target, ignore_errors=True)  # an incomplete one of the same step
+    part.rename(target)
+    _flush(target.parent)
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> int:
+    """Restore weights, optimizer and counters in place. Executes nothing from the files.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        ValueError: the state is damaged, holds values that are not finite, belongs to another model, or keeps its masters in
+            another way.
+    """
+    saved, is_exact = _state(state, step=0), isinstance(state.optimizer, ExactBF16AdamW)
+    try:
+        reader = SafeReader(folder / "state")
+        was_exact = any(name.endswith(f".{LOW_BITS}") for name in reader.read_metadata().state_dict_metadata)
+        if was_exact == is_exact:
+            with _one_process_is_meant():
+                dcp.load(saved, storage_reader=reader, planner=SafePlanner(), no_dist=world_size() == 1)
+    except (dcp.CheckpointException, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
+    if was_exact != is_exact:
+        saved_with = "exact-bf16" if was_exact else "shard or --memory offload"
+        raise ValueError(f"{folder} keeps its float32 masters in another way than this run: go on with --memory {saved_with}")
+    with raise_on_all_ranks(ValueError):
+        for name, tensor in saved["model"].items():
+            if not torch.isfinite(rows_held(tensor)[0]).all():
+                raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
+    settings = [{name: g[name] for name in ("betas", "weight_decay")} for g in state.optimizer.param_groups]
+    set_state_dict(state.policy, state.optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+    for group, given in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update(given)  # flags win over what was saved (--resume-with-changes)
+    state.optimizer_steps, state.skipped_in_a_row = saved["optimizer_steps"], saved["skipped_in_a_row"]
+    return saved["step"]
+
+
+@main_only
+def set_aside_checkpoints_after(run: Path, step: int) -> None:
+    """Rename the checkpoints beyond `step`: the run goes on from there, and they would be taken for its newest ones."""
+    for folder in sorted((run / "checkpoints").glob("step_*")):
+        if int(folder.name.removeprefix("step_")) > step:
+            aside = folder.with_name(f"aside_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"{folder} lies beyond step {step}: set aside as {aside.name}")
+
+
+def newest_model(path: Path) -> Path:
+    """A run folder stands for its newest checkpoint; any other folder for itself."""
+    checkpoints = complete_checkpoints(path)
+    return checkpoints[-1] if checkpoints else path
+
+
+def model_folder(path_or_hub_id: str) -> Path:
+    """The folder of a model: of a run its newest checkpoint, of a hub id what is downloaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = resolve_checkpoint(newest_model(Path(path_or_hub_id)))
+    if (folder / "rollouts").is_dir():
+        raise ValueError(f"{folder} is a run that has no complete checkpoint yet")
+    return folder
+
+
+def _state(state: TrainState, step: int) -> dict:
+    model, optimizer = get_state_dict(state.policy, state.optimizer)
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "step": step,
+        "optimizer_steps": state.optimizer_steps,
+        "skipped_in_a_row": state.skipped_in_a_row,
+    }
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of a message: torch puts a traceback before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _mark(folder: Path, step: int) -> None:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MARKER]
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    (folder / MARKER).write_text(json.dumps({"step": step, "files": sizes}, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """Where there is no process group, torch need not warn that it assumes a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _flush(folder: Path) -> None:
+    """Force every file below a folder, and the folders themselves, to disk."""
+    for path in [folder, *folder.rglob("*")]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+STATE_BYTES = 12  # a parameter's float32 master and two float32 moments of AdamW
+HEADROOM = 1.02  # rollouts, metrics and file systems want some too
+
+
+def checkpoint_bytes(parameters: int, export_bytes: int) -> tuple[int, int]:
+    """Bytes of the resumable state and of the exported weights of one checkpoint.
+
+    Args:
+        parameters: count of trained parameters.
+        export_bytes: bytes of one exported weight.
+    """
+    return parameters * STATE_BYTES, parameters * export_bytes
+
+
+def check_disk(folder: Path, parameters: int, export_bytes: int, *, keep: int, existing: int) -> str:
+    """The arithmetic, to be printed when a run starts.
+
+    Args:
+        folder: an existing folder on the disk in question.
+        keep: checkpoints kept; one more is on disk while it is written.
+        existing: checkpoints of this run that are there already.
+
+    Raises:
+        ValueError: the disk is too small.
+    """
+    state, export = checkpoint_bytes(parameters, export_bytes)
+    needed = int((state + export) * max(1, keep + 1 - existing) * HEADROOM)
+    free = shutil.disk_usage(folder).free
+    line = (
+        f"disk: a checkpoint takes {gigabytes(state)} of state and {gigabytes(export)} of export; "
+        f"keeping {keep} and writing one needs {gigabytes(needed)} more, {gigabytes(free)} are free"
+    )
+    if needed > free:
+        raise ValueError(f"{line}. Use a --runs-dir on a larger disk, or a smaller --keep")
+    return wrapped(line)

@@ -1,0 +1,105 @@
+"""Starting and ending the processes of a run: one for each GPU, started by torchrun or anything else that sets RANK.
+
+`python train.py` is the same code with one process.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from rl.distributed import _is_first, _stores, is_main, pick_device, rank, world_size
+
+TIMEOUT_MINUTES = 120.0  # that a process waits for others, whose rollouts may take longer than its own
+HEAD_START = 2.0  # seconds by which the process that failed first ends before the others: torchrun then names the right one
+
+
+@contextmanager
+def silence_other_ranks() -> Iterator[None]:
+    """Before the processes have joined: what all of them would print, one prints."""
+    with ExitStack() as silence:
+        if os.environ.get("RANK", "0") != "0":
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(redirect_stdout(nowhere))
+            silence.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+@contextmanager
+def process_group(device: str, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
+    """Joins the other processes that torchrun (or anything else that sets RANK and WORLD_SIZE) has started.
+
+    A process that raises says why and leaves at once, without waiting for collectives that will never end: the others follow
+    when their connection to it breaks, or when torchrun ends them, and only the first shows a traceback. Silences the output
+    of all ranks but 0.
+
+    Args:
+        device: `--device`; decides the backend. Objects and tensors in host memory always travel by gloo.
+        timeout_minutes: a collective that takes longer is an error. Ranks wait for the slowest rollout in one.
+    """
+    if dist.is_initialized():  # joined already
+        yield
+        return
+    output = sys.stdout
+    if "WORLD_SIZE" in os.environ:
+        _join(pick_device(device), timeout_minutes)
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
+    try:
+        yield
+    except BaseException as error:
+        if world_size() > 1:
+            _leave_at_once(error)
+        raise
+    else:
+        if world_size() > 1:
+            dist.barrier()  # a process that ends early can abort the others
+    finally:
+        sys.stdout = output
+        _stores.clear()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout_minutes: float) -> None:
+    timeout = timedelta(minutes=timeout_minutes)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, number, count = next(rendezvous("env://", timeout=timeout))
+    _stores.append(store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=number, world_size=count, timeout=timeout)
+
+
+def _leave_at_once(error: BaseException) -> NoReturn:
+    code = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        _is_first("failed")  # it has said its line: what breaks on the others needs no traceback
+    elif _is_first("failed"):
+        print(f"rank {rank()} of {world_size()} failed:", file=sys.stderr)
+        traceback.print_exception(error)
+    else:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        print(f"rank {rank()} of {world_size()} ends after the failure of another one ({reason})", file=sys.stderr)
+        time.sleep(HEAD_START)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process whose work is done. One of several skips the interpreter's teardown, in which gloo now and then aborts."""
+    if "WORLD_SIZE" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

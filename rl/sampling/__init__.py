@@ -1,1 +1,0 @@
-"""How samples are drawn; `rl.sampler.Sampler` is the way in."""

@@ -1,0 +1,167 @@
+"""AdamW for weights that are bfloat16 and yet lose nothing: each float32 master is kept as its bfloat16 and 16 low bits.
+
+    master (float32) = weight (bfloat16, what the model computes and samples with) + low bits (int16)
+
+The bit pattern of the weight, shifted up by 16, plus the signed low bits is the bit pattern of the master. So sampling needs no
+copy of the weights, and a parameter takes 12 bytes beside its gradient: 2 + 2, and 4 + 4 of Adam's moments. A step rebuilds the
+masters a slice at a time and hands them to torch's own AdamW, which makes it the float32 optimizer by construction.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
+
+SLICE_ELEMENTS = 2**23  # masters rebuilt at a time; with what rebuilding and splitting need, about 0.2 GiB
+BF16_NAN = 0x7FC0
+LOW_BITS = "low_bits"  # name of that state
+
+
+def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 -> (bfloat16, int16 low bits), from which `join_master` makes the same bits again.
+
+    The bfloat16 is the nearest one. Of a value halfway between two, the one larger in magnitude: 16 bits count either the
+    half below a bfloat16 or the half above, not both, so halves cannot go to even.
+    """
+    bits = master.view(torch.int32)
+    high = bits.add(0x8000) >> 16  # a carry moves into the exponent, as it should
+    high.masked_fill_(master.isnan(), BF16_NAN)  # the carry would make -0 of a NaN whose bits are all set
+    low = bits - (high << 16)
+    return high.to(torch.int16).view(torch.bfloat16), low.to(torch.int16)
+
+
+def join_master(weight: Tensor, low_bits: Tensor) -> Tensor:
+    """The float32 master of a bfloat16 weight and its low bits: a new tensor."""
+    return (weight.view(torch.int16).to(torch.int32) << 16).add_(low_bits).view(torch.float32)
+
+
+class ExactBF16AdamW(torch.optim.Optimizer):
+    """`torch.optim.AdamW` on float32 masters, of which the model sees the nearest bfloat16.
+
+    Args:
+        parameters: float32 ones are split here, in place, and are bfloat16 from then on; bfloat16 ones are taken as exact.
+            Parameters sharded by FSDP2 must be bfloat16 already.
+        lr, betas, eps, weight_decay: as in torch.optim.AdamW.
+
+    Gradients add up in float32 over the micro-batches of a step: call `prepare_gradients` before its first backward.
+
+    Raises:
+        ValueError: a parameter of another dtype, or a float32 one that is sharded.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        for parameter in self._parameters():
+            low_bits = _take_low_bits(parameter)
+            # made now, not at the first step: a checkpoint of an optimizer without state makes torch run a hidden step
+            self.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False),
+                LOW_BITS: low_bits,
+            }
+            parameter.grad_dtype = torch.float32
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for group in self.param_groups for parameter in group["params"])
+
+    def prepare_gradients(self) -> None:
+        """Give sharded parameters a float32 gradient of zeros to add to; FSDP2 would start one in bfloat16.
+
+        Nothing to do for plain parameters, whose gradients are float32 by `grad_dtype`.
+        """
+        for parameter in self._parameters():
+            if isinstance(parameter, DTensor) and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
+
+    @torch.no_grad()
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        """The float32 master of a parameter (of this process' shard): a new tensor."""
+        return join_master(_local(parameter), _local(self.state[parameter][LOW_BITS]))
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One step of AdamW on the masters; parameters without a gradient stay.
+
+        Raises:
+            ValueError: a closure was given, or a gradient is not float32.
+        """
+        if closure is not None:
+            raise ValueError("ExactBF16AdamW takes no closure: compute the gradients before the step")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.dtype != torch.float32:
+                    raise ValueError(f"a gradient is {parameter.grad.dtype}: call prepare_gradients before the first backward")
+                self._update(parameter, group)
+
+    def _update(self, parameter: nn.Parameter, group: dict) -> None:
+        state = self.state[parameter]
+        stored = [parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state[LOW_BITS]]
+        pieces = zip(*(_local(tensor).view(-1).split(SLICE_ELEMENTS) for tensor in stored), strict=True)
+        for weight, gradient, exp_avg, exp_avg_sq, low_bits in pieces:
+            master = join_master(weight, low_bits)
+            adamw(
+                [master], [gradient], [exp_avg], [exp_avg_sq], [], [state["step"].clone()],
+                amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+                weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, fused=True,
+            )  # fmt: skip
+            new_weight, new_low_bits = split_master(master)
+            weight.copy_(new_weight)
+            low_bits.copy_(new_low_bits)
+        state["step"] += 1
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over a state, in place and each tensor in its own dtype.
+
+        torch's own method would cast moments and low bits to the dtype of their parameter, bfloat16, and destroy both.
+
+        Raises:
+            ValueError: it belongs to other parameters, or lacks something.
+        """
+        kept = self.state
+        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})  # checks and takes the groups
+        self.state = kept
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        for key, parameter in zip(keys, self._parameters(), strict=True):
+            saved = state_dict["state"].get(key, {})
+            for name, tensor in self.state[parameter].items():
+                if name not in saved:
+                    raise ValueError(f"the optimizer state of parameter {key} lacks {name}: was it saved by another optimizer?")
+                if saved[name].dtype != tensor.dtype or saved[name].shape != tensor.shape:
+                    raise ValueError(f"{name} of parameter {key} is {saved[name].dtype} {tuple(saved[name].shape)}")
+                tensor.copy_(saved[name])
+
+
+def prepare_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Get ready for the first backward of an optimizer step; other optimizers need nothing."""
+    if isinstance(optimizer, ExactBF16AdamW):
+        optimizer.prepare_gradients()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process' part of a sharded tensor, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+@torch.no_grad()
+def _take_low_bits(parameter: nn.Parameter) -> Tensor:
+    """Make a parameter bfloat16, if it is not, and return what that takes from it."""
+    if parameter.dtype == torch.bfloat16:
+        return torch.zeros_like(parameter, dtype=torch.int16, requires_grad=False)
+    if parameter.dtype != torch.float32 or isinstance(parameter, DTensor):
+        raise ValueError(f"a parameter is {parameter.dtype}{' and sharded' if isinstance(parameter, DTensor) else ''}")
+    parameter.data, low_bits = split_master(parameter.data)
+    return low_bits

@@ -1,0 +1,164 @@
+"""Where weights, gradients and optimizer live: the one place that looks at `--memory`.
+
+    mode         trained parameters                      sampled with
+    shard        float32, cut over the ranks             themselves on one CPU process, else a copy in the compute dtype
+    exact-bf16   bfloat16, with the low half of float32  themselves on one GPU, else a copy
+    offload      float32, in host memory                 a copy on the GPU
+
+The plan (memory.py) says what `auto` stands for, and whether the copy stays through the update or is made for each rollout.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from model.checkpoint import load_model
+from model.transformer import Transformer
+from rl.config import Config
+from rl.distributed import make_mesh, world_size
+from rl.optim import adamw, create_state
+from rl.weights.exact_bf16 import ExactBF16AdamW
+from rl.weights.sharding import load_sharded, whole
+
+
+@dataclass
+class TrainState:
+    """What is trained: everything a checkpoint restores, and the frozen reference beside it.
+
+    Attributes:
+        policy: float32 masters, updated in place; it may be sharded.
+        optimizer: of the policy's parameters.
+        reference: the frozen initial policy; None when beta is 0.
+        optimizer_steps: taken so far; the version of the policy.
+        skipped_in_a_row: steps with a loss or gradient that was not finite, since the last good one.
+    """
+
+    policy: Transformer
+    optimizer: torch.optim.Optimizer
+    reference: Transformer | None = None
+    optimizer_steps: int = 0
+    skipped_in_a_row: int = 0
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of activations: bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slower."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_policy(config: Config, source: Path, device: torch.device) -> Transformer:
+    """Load the weights that are trained, where `--memory` (decided) says."""
+    compute, offload = compute_dtype(device), config.memory == "offload"
+    if world_size() > 1 or offload:
+        stored = torch.bfloat16 if config.memory == "exact-bf16" else torch.float32
+        model = load_sharded(source, make_mesh(device), device, dtype=stored, compute=compute, offload=offload)
+    else:
+        model = load_model(source, dtype=torch.float32, device=device)
+        model.compute_dtype = compute
+    model.activation_checkpointing = config.activation_checkpointing
+    return model
+
+
+def make_optimizer(policy: Transformer, config: Config) -> torch.optim.Optimizer:
+    """Make AdamW on float32 masters; with --memory exact-bf16 the policy's weights become bfloat16 here, in place."""
+    setting = dict(lr=config.lr, betas=(0.9, config.adam_beta2))
+    if config.memory == "exact-bf16":
+        return ExactBF16AdamW(policy.parameters(), **setting)
+    optimizer = adamw(policy.parameters(), **setting)
+    create_state(optimizer)
+    return optimizer
+
+
+def load_reference(source: Path, device: torch.device, *, offload: bool) -> Transformer:
+    """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
+
+    Args:
+        offload: keep it in host memory; each layer visits the device while it computes.
+    """
+    if world_size() == 1 and not offload:
+        return load_frozen(source, device)
+    compute = compute_dtype(device)
+    model = load_sharded(source, make_mesh(device), device, dtype=compute, compute=compute, offload=offload)
+    return model.requires_grad_(False)
+
+
+def load_frozen(source: Path, device: torch.device) -> Transformer:
+    """Load a whole model that is never trained, in the dtype it computes in."""
+    return load_model(source, dtype=compute_dtype(device), device=device).requires_grad_(False)
+
+
+def make_sampler_model(policy: Transformer) -> Transformer:
+    """Return the weights to sample with: the policy itself where it is whole and of the compute dtype, else a copy.
+
+    Float32 masters that compute in bfloat16 need the copy: it halves what every decode step has to read. Sharded ones need it
+    because ranks decode at their own pace, and a sharded forward keeps them in step.
+    """
+    weight = policy.lm_head.weight
+    if policy.activation_dtype == weight.dtype and not isinstance(weight, DTensor):
+        return policy
+    with torch.device("meta"):
+        replica = Transformer(policy.config)
+    replica = replica.to(policy.activation_dtype).to_empty(device=policy.device).requires_grad_(False)
+    if policy.config.tie_word_embeddings:
+        replica.lm_head.weight = replica.model.embed_tokens.weight
+    sync_weights(policy, replica)
+    return replica.eval()
+
+
+@torch.no_grad()
+def sync_weights(policy: Transformer, sampler_model: Transformer) -> None:
+    """Copy the policy into the sampler's model, in place: addresses stay valid. Nothing to do where they are one model.
+
+    The weights of a sharded policy are gathered one after another: all ranks call this together.
+    """
+    if sampler_model is policy:
+        return
+    for source, target in zip(policy.parameters(), sampler_model.parameters(), strict=True):
+        target.copy_(whole(source, target.dtype, target.device))
+
+
+class WholeWeights:
+    """A whole model with the weights of one that is sharded or of another dtype, there while it is used: `with weights: ...`
+
+    All ranks enter together, and then compute at their own pace. The model object stays the same; its memory comes and goes.
+
+    Args:
+        source: the model whose weights these are.
+        keep: hold on to the memory between uses; 2 bytes a parameter that an update then lacks.
+
+    Attributes:
+        model: to be used inside the context; the source itself if that will do.
+    """
+
+    def __init__(self, source: Transformer, *, keep: bool) -> None:
+        self.source, self.keep = source, keep
+        self.model = make_sampler_model(source)
+        self._is_filled = True
+        if not keep:
+            self._release()
+
+    def refresh(self) -> None:
+        """The source has changed. A copy that was let go of is made anew when it is needed."""
+        if self._is_filled:
+            sync_weights(self.source, self.model)
+
+    def __enter__(self) -> Transformer:
+        if not self._is_filled:
+            for parameter in self._copies():
+                parameter.untyped_storage().resize_(parameter.numel() * parameter.itemsize)
+            sync_weights(self.source, self.model)
+            self._is_filled = True
+        return self.model
+
+    def __exit__(self, *exception) -> None:
+        if not self.keep:
+            self._release()
+
+    def _release(self) -> None:
+        self._is_filled = False
+        for parameter in self._copies():
+            parameter.untyped_storage().resize_(0)
+
+    def _copies(self) -> list[torch.nn.Parameter]:
+        return [] if self.model is self.source else list(self.model.parameters())

@@ -1,0 +1,91 @@
+"""Models cut over the ranks by FSDP2: each rank holds a part of every parameter, and a layer is whole only while it computes.
+
+Blocks, embedding and head are units of their own. All ranks must call forward and backward of a sharded model equally often.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from model import ModelConfig, Transformer
+from model.attention import HALF_PRECISION
+from model.checkpoint import copy_weights, read_json
+
+
+def load_sharded(
+    source: Path,
+    mesh: DeviceMesh,
+    device: torch.device,
+    *,
+    dtype: torch.dtype,
+    compute: torch.dtype,
+    offload: bool = False,
+) -> Transformer:
+    """A sharded model from a checkpoint folder; each rank reads its own rows of each tensor.
+
+    Args:
+        device: where it computes; where its parameters are, too, unless they are offloaded.
+        dtype: of the parameters.
+        compute: of activations and of the parameters while they are whole. Gradients are summed in at least float32.
+        offload: keep parameters, gradients and optimizer in host memory.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    config = ModelConfig.from_hf(read_json(source / "config.json"))
+    with torch.device("meta"):
+        model = Transformer(config).to(dtype)
+    model.compute_dtype, model.compute_device = compute, device
+    shard(model, mesh, offload=offload)
+    model.to_empty(device="cpu" if offload else device)
+    copy_weights(model, source, rows_held)
+    return model.eval()
+
+
+def shard(model: Transformer, mesh: DeviceMesh, *, offload: bool = False) -> None:
+    """Cut a model in place. The head of a tied model is the embedding: both then belong to the root.
+
+    Every unit is cut again after its forward, so that no rank computes with whole parameters of before an optimizer step.
+    """
+    dtype = model.lm_head.weight.dtype
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if model.activation_dtype == dtype else model.activation_dtype,
+        reduce_dtype=torch.float32 if dtype in HALF_PRECISION else dtype,
+        cast_forward_inputs=False,
+    )
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+    units = [] if model.config.tie_word_embeddings else [model.model.embed_tokens, model.lm_head]
+    for unit in [*units, *model.model.layers, model]:
+        fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=place, reshard_after_forward=True)
+
+
+def rows_held(parameter: nn.Parameter) -> tuple[Tensor, int]:
+    """The part of a parameter that this rank holds, and its first row. Shards are `torch.chunk`'s: uneven, some maybe empty."""
+    if not isinstance(parameter, DTensor):
+        return parameter, 0
+    mesh = parameter.device_mesh
+    rows = -(-parameter.shape[0] // mesh.size())
+    return parameter.to_local(), min(mesh.get_local_rank() * rows, parameter.shape[0])
+
+
+def whole(parameter: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A parameter without gradient, gathered if it is cut: every rank has to call this, in the same order."""
+    parameter = parameter.detach().to(device=device, dtype=dtype)
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Return a tensor that is whole: gathered if it is cut."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def whole_weights(model: Transformer, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The parameters by name, one after another, so that no more than one of them is whole at a time."""
+    for name, parameter in model.named_parameters():
+        yield name, whole(parameter, dtype, model.device)
