@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rewards.judge import JudgeRefusedError, JudgeUnavailable, StoppedWhileWaiting
 from rl import demo
 from rl.advantages import select_samples
-from rl.batch import denominator, make_minibatches
+from rl.batch import MicroBatch, denominator, make_minibatches
 from rl.config import Config, parse_config
 from rl.distributed import gather, is_main, pick_device, print_once, sum_over_ranks, world_size
 from rl.logprobs import token_logprobs
@@ -101,26 +101,14 @@ def update_policy(state: TrainState, samples: list[Sample], config: Config, step
     Raises:
         RuntimeError: several steps in a row had a loss or gradient that is not finite.
     """
-
-    def logprobs(model, micro):
-        return token_logprobs(model, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
-
     lr, totals = learning_rate(config, step), UpdateMetrics(has_kl=config.beta > 0)
     set_lr(state.optimizer, lr)
     minibatches = make_minibatches(samples, config, step, state.policy.device)  # none without samples
     several_steps = config.epochs_per_batch * len(minibatches) > 1
 
-    # log-probs that stay fixed while the policy moves: log pi_old(y_t) and log pi_ref(y_t)
+    # log-probs that stay fixed while the policy moves
     begin = time.perf_counter()
-    with torch.no_grad():
-        for micro in chain(*minibatches):
-            if several_steps:  # with a single step the old ones are the policy's own
-                micro.old_logp_BT, _ = logprobs(state.policy, micro)
-                totals.compare(micro.old_logp_BT, micro)
-            if config.old_logprobs == "sampler":
-                micro.old_logp_BT = micro.sampler_logp_BT
-            if config.beta > 0:
-                micro.ref_logp_BT, _ = logprobs(state.reference, micro)
+    score_old_and_reference(state, minibatches, config, totals if several_steps else None)
     logprob_time = time.perf_counter() - begin
 
     for micro_batches in minibatches * config.epochs_per_batch:
@@ -128,7 +116,7 @@ def update_policy(state: TrainState, samples: list[Sample], config: Config, step
         prepare_gradients(state.optimizer)
         (divide_by,) = sum_over_ranks([denominator(micro_batches, config)])
         for micro in micro_batches:
-            logp_BT, entropy_BT = logprobs(state.policy, micro)  # log pi(y_t)
+            logp_BT, entropy_BT = token_logprobs(state.policy, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
             if not micro.samples:
                 (logp_BT.sum() * 0.0).backward()  # takes part in the collectives and adds nothing
                 continue
@@ -147,6 +135,25 @@ def update_policy(state: TrainState, samples: list[Sample], config: Config, step
         # clip and step
         optimizer_step(state, config, totals)
     return {"learning_rate": lr, "optimizer_steps": state.optimizer_steps, "time/logprob": logprob_time} | totals.metrics()
+
+
+@torch.no_grad()
+def score_old_and_reference(
+    state: TrainState, minibatches: list[list[MicroBatch]], config: Config, totals: UpdateMetrics | None
+) -> None:
+    """Set log pi_old(y_t) and log pi_ref(y_t) of every micro-batch.
+
+    Args:
+        totals: compares the policy with the sampler; None with a single optimizer step, whose old log-probs are its own.
+    """
+    for micro in chain(*minibatches):
+        if totals is not None:
+            micro.old_logp_BT, _ = token_logprobs(state.policy, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
+            totals.compare(micro.old_logp_BT, micro)
+        if config.old_logprobs == "sampler":
+            micro.old_logp_BT = micro.sampler_logp_BT
+        if config.beta > 0:
+            micro.ref_logp_BT, _ = token_logprobs(state.reference, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
 
 
 def optimizer_step(state: TrainState, config: Config, totals: UpdateMetrics) -> None:

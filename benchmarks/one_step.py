@@ -19,15 +19,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rl.update import Updater
 
 from benchmarks.workload import TEMPERATURE, Case, make_case
 from rl.advantages import select_samples
 from rl.batch import make_minibatches
 from rl.config import Config
-from rl.logprobs import shared_prompt_logprobs
+from rl.logprobs import token_logprobs
 from rl.records import Group, Sample
 from rl.sampler import Sampler
+from rl.weights.policy import TrainState, make_optimizer
+from train import update_policy
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that measure the card
 GAPS = ("sampling_logp_difference/mean", "sampling_logp_difference/max", "ratio_outside_10pct")
@@ -96,15 +97,15 @@ def run(case: Case, config: Config) -> None:
     @torch.no_grad()
     def score() -> None:
         for micro in micro_batches:
-            shared_prompt_logprobs(case.model, micro.ids_BT, micro.mask_BT, temperature=TEMPERATURE)
+            token_logprobs(case.model, micro.ids_BT, micro.mask_BT, temperature=TEMPERATURE)
 
     phases("log-probs", score, tokens, 2)
     case.model.activation_checkpointing = config.activation_checkpointing
-    updater, metrics = Updater(case.model.train(), None, config), {}
+    state, metrics = TrainState(case.model.train(), make_optimizer(case.model, config)), {}
     flop = 8 if config.activation_checkpointing else 6
-    phases("update, first", lambda: metrics.update(updater.update(samples, groups, 0)), tokens, flop)
+    phases("update, first", lambda: metrics.update(update_policy(state, samples, config, 0)), tokens, flop)
     gaps = {gap: metrics[f"sampling/{gap}"] for gap in GAPS}  # of the weights that sampled
-    phases("update", lambda: updater.update(samples, groups, 0), tokens, flop)
+    phases("update", lambda: update_policy(state, samples, config, 0), tokens, flop)
     print("sampler against trainer: " + ", ".join(f"{gap} {value:.2e}" for gap, value in gaps.items()))
 
 

@@ -6,25 +6,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from unittest.mock import patch
 
-import model.packed
 import torch
 
-from model.kv_cache import GroupedCache
+from model.kv_cache import KVCache
 from model.transformer import MLP, Attention, Linear, RMSNorm, Transformer
-from rl.slots import GroupedGeneration, Slots
+from rl.sampler import Generation
 
 PARTS = {
-    "linear layers and head": (model.packed, "multiply_packed"),
-    "linear layers, not packed": (Linear, "forward"),
-    "attention over the cache": (GroupedCache, "attend"),
+    "linear layers": (Linear, "forward"),
+    "head": (Transformer, "logits"),
+    "attention over the cache": (KVCache, "attend"),
     "norms": (RMSNorm, "forward"),
     "heads, RoPE": (Attention, "forward"),
     "SwiGLU": (MLP, "forward"),
-    "draw and state of rows": (Slots, "emit"),
-    "set-up of a step's attention": (GroupedCache, "begin_step"),
+    "draw and state of rows": (Generation, "_emit"),
+    "set-up of a step's attention": (KVCache, "begin_step"),
     "embedding, residuals, calls": (Transformer, "forward"),
-    "prefill": (GroupedGeneration, "prefill"),
-    "rows that leave": (GroupedGeneration, "_retire"),
+    "prefill": (Generation, "_prefill"),
+    "rows that leave": (Generation, "_retire"),
 }
 
 

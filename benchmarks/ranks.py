@@ -26,7 +26,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rl.update import Updater
 
 from data.division import build_tokenizer, load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
@@ -35,11 +34,13 @@ from rewards.judge import RuleScorer
 from rl.advantages import select_samples
 from rl.config import PRESETS, Config
 from rl.distributed import gather, rank
+from rl.judging.waiting import PendingScores
 from rl.records import Group
 from rl.rollout import Rollout
 from rl.run.processes import leave, process_group
 from rl.sampler import Sampler
-from rl.weights.policy import build_policy, build_reference
+from rl.weights.policy import TrainState, WholeWeights, load_policy, load_reference, make_optimizer
+from train import update_policy
 
 
 def write_model(folder: Path, hidden: int, layers: int) -> None:
@@ -73,14 +74,14 @@ class Bench:
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         demo = Config(**{**PRESETS["demo"], "preset": "demo"})
         self.config = replace(demo, plain_policy="current", max_new_tokens=arguments.new_tokens, lr=0.0)
-        policy = build_policy(self.config, folder, torch.device("cpu"), keep_copy=True)
-        self.updater = Updater(
-            policy.model, build_reference(self.config, folder, torch.device("cpu")), self.config, policy.optimizer
-        )
+        cpu = torch.device("cpu")
+        policy, reference = load_policy(self.config, folder, cpu), load_reference(folder, cpu, offload=False)
+        self.state = TrainState(policy, make_optimizer(policy, self.config), reference)
+        weights, scores = WholeWeights(policy, keep=True), PendingScores(RuleScorer(), 0.0, 0.0)
         tokenizer = load_tokenizer(folder)
-        sampler = Sampler(policy.weights.model, stop_ids=[tokenizer.eos_token_id], max_slots=256, max_len=256)
+        sampler = Sampler(weights.model, stop_ids=[tokenizer.eos_token_id], max_slots=256, max_len=256)
         renderer = PromptRenderer(tokenizer, Prompts())
-        self.rollout = Rollout(self.config, renderer, sampler, RuleScorer(), weights=policy.weights)
+        self.rollout = Rollout(self.config, renderer, sampler, scores, weights)
         self.questions = load_split(held_out=True)[: arguments.questions]
 
     def step(self, number: int) -> list[float]:
@@ -90,7 +91,7 @@ class Bench:
         groups = self.rollout.collect(self.questions, number)
         times.append(clocks())
         reward_at_random(groups)
-        self.updater.update(select_samples(groups, self.config), groups, number)
+        update_policy(self.state, select_samples(groups, self.config), self.config, number)
         gather(None)
         times.append(clocks())
         spent = [after - before for kind in (0, 1) for before, after in pairwise(t[kind] for t in times)]

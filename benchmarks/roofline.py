@@ -51,7 +51,7 @@ def measure(case: Case, bandwidth: float) -> str:
     """A line of the table. Time before the first step (prefill, capture of the graphs) is measured by itself and taken off."""
     device, rows = case.model.device, len(case.limits)
     max_len = max(map(len, case.prompts)) + max(case.limits)
-    sampler = Sampler(case.model, stop_ids=[case.model.config.vocab_size], max_slots=rows, max_len=max_len, static_slots=True)
+    sampler = Sampler(case.model, stop_ids=[case.model.config.vocab_size], max_slots=rows, max_len=max_len)
 
     def run(limits: list[int]) -> None:
         results = sampler.generate(case.with_limits(limits))

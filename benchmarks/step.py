@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rl.update import Updater
 
 from benchmarks.peers import hugging_face_model
 from benchmarks.workload import LONGEST, SAMPLES, Case, cpu_time, make_case
@@ -27,6 +26,8 @@ from rl.advantages import select_samples
 from rl.config import Config
 from rl.records import Group, Request, Sample
 from rl.sampler import Sampler
+from rl.weights.policy import TrainState, make_optimizer
+from train import update_policy
 
 END, LR = 1, 1e-6
 CONFIG = Config(beta=0.0, lr=LR, warmup_steps=0, max_new_tokens=LONGEST, group_size=SAMPLES, seed=0)
@@ -55,7 +56,7 @@ class Ours:
         self.tokenizer, self.prompts, self.step, self.tokens = tokenizer, case.prompts, 0, 0
         rows = len(case.prompts) * SAMPLES
         self.sampler = Sampler(case.model, stop_ids=[END], max_slots=rows, max_len=2 * LONGEST)
-        self.updater = Updater(case.model, None, CONFIG)
+        self.state = TrainState(case.model, make_optimizer(case.model, CONFIG))
 
     def __call__(self) -> None:
         requests = [Request(p, SAMPLES, LONGEST, 1.0, (self.step, i)) for i, p in enumerate(self.prompts)]
@@ -67,7 +68,7 @@ class Ours:
                 self.tokens += len(completion.ids)
         samples = select_samples(groups, CONFIG)
         assert len(samples) == len(requests) * SAMPLES, "the rewards of a group are equal"
-        self.updater.update(samples, groups, self.step)
+        update_policy(self.state, samples, CONFIG, self.step)
         self.step += 1
 
 

@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.peers import hugging_face_model
 from benchmarks.workload import SAMPLES, Case, cpu_time, make_case
 from rl.batch import pad_sequences
-from rl.logprobs import CHUNK_ELEMENTS, ChunkedLogProbs, shared_prompt_logprobs, token_logprobs
+from rl.logprobs import CHUNK_ELEMENTS, ChunkedLogProbs, token_logprobs
 from rl.loss import grpo_loss
 
 BETA, CLIP = 0.04, 0.2
 WAYS = {  # name -> (log-probs, activation checkpointing)
     "each row alone": (token_logprobs, False),
-    "prompt shared": (shared_prompt_logprobs, False),
-    "shared, checkpointed": (shared_prompt_logprobs, True),
+    "prompt shared": (token_logprobs, False),
+    "shared, checkpointed": (token_logprobs, True),
 }
 HEADER = (
     f"{'case':10} {'log-probs':21} {'CPU s':>8} {'peak MB':>8} {'peer s':>8} {'ratio':>7} {'':15} {'peer MB':>8} {'share':>6}"
@@ -63,7 +63,7 @@ def make_batches(case: Case) -> list[Batch]:
         prompt = [max(1, token) for token in ids]
         draws = [torch.randint(1, case.model.config.vocab_size, (length,), generator=generator) for length in lengths]
         ids_BT, mask_BT = pad_sequences([(prompt, completion.tolist()) for completion in draws], torch.device("cpu"))
-        logp_BT, _ = shared_prompt_logprobs(case.model, ids_BT, mask_BT, temperature=1.0)
+        logp_BT, _ = token_logprobs(case.model, ids_BT, mask_BT, temperature=1.0)
         advantages_B = torch.randn(SAMPLES, generator=generator)
         batches.append(Batch(ids_BT, mask_BT, advantages_B, logp_BT - 0.1, logp_BT + 0.1, len(prompt)))
     return batches

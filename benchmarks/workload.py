@@ -7,14 +7,12 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from model.packed import packable, packed_weights
 
 from model import ModelConfig, Transformer
-from model.transformer import MLP, Attention
+from model.transformer import MLP, Attention, Linear
 from rl.records import Request
 
 SAMPLES = 8  # completions of each question
@@ -118,17 +116,16 @@ def calibrate() -> tuple[float, float]:
 def linears_seconds(model: Transformer, schedule: list[int]) -> float:
     """Seconds that the linear layers and the head alone take over a row schedule: what an engine doing nothing else would.
 
-    Timed at a dozen row counts and interpolated between them; with packed weights where the sampler packs them.
+    Timed at a dozen row counts and interpolated between them.
     """
-    packed, width = packable(model), model.config.hidden_size
+    width = model.config.hidden_size
 
     def products() -> list[tuple[int, Callable[[torch.Tensor], object]]]:
         """Width of the input and product, of everything that is multiplied in a step."""
         found = [(width, model.logits)]
         for module in model.modules():
             if isinstance(module, Attention | MLP):
-                last = module.o_proj if isinstance(module, Attention) else module.down_proj
-                found += [(width, module.project), (last.in_features, last)]
+                found += [(linear.in_features, linear) for linear in module.children() if isinstance(linear, Linear)]
         return found
 
     def seconds(rows: int) -> float:
@@ -144,8 +141,7 @@ def linears_seconds(model: Transformer, schedule: list[int]) -> float:
 
     longest = max(schedule)
     grid = sorted({1, 2, 4, 8, *(max(1, round(longest * i / 8)) for i in range(1, 9))} & set(range(1, longest + 1)))
-    with packed_weights(model) if packed else nullcontext():
-        known = {rows: seconds(rows) for rows in grid}
+    known = {rows: seconds(rows) for rows in grid}
     total = 0.0
     for rows in schedule:
         below, above = max(g for g in grid if g <= rows), min(g for g in grid if g >= rows)

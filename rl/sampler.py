@@ -97,6 +97,7 @@ class Generation:
     Attributes:
         waiting: (request, sample) of the samples that have no slot yet.
         owners: (request, sample) in each live slot.
+        seen: tokens of each live slot at the last look, which tell the order in which rows have ended since.
         prompts: of each request whose prompt is computed and whose last sample waits: logits after it, keys and values.
     """
 
@@ -106,6 +107,7 @@ class Generation:
         self.waiting = deque((r, i) for r, request in enumerate(requests) for i in range(request.num_samples))
         self.results: list[list[Completion | None]] = [[None] * request.num_samples for request in requests]
         self.owners: list[tuple[int, int]] = []
+        self.seen: list[int] = []
         self.prompts: dict[int, tuple[Tensor, Tensor]] = {}
         self.longest_new = max(max(request.limits) for request in requests)
         self.greedy, self.nucleus = any(r.temperature == 0 for r in requests), any(r.top_p < 1 for r in requests)
@@ -152,7 +154,7 @@ class Generation:
             self.live_S[slot], self.stopped_S[slot] = True, False
             self.temperature_S[slot], self.top_p_S[slot] = request.temperature, request.top_p
             self.uniform_SM[slot, :limit] = uniforms(request.seed_key, i, limit)
-        self.owners += entering
+        self.owners, self.seen = self.owners + entering, self.seen + [1] * len(entering)  # the token that is drawn now
         self._emit(slice(first, len(self.owners)), torch.stack([self.prompts[r][0] for r, _ in entering]))
         needed = self.waiting[0][0] if self.waiting else None  # samples of a request enter one after another
         self.prompts = {r: prompt for r, prompt in self.prompts.items() if r == needed}
@@ -197,13 +199,15 @@ class Generation:
         self.live_S[rows] = live_B & ~stopped_B & (count_B < self.limit_S[rows])
 
     def _retire(self) -> None:
-        """Hand out what has ended, and move the last live rows into the holes."""
+        """Hand out what has ended since the last look, in that order, and move the last live rows into the holes."""
         live = len(self.owners)
         alive, counts, stopped = torch.stack((self.live_S, self.count_S, self.stopped_S))[:, :live].tolist()
         ended = [slot for slot in range(live) if not alive[slot]]
-        for slot in ended:
+        for slot in sorted(ended, key=lambda slot: counts[slot] - self.seen[slot]):
             self._deliver(slot, counts[slot], bool(stopped[slot]))
-        stay = live - len(ended)
+
+        # live rows are slots 0, 1, 2, ... again
+        self.seen, stay = counts, live - len(ended)
         sources = [slot for slot in range(stay, live) if alive[slot]]
         targets = [slot for slot in ended if slot < stay]
         if sources:
@@ -214,8 +218,8 @@ class Generation:
                     state[target] = state[source]
             self.live_S[source] = False
             for a, b in zip(sources, targets, strict=True):
-                self.owners[b] = self.owners[a]
-        del self.owners[stay:]
+                self.owners[b], self.seen[b] = self.owners[a], self.seen[a]
+        del self.owners[stay:], self.seen[stay:]
 
     def _deliver(self, slot: int, count: int, stopped: bool) -> None:
         r, i = self.owners[slot]

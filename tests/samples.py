@@ -8,6 +8,7 @@ from rl.config import PRESETS, Config
 from rl.records import Completion, Group, Request, Sample
 from rl.rollout import assign_rewards, make_sample
 from rl.sampler import Sampler
+from rl.weights.policy import TrainState, make_optimizer
 
 GOOD = "<think>9:351><refine>8:312></refine></think><answer>8</answer>"
 STOP = 0  # also the id that padding happens to use
@@ -37,6 +38,11 @@ def rewarded(text: str, accuracy: float, baseline: float | None, **flags) -> Sam
 def update_config(**changes) -> Config:
     """Of updates on `sampled_groups`, which are drawn at this temperature."""
     return replace(Config(**{**PRESETS["demo"], "preset": "demo"}), temperature=0.9, **changes)
+
+
+def train_state(model, config: Config, reference=None) -> TrainState:
+    """What is trained, with the optimizer of the configuration."""
+    return TrainState(model, make_optimizer(model, config), reference)
 
 
 def sampled_groups(model, rewards, new_tokens=(6, 9, 4)) -> list[Group]:

@@ -5,18 +5,18 @@ What the kernels themselves compute, and the graphs, only a GPU can show: test_g
 
 from itertools import pairwise
 
-import model.static_cache
 import pytest
 import torch
 from conftest import make_model, random_prompts
-from model.static_cache import flash_decode
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import model.attention
-from model.attention import flash_attention
+import model.kv_cache
+from model.attention import PackedAttention, flash_attention
+from model.kv_cache import flash_decode
 from model.transformer import head_logits
-from rl.logprobs import packed_logprobs, shared_prompt_logprobs, token_logprobs
+from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler
 
@@ -51,11 +51,10 @@ def as_if_cuda(monkeypatch):
         assert length_B.dtype == cu_q.dtype == cu_k.dtype == torch.int32
         return exact_attention(q_BHD, k_BMKD.flatten(0, 1), v_BMKD.flatten(0, 1), cu_q, cu_k, length_B, causal=False)
 
-    for module in (model.attention, model.shared_prefix, model.static_cache):
+    for module in (model.attention, model.kv_cache):
         monkeypatch.setattr(module, "has_flash_kernels", lambda x: True)
-    for module in (model.attention, model.shared_prefix):
-        monkeypatch.setattr(module, "flash_attention", attend)
-    monkeypatch.setattr(model.static_cache, "flash_decode", decode)
+    monkeypatch.setattr(model.attention, "flash_attention", attend)
+    monkeypatch.setattr(model.kv_cache, "flash_decode", decode)
     return called
 
 
@@ -73,27 +72,26 @@ def test_logprobs_through_the_kernels_are_the_cpus(family, as_if_cuda, monkeypat
         mask_BT[b, 5 if b < 3 else 3 : len(row)] = True
     weight_BT = torch.randn(ids_BT.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def run(logprobs) -> list[Tensor]:
+    def run() -> list[Tensor]:
         net.zero_grad()
-        logp_BT, entropy_BT = logprobs(net, ids_BT, mask_BT, temperature=0.7)
+        logp_BT, entropy_BT = token_logprobs(net, ids_BT, mask_BT, temperature=0.7)
         (logp_BT * weight_BT).sum().backward()
         return [logp_BT.detach(), entropy_BT, *(p.grad.clone() for p in net.parameters())]
 
-    through_kernels = [run(token_logprobs), run(shared_prompt_logprobs)]
+    through_kernels = run()
     assert set(as_if_cuda) == {"attention"}
     monkeypatch.undo()
-    wanted = run(token_logprobs)
-    for found in through_kernels:
-        for a, b in zip(found, wanted, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+    for a, b in zip(through_kernels, run(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
 def test_packed_sequences_of_one_token(family, as_if_cuda):
     """Bug guarded: bounds that are wrong where a sequence has nothing to attend to but itself."""
     net = make_model(family)
-    logp_T, _ = packed_logprobs(net, torch.tensor([7, 8, 9, 4]), [1, 2, 1], temperature=1.0)
-    wanted, _ = token_logprobs(net, torch.tensor([[8, 9]]), temperature=1.0)
-    torch.testing.assert_close(logp_T, torch.cat((logp_T.new_zeros(2), wanted[0, 1:], logp_T.new_zeros(1))), atol=1e-9, rtol=0)
+    attention = PackedAttention.of_sequences([1, 2, 1], torch.device("cpu"))
+    hidden = net(torch.tensor([[7, 8, 9, 4]]), attention.positions_1T, cache=attention)
+    for row, part in (([7], slice(0, 1)), ([8, 9], slice(1, 3)), ([4], slice(3, 4))):
+        torch.testing.assert_close(hidden[:, part], net(torch.tensor([row])), atol=1e-9, rtol=0)
 
 
 def test_the_sampler_draws_the_same_through_the_kernels(family, as_if_cuda, monkeypatch):
@@ -101,14 +99,14 @@ def test_the_sampler_draws_the_same_through_the_kernels(family, as_if_cuda, monk
     net = make_model(family)
     asked = [Request(p, 5, 18 + n, 0.9, n) for n, p in enumerate(random_prompts((5, 11, 1, 9)))]
 
-    def draw(static: bool) -> list[list[list[int]]]:
-        sampler = Sampler(net, stop_ids=[0, 1, 2], max_slots=6, max_len=64, static_slots=static, sync_every=3)
+    def draw() -> list[list[list[int]]]:
+        sampler = Sampler(net, stop_ids=[0, 1, 2], max_slots=6, max_len=64, sync_every=3)
         return [[completion.ids for completion in group] for group in sampler.generate(asked)]
 
-    drawn = draw(static=True)
+    drawn = draw()
     assert set(as_if_cuda) == {"attention", "decode"}
     monkeypatch.undo()
-    assert drawn == draw(static=False)
+    assert drawn == draw()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(28, 4, 128), (32, 8, 128), (14, 2, 64)])

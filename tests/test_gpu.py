@@ -5,9 +5,9 @@ import rl.sampling.static
 import torch
 import torch.distributed as dist
 from conftest import make_config, make_model, random_prompts, write_questions, write_task_folder
-from model.shared_prefix import SharedPrefixAttention
 from model.static_cache import StaticCache
 from rl.sampling.static import StaticGeneration
+from rl.weights.streaming import stream_from_host
 from torch.distributed.tensor import DTensor
 
 import train
@@ -21,7 +21,6 @@ from rl.sampler import Sampler
 from rl.weights.exact_bf16 import ExactBF16AdamW, split_master
 from rl.weights.policy import WholeWeights, make_sampler_model
 from rl.weights.sharding import load_sharded
-from rl.weights.streaming import stream_from_host
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 CUDA = torch.device("cuda")
@@ -53,7 +52,7 @@ def test_flash_attention_of_shared_prefixes(heads, kv_heads):
     tokens = sum(prefix + sum(suffixes) for prefix, suffixes in groups)
     shapes = [(1, tokens, h, 64) for h in (heads, kv_heads, kv_heads)]
     q, k, v = (torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator) for s in shapes)
-    attention = SharedPrefixAttention(groups, CUDA)
+    attention = PackedAttention(groups, CUDA)
     out, wanted = attention.attend(0, q, k, v), attention.attend(0, q.float(), k.float(), v.float())
     torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
 

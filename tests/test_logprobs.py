@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_model
 
-from rl.logprobs import ChunkedLogProbs, packed_logprobs, shared_prompt_logprobs, token_logprobs
+from rl.logprobs import ChunkedLogProbs, token_logprobs
 
 
 def reference_logprobs(model, ids, temperature):
@@ -93,13 +93,14 @@ def test_column_zero_is_never_scored(family):
     assert (entropy[:, 0] == 0).all()
 
 
-def test_packed_form(family):
-    """Bug guarded: packing in another order than it is unpacked."""
-    model, ids = make_model(family), random_ids(1, 18)[0]
-    logp, _ = packed_logprobs(model, ids, [7, 1, 10], temperature=0.9)
-    for begin, end in ((0, 7), (7, 8), (8, 18)):
-        alone, _ = reference_logprobs(model, ids[None, begin:end], 0.9)
-        torch.testing.assert_close(logp[begin:end], alone[0], atol=1e-9, rtol=0)
+def test_any_tokens_may_be_scored(family):
+    """Bug guarded: scored tokens with gaps between them that are predicted by the state before the gap."""
+    model, ids = make_model(family), random_ids(5, 18)
+    mask = torch.rand(5, 18, generator=torch.Generator().manual_seed(3)) < 0.4
+    logp, entropy = token_logprobs(model, ids, mask, temperature=0.9)
+    mask[:, 0] = False
+    for scored, expected in zip((logp, entropy), reference_logprobs(model, ids, 0.9), strict=True):
+        torch.testing.assert_close(scored, expected.masked_fill(~mask, 0.0), atol=1e-9, rtol=0)
 
 
 def test_shared_prompts_change_nothing(family):
@@ -115,11 +116,14 @@ def test_shared_prompts_change_nothing(family):
         mask[row, len(prompt) : len(prompt) + length] = True
     weight = torch.randn(ids.shape, dtype=torch.float64, generator=generator)
     results = []
-    for formula in (token_logprobs, shared_prompt_logprobs):
+    for formula in (reference_logprobs, token_logprobs):
         model = make_model(family, tie_word_embeddings=True)
-        logp, entropy = formula(model, ids, mask, temperature=0.7)
+        if formula is token_logprobs:
+            logp, entropy = token_logprobs(model, ids, mask, temperature=0.7)
+        else:
+            logp, entropy = (x.masked_fill(~mask, 0.0) for x in reference_logprobs(model, ids, 0.7))
         (logp * weight).sum().backward()
-        results.append([logp.detach(), entropy, *(p.grad for p in model.parameters())])
+        results.append([logp.detach(), entropy.detach(), *(p.grad for p in model.parameters())])
     for alone, shared in zip(*results, strict=True):
         torch.testing.assert_close(shared, alone, atol=1e-9, rtol=1e-9)
 
@@ -129,7 +133,7 @@ def test_a_shared_prompt_is_computed_once():
     model, seen = make_model("qwen2"), []
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
     ids = torch.randint(0, 97, (1, 20), generator=torch.Generator().manual_seed(0)).expand(8, -1)
-    shared_prompt_logprobs(model, ids, (torch.arange(20) >= 15).expand(8, -1), temperature=1.0)
+    token_logprobs(model, ids, (torch.arange(20) >= 15).expand(8, -1), temperature=1.0)
     assert seen == [15 + 8 * 5]
 
 

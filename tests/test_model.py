@@ -62,7 +62,7 @@ def test_packed_equals_separate(family):
     ids = torch.randint(0, 97, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     with torch.no_grad():
-        packed = model(ids, positions, PackedAttention(lengths, ids.device))[0].split(lengths)
+        packed = model(ids, positions, PackedAttention.of_sequences(lengths, ids.device))[0].split(lengths)
         separate = [model(part[None])[0] for part in ids[0].split(lengths)]
     for a, b in zip(packed, separate, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
@@ -171,7 +171,7 @@ def test_hub_ids_reach_the_hub_and_nothing_else_does(monkeypatch):
 
     monkeypatch.setattr("model.checkpoint.snapshot_download", download)
     with pytest.raises(ValueError, match="no network"):
-        resolve_checkpoint("Qwen/Qwen2.5-7B", "abc")
+        resolve_checkpoint("Qwen/Qwen2.5-7B@abc")
     assert calls[0][:2] == ("Qwen/Qwen2.5-7B", "abc")
     assert "*.safetensors" in calls[0][2]
     assert not any("bin" in pattern or pattern == "*" for pattern in calls[0][2])

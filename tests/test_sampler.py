@@ -78,10 +78,13 @@ def test_many_random_schedules():
     for _ in range(12):
         prompts = random_prompts([rng.randint(1, 9) for _ in range(rng.randint(1, 7))], seed=rng.randint(0, 99))
         asked = [
-            Request(p, rng.randint(1, 5), rng.randint(1, 12), rng.choice([0.0, 0.8, 1.5]), n) for n, p in enumerate(prompts)
+            Request(p, rng.randint(1, 5), rng.randint(1, 12), rng.choice([0.0, 0.8, 1.5]), n, rng.choice([1.0, 0.7]))
+            for n, p in enumerate(prompts)
         ]
         wanted = [ids_of(generate(model, [request], 99))[0] for request in asked]
-        assert ids_of(generate(model, asked, rng.randint(1, 9))) == wanted
+        slots, sync_every = rng.randint(1, 9), rng.randint(1, 6)
+        sampler = Sampler(model, stop_ids=STOPS, max_slots=slots, max_len=64, sync_every=sync_every)
+        assert ids_of(sampler.generate(asked)) == wanted
 
 
 def test_stop_token_is_kept_and_every_stop_id_stops(family):
@@ -155,12 +158,11 @@ def test_on_finish_streams_in_order_and_its_errors_end_the_call():
     def fail(request, sample, completion):
         raise RuntimeError("judge broke")
 
-    for static in (False, True):
-        sampler = Sampler(model, stop_ids=STOPS, max_slots=4, max_len=64, static_slots=static)
-        with pytest.raises(RuntimeError, match="judge broke") as caught:
-            sampler.generate(requests(), on_finish=fail)
-        assert re.fullmatch(r"in on_finish of sample \d of request \d \(seed key \('test', \d\)\)", caught.value.__notes__[0])
-        assert ids_of(sampler.generate(requests())) == ids_of(results), "the sampler must be usable afterwards"
+    sampler = Sampler(model, stop_ids=STOPS, max_slots=4, max_len=64)
+    with pytest.raises(RuntimeError, match="judge broke") as caught:
+        sampler.generate(requests(), on_finish=fail)
+    assert re.fullmatch(r"in on_finish of sample \d of request \d \(seed key \('test', \d\)\)", caught.value.__notes__[0])
+    assert ids_of(sampler.generate(requests())) == ids_of(results), "the sampler must be usable afterwards"
 
 
 def test_stateless_uniforms():
@@ -178,10 +180,9 @@ def test_each_sample_may_have_its_own_limit(family):
     assert [c.ids for c in own] == [c.ids[:limit] for c, limit in zip(single, limits, strict=True)]
 
 
-@pytest.mark.parametrize("static", [False, True])
-def test_no_cache_is_left_for_the_update(static):
+def test_no_cache_is_left_for_the_update():
     """Bug guarded: keys and values that stay allocated between rollouts, held by the sampler or by a cycle."""
-    sampler = Sampler(make_model("qwen2"), stop_ids=STOPS, max_slots=8, max_len=64, static_slots=static)
+    sampler = Sampler(make_model("qwen2"), stop_ids=STOPS, max_slots=8, max_len=64)
 
     def tensors() -> int:
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())

@@ -7,19 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_model
-from rl.update import MAX_SKIPPED_IN_A_ROW, Updater, importance_weight
-from samples import REWARDS, STOP, sampled_groups, update_config
+from samples import REWARDS, STOP, sampled_groups, train_state, update_config
 
 from rl.advantages import select_samples
 from rl.logprobs import token_logprobs
+from rl.loss import importance_weight
 from rl.supervised import supervised_loss
+from train import MAX_SKIPPED_IN_A_ROW, update_policy
 
 
 def gradients(model, groups, settings, reference=None) -> list[torch.Tensor]:
     """Gradients of one update, without the optimizer step: the optimizer is told only to look at them."""
-    updater, seen = Updater(model, reference, settings), []
-    updater.optimizer.step = lambda: seen.extend(p.grad.clone() for p in model.parameters())
-    updater.update(select_samples(groups, settings), groups, step=0)
+    state, seen = train_state(model, settings, reference), []
+    state.optimizer.step = lambda: seen.extend(p.grad.clone() for p in model.parameters())
+    update_policy(state, select_samples(groups, settings), settings, step=0)
     assert all(p.grad is None for p in model.parameters()), "gradients are held through the next rollout"
     return seen
 
@@ -69,7 +70,7 @@ def test_ratio_is_exactly_one_with_a_single_update(family):
     settings = update_config(clip_low=0.0, clip_high=0.0)
     model = make_model(family)
     groups = sampled_groups(model, REWARDS)
-    metrics = Updater(model, make_model(family), settings).update(select_samples(groups, settings), groups, 0)
+    metrics = update_policy(train_state(model, settings, make_model(family)), select_samples(groups, settings), settings, 0)
     assert metrics["clip_ratio/region_mean"] == 0
     assert metrics["kl"] == pytest.approx(0, abs=1e-12)
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-9
@@ -83,7 +84,7 @@ def test_several_epochs_leave_the_old_policy_in_place(old):
     settings = update_config(epochs_per_batch=3, minibatches=2, lr=3e-3, old_logprobs=old)
     model = make_model("qwen2")
     groups = sampled_groups(model, REWARDS)
-    metrics = Updater(model, make_model("qwen2"), settings).update(select_samples(groups, settings), groups, 9)
+    metrics = update_policy(train_state(model, settings, make_model("qwen2")), select_samples(groups, settings), settings, 9)
     assert metrics["optimizer_steps"] == 6
     assert metrics["clip_ratio/region_mean"] > 0
     assert metrics["kl"] > 0
@@ -96,8 +97,8 @@ def test_a_step_with_nothing_to_train_on_changes_nothing():
     before = copy.deepcopy(model.state_dict())
     settings = update_config()
     groups = sampled_groups(model, [[1.0] * 4, [None] * 4])
-    updater = Updater(model, make_model("qwen2"), settings)
-    metrics = updater.update(select_samples(groups, settings), groups, 0)
+    state = train_state(model, settings, make_model("qwen2"))
+    metrics = update_policy(state, select_samples(groups, settings), settings, 0)
     del metrics["time/logprob"]
     assert metrics == {"learning_rate": settings.lr / 5, "optimizer_steps": 0}
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -107,20 +108,20 @@ def test_non_finite_steps_are_skipped_counted_and_then_an_error():
     """Bug guarded: one NaN that turns all weights into NaN, or a run that skips for ever."""
     model = make_model("qwen2")
     settings = update_config(beta=0.0)
-    updater = Updater(model, None, settings)
+    state = train_state(model, settings, None)
     groups = sampled_groups(model, REWARDS)
     samples = select_samples(groups, settings)
     before = copy.deepcopy(model.state_dict())
     samples[0].advantage = float("nan")
     for count in range(1, MAX_SKIPPED_IN_A_ROW):
-        assert updater.update(samples, groups, 0)["skipped_steps"] == 1
-        assert updater.skipped_in_a_row == count
+        assert update_policy(state, samples, settings, 0)["skipped_steps"] == 1
+        assert state.skipped_in_a_row == count
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     with pytest.raises(RuntimeError, match="not finite"):
-        updater.update(samples, groups, 0)
+        update_policy(state, samples, settings, 0)
     samples[0].advantage = 1.0
-    updater.update(samples, groups, 0)
-    assert updater.skipped_in_a_row == 0
+    update_policy(state, samples, settings, 0)
+    assert state.skipped_in_a_row == 0
 
 
 def test_gap_between_sampler_and_trainer_is_measured_once_on_every_trained_token():
@@ -132,7 +133,7 @@ def test_gap_between_sampler_and_trainer_is_measured_once_on_every_trained_token
         first = groups[0].refine_samples[0]
         shifted = [value - 0.5 for value in first.completion.logprobs]
         first.completion = replace(first.completion, logprobs=shifted)
-        metrics = Updater(model, None, settings).update(select_samples(groups, settings), groups, 0)
+        metrics = update_policy(train_state(model, settings, None), select_samples(groups, settings), settings, 0)
         assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.5 * len(shifted) / tokens)
         assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.5)
         assert metrics["sampling/importance_sampling_ratio/max"] == pytest.approx(math.exp(0.5))
@@ -149,31 +150,10 @@ def test_entropy_is_a_mean_over_tokens():
     """Bug guarded: an "entropy" that grows with the batch, or is divided twice."""
     settings, model = update_config(beta=0.0), make_model("qwen2")
     groups = sampled_groups(model, REWARDS)
-    metrics = Updater(make_model("qwen2"), None, settings).update(select_samples(groups, settings), groups, 0)
+    metrics = update_policy(train_state(make_model("qwen2"), settings, None), select_samples(groups, settings), settings, 0)
     values = []
     for sample in (s for g in groups for s in g.refine_samples):
         ids = torch.tensor([sample.prompt_ids + sample.completion.ids])
         mask = torch.arange(ids.shape[1])[None] >= len(sample.prompt_ids)
         values += token_logprobs(model, ids, mask, temperature=0.9)[1][mask].tolist()
     assert metrics["entropy"] == pytest.approx(sum(values) / len(values))
-
-
-def test_kl_in_the_reward():
-    """Bug guarded: the penalty added twice (loss and reward), or with the wrong sign."""
-    settings = update_config(kl_estimator="k1-reward", beta=0.5)
-    model, reference = make_model("qwen2"), make_model("qwen2", seed=1)
-    groups = sampled_groups(model, REWARDS)
-    samples = select_samples(groups, settings)
-    Updater(model, reference, settings).update(samples, groups, 0)
-    for group, row in zip(groups, REWARDS, strict=True):
-        for sample, reward in zip(group.refine_samples, row, strict=True):
-            ids = torch.tensor([sample.prompt_ids + sample.completion.ids])
-            mask = torch.arange(ids.shape[1])[None] >= len(sample.prompt_ids)
-            ref, _ = token_logprobs(reference, ids, mask, temperature=0.9)
-            k1 = sum(sample.completion.logprobs) - ref.sum().item()
-            assert sample.kl_penalty == pytest.approx(0.5 * k1, abs=1e-7)
-            assert sample.reward == reward, "the logged reward stays the sum of its parts"
-    totals = torch.tensor([[s.reward - s.kl_penalty for s in g.refine_samples] for g in groups], dtype=torch.float64)
-    wanted = (totals - totals.mean(1, keepdim=True)) / (totals.std(1, keepdim=True) + 1e-4)
-    got = torch.tensor([[s.advantage for s in g.refine_samples] for g in groups], dtype=torch.float64)
-    torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
