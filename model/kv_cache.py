@@ -61,6 +61,8 @@ class KVCache:
         """
         self.position_B, self.length_B = position_B, (position_B * live_B + 1).int()
         self.longest = longest or self.kv.shape[3]
+        if has_flash_kernels(self.kv):
+            return  # they read lengths, no mask
         seen_BM = torch.arange(self.longest, device=position_B.device) < self.length_B[:, None]
         hidden = torch.zeros(seen_BM.shape, dtype=self.kv.dtype, device=seen_BM.device)
         self.bias_B11M = hidden.masked_fill_(~seen_BM, -torch.inf)[:, None, None]

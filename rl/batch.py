@@ -56,6 +56,15 @@ def pad_sequences(pairs: list[tuple[list[int], list[int]]], device: torch.device
 
 
 def make_minibatches(samples: list[Sample], config: Config, step: int, device: torch.device) -> list[list[MicroBatch]]:
+    """Make this rank's micro-batches of every minibatch, each as many as the rank with most has: all ranks stay in step."""
+    minibatches = deal_minibatches(samples, config, step, device, rank=rank(), ranks=world_size())
+    most = [max(counts) for counts in zip(*gather([len(part) for part in minibatches]), strict=True)]
+    return [part + [make_dummy(device) for _ in range(len(part), n)] for part, n in zip(minibatches, most, strict=True)]
+
+
+def deal_minibatches(
+    samples: list[Sample], config: Config, step: int, device: torch.device, *, rank: int = 0, ranks: int = 1
+) -> list[list[MicroBatch]]:
     """Deal the samples of a step into minibatches (one optimizer step each), each a list of micro-batches.
 
     The deal is a pure function of (seed, step), and of prompts and lengths where it is to several ranks: each of them calls
@@ -65,10 +74,8 @@ def make_minibatches(samples: list[Sample], config: Config, step: int, device: t
     generator = torch.Generator().manual_seed(stable_seed("minibatches", config.seed, step))
     order = torch.randperm(len(samples), generator=generator).tolist() if config.minibatches > 1 else range(len(samples))
     dealt = [[samples[i] for i in list(order)[part :: config.minibatches]] for part in range(config.minibatches)]
-    shares = [balance(part, world_size())[rank()] if world_size() > 1 else part for part in dealt if part]
-    minibatches = [_micro_batches(share, config.micro_batch_tokens, device) for share in shares]
-    most = [max(counts) for counts in zip(*gather([len(part) for part in minibatches]), strict=True)]
-    return [part + [make_dummy(device) for _ in range(len(part), n)] for part, n in zip(minibatches, most, strict=True)]
+    shares = [balance(part, ranks)[rank] if ranks > 1 else part for part in dealt if part]
+    return [_micro_batches(share, config.micro_batch_tokens, device) for share in shares]
 
 
 def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> list[MicroBatch]:

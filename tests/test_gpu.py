@@ -1,23 +1,21 @@
 """What only a GPU can show: the kernels that the CPU tests replace by their definition. Skipped without one."""
 
 import pytest
-import rl.sampling.static
 import torch
 import torch.distributed as dist
-from conftest import make_config, make_model, random_prompts, write_questions, write_task_folder
-from model.static_cache import StaticCache
-from rl.sampling.static import StaticGeneration
-from rl.weights.streaming import stream_from_host
+from conftest import lines_of, make_config, make_model, random_prompts, write_questions, write_task_folder
 from torch.distributed.tensor import DTensor
 
+import rl.sampler
 import train
 from model import load_model
 from model.attention import CausalAttention, PackedAttention
+from model.kv_cache import KVCache
 from model.transformer import head_logits
 from rl.distributed import make_mesh
 from rl.logprobs import token_logprobs
 from rl.records import Request
-from rl.sampler import Sampler
+from rl.sampler import Generation, Sampler
 from rl.weights.exact_bf16 import ExactBF16AdamW, split_master
 from rl.weights.policy import WholeWeights, make_sampler_model
 from rl.weights.sharding import load_sharded
@@ -33,7 +31,7 @@ def test_flash_attention_of_packed_sequences(heads, kv_heads):
     lengths = [300, 17, 1, 128]
     shapes = [(1, sum(lengths), h, 64) for h in (heads, kv_heads, kv_heads)]
     q, k, v = (torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator, requires_grad=True) for s in shapes)
-    out = PackedAttention(lengths, CUDA).attend(0, q, k, v)
+    out = PackedAttention.of_sequences(lengths, CUDA).attend(0, q, k, v)
     pieces = zip(*(x.float().split(lengths, dim=1) for x in (q, k, v)), strict=True)
     wanted = torch.cat([CausalAttention().attend(0, *piece) for piece in pieces], dim=1)
     torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
@@ -99,7 +97,7 @@ def test_flash_decode_over_slots(heads, kv_heads):
     """Bug guarded: lengths that the kernel ignores, a slot read from its neighbour's beginning, a wrong head mapping."""
     config = make_config("qwen2", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=64)
     generator = torch.Generator(CUDA).manual_seed(0)
-    half, wide = (StaticCache(config, slots=6, max_len=300, dtype=d, device=CUDA) for d in (torch.bfloat16, torch.float32))
+    half, wide = (KVCache(config, slots=6, max_len=300, dtype=d, device=CUDA) for d in (torch.bfloat16, torch.float32))
     half.kv.normal_(generator=generator)
     wide.kv.copy_(half.kv)
     position, live = torch.tensor([299, 0, 17, 128, 255], device=CUDA), torch.ones(5, dtype=torch.bool, device=CUDA)
@@ -115,7 +113,7 @@ def test_flash_decode_over_slots(heads, kv_heads):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_graphs_draw_what_the_eager_step_draws(family, slots, dtype, monkeypatch):
     """Bug guarded: a graph that reads a buffer that moved, advances live rows while warming up, or bakes in a first value."""
-    monkeypatch.setattr(rl.sampling.static, "SHORTEST_GRAPHED", 1)
+    monkeypatch.setattr(rl.sampler, "SHORTEST_GRAPHED", 1)
     model = make_model(family, dtype).to(CUDA)
     asked = [Request(p, 9, 24, [0.9, 0.0][n % 2], n) for n, p in enumerate(random_prompts((5, 11, 3, 9, 1)))]
     sampler = Sampler(model, stop_ids=[0, 1, 2], max_slots=slots, max_len=64, sync_every=5)
@@ -124,7 +122,7 @@ def test_graphs_draw_what_the_eager_step_draws(family, slots, dtype, monkeypatch
             model.model.layers[0].self_attn.v_proj.weight.mul_(scale)
         graphed = sampler.generate(asked)
         with monkeypatch.context() as patch:
-            patch.setattr(StaticGeneration, "_capture", lambda self: {})
+            patch.setattr(Generation, "_capture", lambda self: {})
             eager = sampler.generate(asked)
         assert [[c.ids for c in group] for group in graphed] == [[c.ids for c in group] for group in eager]
 
@@ -157,24 +155,18 @@ def test_masters_kept_in_bfloat16_are_those_of_fused_adamw():
     assert split_master(nan)[0].isnan().all()
 
 
-def test_streamed_layers_compute_what_resident_ones_do(family):
-    """Bug guarded: a stage that is overwritten while the device still computes with it."""
-    resident, streamed = (make_model(family, torch.bfloat16, hidden_size=1024, num_hidden_layers=12) for _ in range(2))
-    resident, streamed = resident.to(CUDA), stream_from_host(streamed, CUDA)
-    ids = torch.tensor(random_prompts([40] * 50)).to(CUDA)
-    with torch.no_grad():
-        wanted = token_logprobs(resident, ids, temperature=1.0)[0]
-        for _ in range(5):
-            assert torch.equal(token_logprobs(streamed, ids, temperature=1.0)[0], wanted)
-
-
-def test_two_steps_of_training(tmp_path):
+@pytest.mark.parametrize("memory", ["shard", "exact-bf16", "offload"])
+@pytest.mark.parametrize("more", [[], ["--activation-checkpointing"]])
+def test_two_steps_of_training(tmp_path, reward_for_length, memory, more):
+    """Bug guarded: a step that only a GPU takes and that no test has taken: every memory mode has to train."""
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     arguments = [
         "--model", str(folder), "--data", str(data), "--steps", "2", "--questions-per-step", "4", "--group-size", "4",
         "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path / "runs"), "--run", "r", "--device", "cuda",
+        "--judge", "rules", "--memory", memory, *more,
     ]  # fmt: skip
     assert train.main(arguments) == 0
+    assert lines_of(tmp_path / "runs" / "r" / "metrics.jsonl")[-1]["optimizer_steps"] == 2
 
 
 @pytest.mark.parametrize("offload", [False, True])

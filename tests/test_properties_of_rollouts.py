@@ -12,7 +12,7 @@ from conftest import make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.batch import balance, make_minibatches
+from rl.batch import balance, deal_minibatches
 from rl.config import Config
 from rl.logprobs import token_logprobs
 from rl.records import Completion, Request, Sample
@@ -43,19 +43,19 @@ def requests(draw):
 
 
 @settings(PROFILE, max_examples=15)
-@given(asked=requests(), slots=st.integers(1, 6), static_slots=st.integers(1, 6), sync_every=st.integers(1, 4))
-def test_any_schedule_draws_the_same_and_delivers_once(model, asked, slots, static_slots, sync_every):
+@given(asked=requests(), slots=st.integers(1, 6), other_slots=st.integers(1, 6), sync_every=st.integers(1, 4))
+def test_any_schedule_draws_the_same_and_delivers_once(model, asked, slots, other_slots, sync_every):
     """Bug guarded: a sample delivered twice, never, or to another request; a limit of a neighbour; a cache row that holds what
     another sequence left there, which shows in log-probs that are not those of the full forward."""
     drawn = []
-    for rows, static in ((slots, False), (static_slots, True)):
+    for rows, steps in ((slots, 1), (other_slots, sync_every)):
         heard: dict[tuple[int, int], Completion] = {}
 
         def hear(r: int, i: int, completion: Completion, heard=heard) -> None:
             assert (r, i) not in heard, "delivered twice"
             heard[r, i] = completion
 
-        sampler = Sampler(model, stop_ids=STOPS, max_slots=rows, max_len=16, static_slots=static, sync_every=sync_every)
+        sampler = Sampler(model, stop_ids=STOPS, max_slots=rows, max_len=16, sync_every=steps)
         results = sampler.generate(asked, on_finish=hear)
         assert heard == {(r, i): c for r, group in enumerate(results) for i, c in enumerate(group)}
         assert [len(group) for group in results] == [request.num_samples for request in asked]
@@ -109,7 +109,7 @@ def test_micro_batches_hold_every_sample_once_within_the_budget(given, budget, m
     seen: Counter = Counter()
     steps = set()
     for rank in range(ranks):
-        shares = make_minibatches(given, config, step, CPU, rank=rank, ranks=ranks)
+        shares = deal_minibatches(given, config, step, CPU, rank=rank, ranks=ranks)
         steps.add(len(shares))
         for share in filter(None, shares):
             widths = [micro.ids_BT.shape[1] for micro in share]

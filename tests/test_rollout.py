@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,9 @@ from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
 from rewards.judge import RuleScorer
 from rl.advantages import select_samples
+from rl.judging.baselines import ReferenceBaselines
 from rl.judging.cache import BaselineCache
+from rl.judging.waiting import PendingScores
 from rl.metrics import rollout_metrics
 from rl.records import Group
 from rl.rollout import Rollout, assign_rewards, judged_text, merge_stats
@@ -45,6 +48,10 @@ class ScriptedScorer:
         return {"judge/calls": len(self.asked)}
 
 
+def make_rollout(settings, renderer, sampler, scorer=None, *, max_failures: float = 0.05) -> Rollout:
+    return Rollout(settings, renderer, sampler, PendingScores(scorer or RuleScorer(), max_failures, patience=0.0))
+
+
 @pytest.fixture
 def parts(tmp_path):
     folder = write_task_folder(tmp_path / "model")
@@ -59,20 +66,21 @@ def test_a_rollout_is_a_pure_function_of_its_step(parts):
     renderer, sampler = parts
     texts = []
     for step in (4, 4, 5):
-        groups = Rollout(rollout_config(), renderer, sampler, RuleScorer()).collect(QUESTIONS, step)
+        groups = make_rollout(rollout_config(), renderer, sampler).collect(QUESTIONS, step)
         texts.append([s.text for g in groups for s in g.refine_samples + g.plain_samples])
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0]) == 3 * (4 + 3)
 
 
 @pytest.mark.parametrize(
-    ("mode", "monitor", "plain"), [("compare", False, 3), ("single", False, 1), ("presence", False, 0), ("none", True, 3)]
+    ("mode", "num_plain", "plain"),
+    [("compare", 3, 3), ("compare", None, 8), ("single", 3, 1), ("presence", None, 0), ("none", 3, 3)],
 )
-def test_plain_samples_are_drawn_only_where_needed(parts, mode, monitor, plain):
+def test_plain_samples_are_drawn_only_where_needed(parts, mode, num_plain, plain):
     """Bug guarded: half of the sampling spent on answers that nobody reads."""
     renderer, sampler = parts
-    settings = rollout_config(refine_reward=mode, monitor_plain=monitor)
-    groups = Rollout(settings, renderer, sampler, RuleScorer()).collect(QUESTIONS, 0)
+    settings = rollout_config(refine_reward=mode, num_plain=num_plain)
+    groups = make_rollout(settings, renderer, sampler).collect(QUESTIONS, 0)
     assert all(len(group.plain_samples) == plain for group in groups)
     assign_rewards(groups, settings)
     assert all(not group.dropped and s.reward is not None for group in groups for s in group.refine_samples)
@@ -109,7 +117,7 @@ def test_a_judge_that_fails_now_and_then(parts):
     """Bug guarded: scores given to the wrong sample once one of them is missing, or when they come in another order."""
     renderer, sampler = parts
     scorer = ScriptedScorer([None, 1.0, 0.0] * 100)
-    rollout = Rollout(rollout_config(judge_sees="response", judge_max_failures=1.0), renderer, sampler, scorer)
+    rollout = make_rollout(rollout_config(judge_sees="response"), renderer, sampler, scorer, max_failures=1.0)
     groups = rollout.collect(QUESTIONS, 0)
     drawn = [(g, s) for g in groups for s in g.refine_samples + g.plain_samples]
     assert len(drawn) == 3 * (4 + 3)
@@ -127,7 +135,7 @@ def test_empty_answers_score_zero_without_a_call(parts):
     """Bug guarded: a judge asked about nothing, which some call right."""
     renderer, sampler = parts
     scorer = ScriptedScorer([1.0] * 100)
-    groups = Rollout(rollout_config(plain_policy="current"), renderer, sampler, scorer).collect(QUESTIONS, 0)
+    groups = make_rollout(rollout_config(plain_policy="current"), renderer, sampler, scorer).collect(QUESTIONS, 0)
     samples = [s for g in groups for s in g.refine_samples]
     empty = [s for s in samples if not judged_text(s, "answer")]
     assert empty
@@ -154,7 +162,8 @@ def test_reference_baselines_are_sampled_once_and_kept(parts, tmp_path):
         generate = reference.generate
         spy = Sampler(reference.model, stop_ids=[1], max_slots=64, max_len=64)
         spy.generate = lambda requests, on_finish: calls.append(len(requests)) or generate(requests, on_finish=on_finish)
-        rollout = Rollout(settings, renderer, policy, scorer or RuleScorer(), spy, BaselineCache(folder, {"n": 3}))
+        rollout = make_rollout(settings, renderer, policy, scorer)
+        rollout.fill_baselines = ReferenceBaselines(BaselineCache(folder, {"n": 3}), spy, nullcontext())
         found = [group.baseline for group in rollout.collect(questions, step)]
         stats.update(rollout.judge_stats)
         return found
@@ -189,7 +198,7 @@ def test_the_slowest_rank_is_waited_for(parts, monkeypatch):
     stats = [{"judge/latency_p95": 1.0, "judge/calls": 2}, {"judge/latency_p95": 3.0, "judge/calls": 4}]
     assert merge_stats(stats) == {"judge/latency_p95": 3.0, "judge/calls": 6}
     monkeypatch.setattr(rl.rollout, "gather", lambda here: [(9.0, here[1]), here])
-    rollout = Rollout(rollout_config(), *parts, RuleScorer())
+    rollout = make_rollout(rollout_config(), *parts)
     rollout.collect(QUESTIONS[:1], 0)
     assert rollout.metrics["time/judge_wait"] == 9.0
 
@@ -199,7 +208,7 @@ def test_seed_and_place_decide_the_samples(parts):
     renderer, sampler = parts
     drawn = {}
     for seed in (0, 1):
-        rollout = Rollout(rollout_config(seed=seed), renderer, sampler, RuleScorer())
+        rollout = make_rollout(rollout_config(seed=seed), renderer, sampler)
         groups = rollout.collect([QUESTIONS[0], QUESTIONS[0]], 0)
         drawn[seed] = [[s.completion.ids for s in g.refine_samples] for g in groups]
     assert drawn[0] != drawn[1]
