@@ -33,7 +33,6 @@ from rl.optim import learning_rate, set_lr
 from rl.records import Sample
 from rl.report import write_report
 from rl.rollout import assign_rewards
-from rl.run.checkpoint import save_checkpoint
 from rl.run.console import StopSignals, one_line_errors
 from rl.run.folder import StepLog
 from rl.run.processes import leave, process_group, silence_other_ranks
@@ -50,7 +49,8 @@ MAX_SKIPPED_IN_A_ROW = 5
 def train(session: Session) -> bool:
     """Maximise E[R] (Eq. 1) by policy gradients, one rollout batch a step. Return False if a signal stopped it early."""
     config, rollout, state = session.config, session.rollout, session.state
-    bar = progress_bar(session.first_step, config.steps)
+    first, steps = session.first_step, config.steps
+    bar = tqdm(range(first, steps), initial=first, total=steps, bar_format=BAR_FORMAT, disable=not is_main())
     clock, log = Clock(), StepLog(session.run, config, bar.write)
     with StopSignals() as stop:
         for step in bar:
@@ -83,7 +83,7 @@ def train(session: Session) -> bool:
             stopped_by = next(filter(None, gather(stop.received)), None)
             keep(session, done, metrics, stopped_by)
             clock.restart()  # keeping belongs to no step
-            if stopped_by and done < config.steps:
+            if stopped_by and done < steps:
                 bar.close()
                 print(f"stopped by {stopped_by} after step {done}; {how_to_go_on(session.run.path)}")
                 return False
@@ -108,7 +108,8 @@ def update_policy(state: TrainState, samples: list[Sample], config: Config, step
 
     # log-probs that stay fixed while the policy moves
     begin = time.perf_counter()
-    score_old_and_reference(state, minibatches, config, totals if several_steps else None)
+    for micro in chain(*minibatches):
+        score_old_and_reference(state, micro, config, totals if several_steps else None)
     logprob_time = time.perf_counter() - begin
 
     for micro_batches in minibatches * config.epochs_per_batch:
@@ -138,22 +139,19 @@ def update_policy(state: TrainState, samples: list[Sample], config: Config, step
 
 
 @torch.no_grad()
-def score_old_and_reference(
-    state: TrainState, minibatches: list[list[MicroBatch]], config: Config, totals: UpdateMetrics | None
-) -> None:
-    """Set log pi_old(y_t) and log pi_ref(y_t) of every micro-batch.
+def score_old_and_reference(state: TrainState, micro: MicroBatch, config: Config, totals: UpdateMetrics | None) -> None:
+    """Set log pi_old(y_t) and log pi_ref(y_t) of a micro-batch.
 
     Args:
         totals: compares the policy with the sampler; None with a single optimizer step, whose old log-probs are its own.
     """
-    for micro in chain(*minibatches):
-        if totals is not None:
-            micro.old_logp_BT, _ = token_logprobs(state.policy, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
-            totals.compare(micro.old_logp_BT, micro)
-        if config.old_logprobs == "sampler":
-            micro.old_logp_BT = micro.sampler_logp_BT
-        if config.beta > 0:
-            micro.ref_logp_BT, _ = token_logprobs(state.reference, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
+    if totals is not None:
+        micro.old_logp_BT, _ = token_logprobs(state.policy, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
+        totals.compare(micro.old_logp_BT, micro)
+    if config.old_logprobs == "sampler":
+        micro.old_logp_BT = micro.sampler_logp_BT
+    if config.beta > 0:
+        micro.ref_logp_BT, _ = token_logprobs(state.reference, micro.ids_BT, micro.mask_BT, temperature=config.temperature)
 
 
 def optimizer_step(state: TrainState, config: Config, totals: UpdateMetrics) -> None:
@@ -176,10 +174,6 @@ def optimizer_step(state: TrainState, config: Config, totals: UpdateMetrics) -> 
         )
 
 
-def progress_bar(first_step: int, steps: int) -> tqdm:
-    return tqdm(range(first_step, steps), initial=first_step, total=steps, bar_format=BAR_FORMAT, disable=not is_main())
-
-
 def show_progress(bar: tqdm, metrics: dict[str, float]) -> None:
     plain = metrics.get("pasr/plain_accuracy", math.nan)
     bar.set_postfix_str(
@@ -194,15 +188,9 @@ def keep(session: Session, done: int, metrics: dict[str, float], stopped_by: str
     is_best = session.best.update(done, metrics)
     is_due = config.save_every > 0 and done % config.save_every == 0
     if is_due or is_best or stopped_by or done == config.steps:
-        save(session, done)
+        session.save(done)
     if is_main() and (is_due or stopped_by or session.is_evaluated(done)):
         write_report([session.run.path])
-
-
-def save(session: Session, step: int) -> None:
-    best = session.best
-    save_checkpoint(session.run.path, step, session.state, session.renderer, session.source, session.config.keep, best.step)
-    best.save(session.run.path)
 
 
 @contextmanager
@@ -211,7 +199,7 @@ def stop_without_judge(session: Session, step: int) -> Iterator[None]:
     try:
         yield
     except (JudgeUnavailable, JudgeRefusedError) as error:
-        save(session, step)
+        session.save(step)
         by_signal = isinstance(error, StoppedWhileWaiting)
         why = f"stopped by {error} after step {step}" if by_signal else f"stopped after step {step}: {error}"
         print(f"\n{why}; {how_to_go_on(session.run.path)}")

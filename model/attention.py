@@ -152,6 +152,29 @@ class PackedAttention:
         return keys_U, cu_q, cu_k, max(q_lengths), max(k_lengths)
 
 
+def group_rows(ids_BT: Tensor, mask_BT: Tensor) -> tuple[list[tuple[int, list[int]]], Tensor, Tensor, Tensor]:
+    """Find rows of a padded batch that share a prompt, which is everything before the first token of `mask_BT`.
+
+    Returns:
+        The groups of a PackedAttention, the prompt tokens, the rows that begin a group, and the suffix tokens (from the first
+        to the last of `mask_BT`).
+    """
+    column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    prompt_B = mask_BT.int().argmax(1)  # 0 where nothing is scored
+    length_B = torch.where(mask_BT, column_T + 1, 0).amax(1)  # up to the last scored token
+    is_prompt_BT = column_T < prompt_B[:, None]
+    is_suffix_BT = (column_T < length_B[:, None]) & ~is_prompt_BT
+    differs_BT = (ids_BT != ids_BT.roll(1, 0)) & is_prompt_BT
+    begins_B = differs_BT.any(1) | (prompt_B != prompt_B.roll(1)) | (torch.arange(len(ids_BT), device=ids_BT.device) == 0)
+    groups: list[tuple[int, list[int]]] = []
+    for begins, prompt, length in torch.stack((begins_B, prompt_B, length_B), dim=1).tolist():
+        if length and begins:
+            groups.append((prompt, []))
+        if length:
+            groups[-1][1].append(length - prompt)
+    return groups, is_prompt_BT, begins_B, is_suffix_BT
+
+
 class _Padded(NamedTuple):
     """Sequences of the row as a batch padded on the right: tokens in the row, their places in the batch, its shape."""
 

@@ -1,22 +1,23 @@
-"""Everything that turns rewards into better weights. First what a step passes through, in that order:
+"""Everything that turns rewards into better weights.
 
-config, config_checks, setup       the command line; everything a run needs before its first step
-rollout, records                   prompts -> sampler -> rewards: the groups of a step
-sampler, sampling/                 generation from a KV cache
-judges, judging, local_judge       the scorer of --judge; asked as answers end; the one in this process
-preflight, baselines               is the judge able to judge; r̄ under --plain-policy reference
-advantages, selection, batch       Eq. 2; who is trained on; in which micro-batch
-logprobs, loss                     log pi(y_t); Eq. 3
-update, optim                      optimizer steps
-weight_sync                        the new weights, for the sampler
+At the top is the step, in the order in which it passes through the files; `train.py` shows it on one page:
 
-distributed, sharding, memory/     several processes; where weights and optimizer live
-checkpoint, resume, safe_state     stopping and going on
-disk, signals                      is there room; a signal to stop
-journal, metrics, clock            what a step leaves behind
-run_folder, wandb_mirror, report/  where it is written, and the page made of it
-demo, supervised                   the embedded task's warm start
-sft, refinement_paths              PASR(+IFT)
-evaluation/, behaviour/            benchmarks, methods, tables; how a model refines
-terminal, user_errors              what a person reads and types
+config, records, session           the command line; the records that travel; everything a run needs before its first step
+rollout, sampler, slots, draws     prompts -> y', y ~ pi -> rewards: the groups of a step
+advantages, batch                  Eq. 2 and which samples are trained on; micro-batches
+logprobs, loss, optim, metrics     log pi(y_t); Eq. 3; optimizers and schedules; what is reported
+files, distributed                 the ground: whole files, and what the ranks tell each other
+
+The other two ways to train:
+
+sft, refinement_paths, supervised  PASR(+IFT)
+demo                               the embedded task: its warm start, its evaluation, its result in words
+
+The rooms, which the step never imports:
+
+weights/                           where weights, gradients and optimizer live; how much memory they take
+judging/                           who scores answers
+run/                               what a run leaves behind, and how it survives
+evaluation/                        benchmarks, methods, tables; how a model refines
+report/                            the page about a run
 """

@@ -1,4 +1,4 @@
-"""Eq. 2, the group-relative advantage.
+"""Eq. 2, the group-relative advantage, and which samples are trained on.
 
 Shapes: N questions, G responses of each.
 """
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rl.config import Config
 from rl.records import Group, Sample
+
+EQUAL_REWARDS = 1e-4  # a group whose rewards differ by less teaches nothing (released code: the same)
 
 
 def group_advantages(rewards_NG: Tensor, *, valid_NG: Tensor | None = None, eps: float = 1e-4, norm: str = "group") -> Tensor:
@@ -34,10 +36,13 @@ def group_advantages(rewards_NG: Tensor, *, valid_NG: Tensor | None = None, eps:
     reward_NG = rewards_NG.double().masked_fill(~valid_NG, 0.0)
     if not torch.isfinite(reward_NG).all():
         raise ValueError("a valid reward is not finite; mark entries without a reward in valid_NG")
+
+    # R - mean(R)
     count_N1 = valid_NG.sum(1, keepdim=True)
     mean_N1 = reward_NG.sum(1, keepdim=True) / count_N1.clamp(min=1)
     centred_NG = (reward_NG - mean_N1).masked_fill(~valid_NG, 0.0)
 
+    # / (std(R) + eps)
     if norm == "group":
         scale = (centred_NG.square().sum(1, keepdim=True) / (count_N1 - 1).clamp(min=1)).sqrt() + eps
     elif norm == "batch":
@@ -46,65 +51,50 @@ def group_advantages(rewards_NG: Tensor, *, valid_NG: Tensor | None = None, eps:
         scale = 1.0
     else:
         raise ValueError(f"adv_norm must be group, batch or none, got {norm!r}")
-    varies_N1 = spread(rewards_NG, valid_NG)[:, None] > 0
+    varies_N1 = spread_of_rewards(rewards_NG, valid_NG)[:, None] > 0
     dtype = rewards_NG.dtype if rewards_NG.is_floating_point() else torch.float32
     return torch.where(varies_N1, centred_NG / scale, 0.0).to(dtype)
 
 
-def spread(rewards_NG: Tensor, valid_NG: Tensor) -> Tensor:
-    """max - min of the valid rewards of each question; 0 where fewer than two are valid."""
+def spread_of_rewards(rewards_NG: Tensor, valid_NG: Tensor) -> Tensor:
+    """Compute max - min of the valid rewards of each question; 0 where fewer than two are valid."""
     highest_N = rewards_NG.masked_fill(~valid_NG, -torch.inf).amax(1)
     lowest_N = rewards_NG.masked_fill(~valid_NG, torch.inf).amin(1)
     return torch.where(valid_NG.sum(1) > 1, highest_N - lowest_N, 0.0)
 
 
-EQUAL_REWARDS = 1e-4  # a group whose rewards differ by less teaches nothing (released code: the same)
-
-
 def select_samples(groups: list[Group], config: Config) -> list[Sample]:
-    """Decide what is trained on: sets advantages (Eq. 2) and `trained` of the samples, and `dropped` of the groups.
+    """Decide what is trained on: set advantages (Eq. 2) and `trained` of the samples, and `dropped` of the groups, in place.
 
     A group is dropped without a baseline where one is needed, with fewer than two scored responses, or with equal rewards.
+
+    Raises:
+        ValueError: a sample of another distribution than the policy's at --temperature: its log-probs would be wrong ones.
     """
-    for group in groups:
-        for sample in group.refine_samples:
-            _refuse_other_distribution(sample, config)
-    assign_advantages(groups, config)
-    chosen = []
-    for group in groups:
-        for sample in group.refine_samples:
-            cut = config.mask_truncated and sample.completion.finish_reason == "length"
-            sample.trained = not group.dropped and sample.reward is not None and not cut
-            if sample.trained:
-                chosen.append(sample)
-            else:
-                sample.advantage = 0.0
-    return chosen
-
-
-def assign_advantages(groups: list[Group], config: Config) -> None:
-    """Eq. 2 for every group, in place; groups that cannot teach anything are marked as dropped."""
     if not groups:
-        return
+        return []
     rewards = [[math.nan if s.reward is None else s.reward for s in g.refine_samples] for g in groups]
     rewards_NG = torch.tensor(rewards, dtype=torch.float64)
     valid_NG = ~rewards_NG.isnan()
     advantages_NG = group_advantages(rewards_NG, valid_NG=valid_NG, norm=config.adv_norm)
-    spread_N = spread(rewards_NG, valid_NG)
-    for n, group in enumerate(groups):
+    chosen = []
+    for n, (group, spread) in enumerate(zip(groups, spread_of_rewards(rewards_NG, valid_NG).tolist(), strict=True)):
+        # groups that cannot teach anything
         if not group.dropped and valid_NG[n].sum() < 2:
             group.dropped = "too few scores"
-        elif not group.dropped and spread_N[n] < EQUAL_REWARDS:
+        elif not group.dropped and spread < EQUAL_REWARDS:
             group.dropped = "equal rewards"
-        for g, sample in enumerate(group.refine_samples):
-            sample.advantage = 0.0 if group.dropped else float(advantages_NG[n, g])
 
-
-def _refuse_other_distribution(sample: Sample, config: Config) -> None:
-    """Log-probs are those of the policy at --temperature: a sample from anything else would be trained on with wrong ones."""
-    drawn = sample.completion
-    if (drawn.top_p, drawn.temperature) != (1.0, config.temperature):
-        raise ValueError(
-            f"a sample was drawn with top_p {drawn.top_p} at temperature {drawn.temperature}: train on samples of the whole "
-            f"distribution at --temperature {config.temperature}"
-        )
+        # responses with a score, cut off ones only if they are not masked
+        for sample, advantage in zip(group.refine_samples, advantages_NG[n].tolist(), strict=True):
+            drawn = sample.completion
+            if (drawn.top_p, drawn.temperature) != (1.0, config.temperature):
+                raise ValueError(
+                    f"a sample was drawn with top_p {drawn.top_p} at temperature {drawn.temperature}: train on samples of the "
+                    f"whole distribution at --temperature {config.temperature}"
+                )
+            is_masked = config.mask_truncated and drawn.finish_reason == "length"
+            sample.trained = not group.dropped and sample.reward is not None and not is_masked
+            sample.advantage = advantage if sample.trained else 0.0
+            chosen += [sample] * sample.trained
+    return chosen

@@ -9,7 +9,7 @@ Shapes: B sequences, T tokens, N scored tokens, E embedding, V vocabulary.
 import torch
 from torch import Tensor
 
-from model.attention import PackedAttention
+from model.attention import PackedAttention, group_rows
 from model.transformer import Transformer, at_least_fp32, head_logits
 
 CHUNK_ELEMENTS = 2**25  # logits held at once, in elements
@@ -85,7 +85,7 @@ def token_logprobs(
     mask_BT[:, 0] = False
 
     # which tokens are computed: prompts that are not shared with the row before, and what follows up to the last scored token
-    groups, is_prompt_BT, begins_B, is_suffix_BT = _group_rows(ids_BT, mask_BT)
+    groups, is_prompt_BT, begins_B, is_suffix_BT = group_rows(ids_BT, mask_BT)
     if not groups:
         nothing_BT = torch.zeros(ids_BT.shape, dtype=at_least_fp32(model.lm_head.weight).dtype, device=ids_BT.device)
         return nothing_BT, nothing_BT.clone()
@@ -103,21 +103,3 @@ def token_logprobs(
     logp_N, entropy_N = model(ids_BT[computed_BT][None], attention.positions_1T, cache=attention, head=score)
     zeros_BT = logp_N.new_zeros(ids_BT.shape)
     return zeros_BT.masked_scatter(mask_BT, logp_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
-
-
-def _group_rows(ids_BT: Tensor, mask_BT: Tensor) -> tuple[list[tuple[int, list[int]]], Tensor, Tensor, Tensor]:
-    """Find rows that share a prompt: the groups for attention, prompt tokens, rows that begin a group, and suffix tokens."""
-    column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    prompt_B = mask_BT.int().argmax(1)  # 0 where nothing is scored
-    length_B = torch.where(mask_BT, column_T + 1, 0).amax(1)  # up to the last scored token
-    is_prompt_BT = column_T < prompt_B[:, None]
-    is_suffix_BT = (column_T < length_B[:, None]) & ~is_prompt_BT
-    differs_BT = (ids_BT != ids_BT.roll(1, 0)) & is_prompt_BT
-    begins_B = differs_BT.any(1) | (prompt_B != prompt_B.roll(1)) | (torch.arange(len(ids_BT), device=ids_BT.device) == 0)
-    groups: list[tuple[int, list[int]]] = []
-    for begins, prompt, length in torch.stack((begins_B, prompt_B, length_B), dim=1).tolist():
-        if length and begins:
-            groups.append((prompt, []))
-        if length:
-            groups[-1][1].append(length - prompt)
-    return groups, is_prompt_BT, begins_B, is_suffix_BT

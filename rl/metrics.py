@@ -37,6 +37,11 @@ def std(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def merge_stats(stats: list[dict[str, float]]) -> dict[str, float]:
+    """Add up the counts of all ranks; of a latency take the largest."""
+    return {name: (max if "latency" in name else sum)(part[name] for part in stats) for name in stats[0]}
+
+
 def rollout_metrics(groups: list[Group], config: Config) -> dict[str, float]:
     """Metrics of one rollout batch; every mean over samples leaves out failed scores."""
     samples = [sample for group in groups for sample in group.refine_samples]

@@ -27,7 +27,7 @@ class Request:
 
     @property
     def limits(self) -> list[int]:
-        """Longest completion of each sample."""
+        """The longest completion of each sample."""
         return [self.max_new_tokens] * self.num_samples if isinstance(self.max_new_tokens, int) else self.max_new_tokens
 
 

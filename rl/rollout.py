@@ -17,6 +17,7 @@ from rewards.judge import RIGHT, Judgement, JudgeRefusedError, JudgeUnavailable,
 from rewards.refine import baseline_accuracy, refinement_reward, total_reward
 from rl.config import Config
 from rl.distributed import gather, gather_split, raise_on_all_ranks, split_over_ranks
+from rl.metrics import merge_stats
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
 
@@ -142,11 +143,6 @@ def judged_text(sample: Sample, judge_sees: str) -> str:
 
 def count_empty(groups: list[Group], judge_sees: str) -> int:
     return sum(not judged_text(sample, judge_sees) for g in groups for sample in g.refine_samples + g.plain_samples)
-
-
-def merge_stats(stats: list[dict[str, float]]) -> dict[str, float]:
-    """Add up the counts of all ranks; of a latency take the largest."""
-    return {name: (max if "latency" in name else sum)(part[name] for part in stats) for name in stats[0]}
 
 
 def assign_rewards(groups: list[Group], config: Config) -> None:

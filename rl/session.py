@@ -26,6 +26,7 @@ from rl.run.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
     model_folder,
+    save_checkpoint,
     set_aside_checkpoints_after,
 )
 from rl.run.folder import RunFolder
@@ -72,6 +73,11 @@ class Session:
             metrics = self.evaluation.run(self.rollout.sampler, self.run.path / "eval" / f"step_{step:06d}.jsonl")
         tell(f"step {step}: {self.evaluation.one_line(metrics)}")
         return metrics
+
+    def save(self, step: int) -> None:
+        """Save a checkpoint after `step` steps, and say which one is the best so far."""
+        save_checkpoint(self.run.path, step, self.state, self.renderer, self.source, self.config.keep, self.best.step)
+        self.best.save(self.run.path)
 
     def evaluate_task(self, step: int) -> demo.Evaluation:
         """Ask held-out questions of the embedded task; the answers are kept in eval/, so that a resumed run finds them."""

@@ -19,9 +19,9 @@ from rl.advantages import select_samples
 from rl.judging.baselines import ReferenceBaselines
 from rl.judging.cache import BaselineCache
 from rl.judging.waiting import PendingScores
-from rl.metrics import rollout_metrics
+from rl.metrics import merge_stats, rollout_metrics
 from rl.records import Group
-from rl.rollout import Rollout, assign_rewards, judged_text, merge_stats
+from rl.rollout import Rollout, assign_rewards, judged_text
 from rl.sampler import Sampler
 from rl.weights.policy import make_sampler_model, sync_weights
 
