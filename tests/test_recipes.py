@@ -43,6 +43,10 @@ EDITS = {  # file -> (what is there, what a reader makes of it)
          "        return margin_reward(accuracy, baseline, refined=refined)\n    assert baseline is not None"),
         ("def presence_reward", MARGIN + "\n\ndef presence_reward"),
     ],
+    "rl/rollout.py": [
+        ("config.weights_of_rewards)", "config.weights_of_rewards)\n"
+         "            sample.reward -= 0.01 * len(sample.completion.ids)"),
+    ],
     "rl/advantages.py": [('    elif norm == "batch":', '    elif norm == "range":\n        scale = 2.0\n'
                           '    elif norm == "batch":')],
     "rl/loss.py": [('not in ("seq", "token", "const")', 'not in ("seq", "token", "const", "sum")')],
@@ -96,3 +100,6 @@ def test_a_reward_an_advantage_a_loss_and_a_judge_of_ones_own(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = lines_of(tmp_path / "runs" / "own" / "metrics.jsonl")
     assert all(0.0 < row["rewards/accuracy/mean"] < 1.0 and row["groups/trained"] for row in rows)
+    for row in rows:
+        parts = sum(row[f"rewards/{part}/mean"] for part in ("format", "accuracy", "refine"))
+        assert row["reward"] == pytest.approx(parts - 0.01 * row["completions/mean_length"])
