@@ -32,18 +32,24 @@ JUDGE = """class LengthJudge:
         pass
 """
 EDITS = {  # file -> (what is there, what a reader makes of it)
+    "rl/config.py": [
+        ('Literal["compare", "single", "presence", "none"]', 'Literal["compare", "single", "presence", "none", "margin"]'),
+        ('in ("compare", "single")', 'in ("compare", "single", "margin")'),
+        ('Literal["group", "batch", "none"]', 'Literal["group", "batch", "none", "range"]'),
+        ('Literal["seq", "token", "const"]', 'Literal["seq", "token", "const", "sum"]'),
+    ],
     "rewards/refine.py": [
-        ('"presence", "none")', '"presence", "none", "margin")'),
-        ('return mode in ("compare", "single")', 'return mode in ("compare", "single", "margin")'),
         ("    assert baseline is not None", "    if mode == 'margin':\n"
          "        return margin_reward(accuracy, baseline, refined=refined)\n    assert baseline is not None"),
         ("def presence_reward", MARGIN + "\n\ndef presence_reward"),
     ],
-    "rl/advantages.py": [
-        ('NORMS = ("group", "batch", "none")', 'NORMS = ("group", "batch", "none", "range")'),
-        ('    elif norm == "batch":', '    elif norm == "range":\n        scale = 2.0\n    elif norm == "batch":'),
+    "rl/rollout.py": [
+        ("config.weights_of_rewards)", "config.weights_of_rewards)\n"
+         "            sample.reward -= 0.01 * len(sample.completion.ids)"),
     ],
-    "rl/loss.py": [('AGGREGATIONS = ("seq", "token", "const")', 'AGGREGATIONS = ("seq", "token", "const", "sum")')],
+    "rl/advantages.py": [('    elif norm == "batch":', '    elif norm == "range":\n        scale = 2.0\n'
+                          '    elif norm == "batch":')],
+    "rl/loss.py": [('not in ("seq", "token", "const")', 'not in ("seq", "token", "const", "sum")')],
     "rl/batch.py": [('    if config.aggregation == "const":', '    if config.aggregation == "sum":\n        return 1\n'
                      '    if config.aggregation == "const":')],
     "rewards/judge.py": [
@@ -67,7 +73,7 @@ def edited(name: str) -> str:
 @pytest.mark.parametrize("name", EDITS)
 def test_the_recipes_name_the_file_and_what_is_in_it(name):
     """Bug guarded: a recipe for code that has moved."""
-    assert f"({name})" in README.split("## Change it")[1].split("## Deviations")[0]
+    assert f"({name})" in README.split("## Change it")[1].split("\n## ")[0]
     ast.parse(edited(name))
     assert MARGIN in README, "this test follows the README"
 
@@ -94,3 +100,6 @@ def test_a_reward_an_advantage_a_loss_and_a_judge_of_ones_own(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = lines_of(tmp_path / "runs" / "own" / "metrics.jsonl")
     assert all(0.0 < row["rewards/accuracy/mean"] < 1.0 and row["groups/trained"] for row in rows)
+    for row in rows:
+        parts = sum(row[f"rewards/{part}/mean"] for part in ("format", "accuracy", "refine"))
+        assert row["reward"] == pytest.approx(parts - 0.01 * row["completions/mean_length"])
