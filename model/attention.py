@@ -64,12 +64,12 @@ class PackedAttention:
 
     @property
     def ends(self) -> list[int]:
-        """Where the last token of each suffix is in the row."""
+        """The place of the last token of each suffix in the row."""
         return [begin + length - 1 for _, begin, length in self._suffixes]
 
     @property
     def before_suffixes(self) -> Tensor:
-        """Where the token before each suffix token is in the row; no prefix may be 0.
+        """The place of the token before each suffix token in the row; no prefix may be 0.
 
         That is the prefix's last token for the first of a suffix, and the left neighbour for the others.
         """

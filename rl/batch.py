@@ -142,7 +142,7 @@ def make_dummy(device: torch.device) -> MicroBatch:
 
 
 def denominator(micro_batches: list[MicroBatch], config: Config) -> int:
-    """What the loss of one optimizer step is divided by (see `grpo_loss`), counted over these micro-batches."""
+    """Count what the loss of one optimizer step is divided by (see `grpo_loss`) over these micro-batches."""
     samples = sum(len(micro.samples) for micro in micro_batches)
     if config.aggregation == "seq":
         return samples

@@ -118,7 +118,7 @@ class Config:
 
     @property
     def needs_baseline(self) -> bool:
-        """Whether the refinement reward compares with plain answers (r̄ in Eq. 6), so that they must be sampled."""
+        """True where the refinement reward compares with plain answers (r̄ in Eq. 6), so that they must be sampled."""
         return self.refine_reward in ("compare", "single")
 
     @property
@@ -134,7 +134,7 @@ class Config:
 
     @property
     def reference_writes_plain(self) -> bool:
-        """Whether plain answers are the initial policy's."""
+        """True where plain answers are the initial policy's."""
         return self.plain_samples > 0 and self.plain_policy == "reference"
 
     @property

@@ -104,7 +104,7 @@ def importance_weight(trainer_logp_BT: Tensor, sampler_logp_BT: Tensor, cap: flo
 def clipped_tokens(
     ratio_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor, clip_low: float, clip_high: float
 ) -> dict[str, Tensor]:
-    """How many tokens give no gradient because their ratio is clipped below (A < 0), and above (A > 0)."""
+    """Count the tokens without gradient because their ratio is clipped: below (A < 0), and above (A > 0)."""
     negative_B1, positive_B1 = (advantages_B < 0)[:, None], (advantages_B > 0)[:, None]
     low_BT, high_BT = negative_B1 & (ratio_BT < 1 - clip_low), positive_B1 & (ratio_BT > 1 + clip_high)
     return {"clipped_low": (mask_BT & low_BT).sum(), "clipped_high": (mask_BT & high_BT).sum()}

@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was sampled, as it was sampled.
+    """One sampled text, as it was sampled.
 
     Attributes:
         ids: generated token ids, the stop token included.

@@ -21,7 +21,7 @@ from rl.metrics import merge_stats
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
 
-Asked = list[tuple[Group, str, Request]]  # the group that gets the samples, their mode, and what is to be sampled
+Requests = list[tuple[Group, str, Request]]  # the group that gets the samples, their mode, and what to sample
 
 
 @dataclass
@@ -78,13 +78,13 @@ class Rollout:
         kinds = [("refine", config.group_size)]
         if config.plain_samples and self.fill_baselines is None:
             kinds.append(("plain", config.plain_samples))
-        asked = []
+        requests = []
         for mode, count in kinds:
             for (place, _), group in zip(examples, groups, strict=True):
                 # `place` keeps two visits to one question within a step apart (a data set smaller than a step)
                 key = (config.seed, mode, step, place, group.example_id)
-                asked.append((group, mode, self.request(group.question, mode, count, key)))
-        self.sample_and_judge(self.sampler, self.weights, asked)
+                requests.append((group, mode, self.request(group.question, mode, count, key)))
+        self.sample_and_judge(self.sampler, self.weights, requests)
         self.judge_stats = self.scores.take_stats() | {"judge/empty": count_empty(groups, config.judge_sees)}
         for group in groups:
             group.baseline = baseline_accuracy([sample.accuracy for sample in group.plain_samples])  # r̄
@@ -96,7 +96,7 @@ class Rollout:
         config = self.config
         return Request(self.renderer.ids(question, mode), count, config.max_new_tokens, config.temperature, seed_key)
 
-    def sample_and_judge(self, sampler: Sampler, weights: AbstractContextManager, asked: Asked) -> None:
+    def sample_and_judge(self, sampler: Sampler, weights: AbstractContextManager, requests: Requests) -> None:
         """Draw every request and score every sample (Eq. 5), each as soon as it ends, while others are still being drawn.
 
         An answer that is empty scores 0 without a call.
@@ -104,7 +104,7 @@ class Rollout:
         drawn: dict[tuple[int, int], Sample] = {}
 
         def judge(r: int, i: int, completion: Completion) -> None:
-            group, mode, request = asked[r]
+            group, mode, request = requests[r]
             sample = drawn[r, i] = make_sample(request, completion, self.renderer.decode(completion.text_ids), mode)
             if answer := judged_text(sample, self.config.judge_sees):
                 self.scores.submit((r, i), Judgement(group.question, group.reference, answer))
@@ -112,7 +112,7 @@ class Rollout:
         with raise_on_all_ranks(StoppedWhileWaiting, JudgeUnavailable, JudgeRefusedError):
             # y', y ~ pi; finished answers go to the judge at once
             with weights:
-                sampler.generate([request for _, _, request in asked], on_finish=judge)
+                sampler.generate([request for _, _, request in requests], on_finish=judge)
 
             # the scores that are still missing
             begin = time.perf_counter()
@@ -120,7 +120,7 @@ class Rollout:
                 scores = self.scores.collect()
             self.judge_wait += time.perf_counter() - begin
         for r, i in sorted(drawn):
-            sample, (group, mode, _) = drawn[r, i], asked[r]
+            sample, (group, mode, _) = drawn[r, i], requests[r]
             sample.accuracy = scores.get((r, i), 0.0)
             (group.refine_samples if mode == "refine" else group.plain_samples).append(sample)
 

@@ -12,8 +12,9 @@ heads, D head dim, E embedding.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -98,7 +99,7 @@ class Generation:
         waiting: (request, sample) of the samples that have no slot yet.
         owners: (request, sample) in each live slot.
         seen: tokens of each live slot at the last look, which tell the order in which rows have ended since.
-        prompts: of each request whose prompt is computed and whose last sample waits: logits after it, keys and values.
+        prompts: of the request some of whose samples still wait: logits after its prompt, keys and values.
     """
 
     def __init__(self, sampler: Sampler, requests: list[Request], slots: int, on_finish: OnFinish | None) -> None:
@@ -146,21 +147,30 @@ class Generation:
         entering = [self.waiting.popleft() for _ in range(min(len(self.slot_S) - first, len(self.waiting)))]
         if not entering:
             return
-        self._prefill(sorted({r for r, _ in entering} - self.prompts.keys()))
+        slots_of: dict[int, list[int]] = {}
         for slot, (r, i) in enumerate(entering, start=first):
+            slots_of.setdefault(r, []).append(slot)
             request, limit = self.requests[r], self.requests[r].limits[i]
-            self.cache.store_prompt(slot, self.prompts[r][1])
             self.position_S[slot], self.count_S[slot], self.limit_S[slot] = len(request.prompt_ids) - 1, 0, limit
             self.live_S[slot], self.stopped_S[slot] = True, False
             self.temperature_S[slot], self.top_p_S[slot] = request.temperature, request.top_p
             self.uniform_SM[slot, :limit] = uniforms(request.seed_key, i, limit)
         self.owners, self.seen = self.owners + entering, self.seen + [1] * len(entering)  # the token that is drawn now
-        self._emit(slice(first, len(self.owners)), torch.stack([self.prompts[r][0] for r, _ in entering]))
-        needed = self.waiting[0][0] if self.waiting else None  # samples of a request enter one after another
-        self.prompts = {r: prompt for r, prompt in self.prompts.items() if r == needed}
 
-    def _prefill(self, new: list[int]) -> None:
-        """Run the prompts of some requests end to end, a few at a time; keep their last logits, keys and values."""
+        # each prompt is computed once and copied into its slots; it is kept only if samples of its request still wait
+        kept, logits, more = {}, {}, self.waiting[0][0] if self.waiting else None
+        new = sorted(slots_of.keys() - self.prompts.keys())
+        for r, (logits_V, kv_2LTKD) in chain(self.prompts.items(), self._prefill(new)):
+            for slot in slots_of[r]:
+                self.cache.store_prompt(slot, kv_2LTKD)
+            logits[r] = logits_V
+            if r == more:
+                kept[r] = logits_V, kv_2LTKD.clone()  # a part of what was computed: the whole of it would stay otherwise
+        self.prompts = kept
+        self._emit(slice(first, len(self.owners)), torch.stack([logits[r] for r, _ in entering]))
+
+    def _prefill(self, new: list[int]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Run the prompts of some requests end to end, a few at a time: (request, (last logits, keys and values))."""
         device = self.model.device
         while new:
             count = 1
@@ -172,9 +182,9 @@ class Generation:
             position_T = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).to(device)
             recorder = PromptRecorder([len(prompt) for prompt in prompts], device)
             hidden_TE = self.model(ids_T[None], position_T[None], cache=recorder)[0]
-            logits_NV = self.model.logits(hidden_TE[recorder.packed.ends])
-            for r, logits_V, kv_2LTKD in zip(batch, logits_NV, recorder.take(), strict=True):
-                self.prompts[r] = logits_V, kv_2LTKD
+            yield from zip(
+                batch, zip(self.model.logits(hidden_TE[recorder.packed.ends]), recorder.take(), strict=True), strict=True
+            )
 
     def _step(self, B: int) -> None:
         """One token for the first B slots. On CUDA only operations on buffers that stay where they are, none of which waits."""

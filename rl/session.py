@@ -82,8 +82,8 @@ class Session:
     def evaluate_task(self, step: int) -> demo.Evaluation:
         """Ask held-out questions of the embedded task; the answers are kept in eval/, so that a resumed run finds them."""
         config, file = self.config, self.run.path / "eval" / f"step_{step:06d}.json"
-        is_known = step <= self.first_step
-        if found := broadcast_from_main(lambda: demo.Evaluation.load(file) if file.exists() and is_known else None):
+        is_kept = step <= self.first_step
+        if found := broadcast_from_main(lambda: demo.Evaluation.load(file) if file.exists() and is_kept else None):
             return found
         questions = shuffled(load_split(held_out=True), seed=0, epoch=0)[: config.eval_limit]
         with self.rollout.weights:
@@ -233,7 +233,7 @@ def drop_long_prompts(examples: list[Example], renderer: PromptRenderer, limit: 
 
 
 def describe_prompts(example: Example, renderer: PromptRenderer, stops: dict[int, list[str]], scorer: Scorer) -> str:
-    """What policy and judge are given and what ends an answer, to be read once at the start of a run."""
+    """Describe the prompts of policy and judge and what ends an answer, to be read once at the start of a run."""
     texts = {f"first {mode} prompt": renderer.text(example.question, mode) for mode in ("refine", "plain")}
     texts["first judge prompt"] = scorer.render(Judgement(example.question, example.reference, "(the answer)"))
     names = [f"{id} {renderer.decode([id])!r} ({', '.join(origins)})" for id, origins in stops.items()]

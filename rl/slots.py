@@ -1,4 +1,4 @@
-"""How many rows the sampler can decode at once in the memory that is free."""
+"""The number of rows that the sampler can decode at once in the memory that is free."""
 
 import os
 import textwrap
