@@ -157,8 +157,7 @@ def score_old_and_reference(state: TrainState, micro: MicroBatch, config: Config
 def optimizer_step(state: TrainState, config: Config, totals: UpdateMetrics) -> None:
     """Clip the gradient and step; a loss or gradient that is not finite is skipped and counted."""
     loss = totals.sum_over_ranks()
-    limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
-    norm = full(torch.nn.utils.clip_grad_norm_(state.policy.parameters(), limit)).item()
+    norm = full(torch.nn.utils.clip_grad_norm_(state.policy.parameters(), config.max_grad_norm or math.inf)).item()
     is_finite = math.isfinite(loss) and math.isfinite(norm)
     if is_finite:
         state.optimizer.step()

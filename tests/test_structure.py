@@ -17,6 +17,7 @@ STEP = ("train.py", "rl/records.py", "rl/rollout.py", "rl/advantages.py", "rl/lo
 ROOMS = ("weights", "judging", "run", "evaluation", "report")
 ABOVE_THE_STEP = {"session", "sft", "demo", "refinement_paths"}  # files at the top of rl/ that may enter rooms
 MOST_LINES, MOST_FILES, MOST_FLAGS, LONGEST_CHAIN = 11_500, 75, 62, 11
+MOST_WITHOUT_COMMENT = 25  # lines of a function without a comment
 SMALL = 40  # lines of a file that is too small to have only one importer
 
 
@@ -99,3 +100,24 @@ def test_the_map_of_rl_names_every_file():
     named = {name for entry in entries for name in entry.split(", ")}
     files = {file.stem for file in (ROOT / "rl").glob("*.py")} - {"__init__"}
     assert named == files | {f"{folder.name}/" for folder in (ROOT / "rl").iterdir() if list(folder.glob("*.py"))}
+
+
+def test_docstrings_begin_with_the_thing_or_a_verb():
+    """Bug guarded: a sentence that has to be finished by the name above it."""
+    for file in product_files():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                name = getattr(node, "name", "the file")
+                assert text.split()[0] not in ("Of", "Whether", "Where", "What", "How", "Who"), f"{file}: {name}"
+
+
+def test_long_functions_name_their_stages():
+    """Bug guarded: a page of code without a word on what its parts do."""
+    for file in product_files():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef):
+                documented = ast.get_docstring(node) is not None
+                body = lines[node.body[0].end_lineno if documented else node.lineno : node.end_lineno]
+                comments = [line for line in body if line.strip().startswith("#")]
+                assert len(body) <= MOST_WITHOUT_COMMENT or comments, f"{file}: {node.name} has {len(body)} lines"
