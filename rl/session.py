@@ -16,8 +16,7 @@ from rl import demo
 from rl.config import Config
 from rl.distributed import broadcast_from_main
 from rl.evaluation.training import BestStep, TrainingEvaluation
-from rl.judging.baselines import ReferenceBaselines
-from rl.judging.cache import BaselineCache
+from rl.judging.cache import BaselineCache, ReferenceBaselines
 from rl.judging.judge import JudgeSpec, judge_identity, make_scorer, training_prompt
 from rl.judging.waiting import PendingScores
 from rl.rollout import Rollout

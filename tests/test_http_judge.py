@@ -9,7 +9,8 @@ import pytest
 from fault_proxy import FakeJudge, FaultProxy, planned, running, share_of, some_fail
 from judging import NO_FAULTS, ask, counts, fair, item, judge_at, prompt_of, true_score
 
-from rewards.chat_server import JudgeRefusedError
+from rewards.judge import JudgeRefusedError
+from rl.judging.cache import ScoreCache
 
 KEY = "sk-very-secret"
 
@@ -176,7 +177,7 @@ def test_the_key_is_sent_and_nowhere_else(tmp_path, caplog):
     """Bug guarded: a key in a cache, a log, a message or a traceback that is pasted into an issue."""
     caplog.set_level(logging.DEBUG)
     cache = tmp_path / "judge.jsonl"
-    with running(FakeJudge(fair)) as server, judge_at(server.url, api_key=KEY, cache_file=cache) as judge:
+    with running(FakeJudge(fair)) as server, judge_at(server.url, api_key=KEY, cache=ScoreCache(cache)) as judge:
         ask(judge, item(0))
         assert server.headers["Authorization"] == f"Bearer {KEY}"
         assert KEY not in repr(judge) + cache.read_text() + server.asked[0]

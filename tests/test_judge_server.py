@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import pytest
 import torch
 from conftest import make_model
@@ -21,10 +21,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from model import save_model
-from rewards.chat_server import JudgeRefusedError
 from rewards.http_judge import HttpJudge
-from rewards.judge import Judgement
+from rewards.judge import Judgement, JudgeRefusedError
 from rewards.judge_prompts import JUDGE_PROMPT, build_judge_prompt
+from rl.judging.cache import ScoreCache
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "accelerate")
 MISSING = " ".join(name for name in NEEDED if importlib.util.find_spec(name) is None)
@@ -126,14 +126,14 @@ def counts(judge: HttpJudge) -> dict[str, float]:
 def test_a_real_server_scores(server, tmp_path):
     """Bug guarded: requests that only our own fake understands; replies read off a field that real servers do not have."""
     url, model = server
-    settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 4, "cache_file": tmp_path / "cache.jsonl"}
+    settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 4}
     unparsable = EXPECTED.count(None)
     assert 0 < unparsable < 10
-    with HttpJudge(url, model, **settings) as judge:
+    with HttpJudge(url, model, **settings, cache=ScoreCache(tmp_path / "cache.jsonl")) as judge:
         assert ask(judge) == EXPECTED
         assert counts(judge) == NO_FAULTS | {"calls": 40, "parse_failed": unparsable}
         assert "'words" in judge.last_failure
-    with HttpJudge(url, model, **settings) as judge:
+    with HttpJudge(url, model, **settings, cache=ScoreCache(tmp_path / "cache.jsonl")) as judge:
         assert ask(judge) == EXPECTED
         assert counts(judge) == NO_FAULTS | {
             "calls": unparsable,
