@@ -72,8 +72,8 @@ class BaselineCache:
 class ReferenceBaselines:
     """Sets r̄ of groups from the initial policy's plain answers, sampled and judged once a question and kept on disk.
 
-    The policy cannot lower a baseline that it does not write. These answers count in no metric but r̄ and `baseline/*`, so that a
-    run's metrics do not depend on which questions were in the cache.
+    The policy cannot lower a baseline that it does not write. These answers count in no metric but r̄ and `baseline/*`, so that
+    a run's metrics do not depend on which questions were in the cache.
 
     Args:
         sampler: draws from the initial policy.
