@@ -13,7 +13,7 @@ from data.prompts import load_tokenizer
 from model.attention import PackedAttention
 from rewards.judge import Judgement
 from rewards.judge_prompts import GRADE_PROMPT
-from rl.judging.judge import CASES, preflight
+from rl.judging.judge import CASES, is_able, preflight, preflight_warning
 from rl.judging.local_judge import GRADES, LocalJudge, chunk_groups, shared_length
 
 TEMPLATE = "Task: {question}\nReference: {reference}\nAnswer: {answer}\nOne digit, 0 to 9."
