@@ -20,7 +20,8 @@ from rewards.format import (
     refines_inside_think,
 )
 from rewards.judge import parse_score
-from rewards.refine import baseline_accuracy, needs_baseline, refine_reward
+from rewards.refine import baseline_accuracy, refine_reward
+from rl.config import Config
 
 WELL_FORMED = {
     "plain": "<think>a</think><answer>b</answer>",
@@ -164,7 +165,8 @@ def test_total_reward(text, accuracy, baseline, mode, total):
 
 
 def test_which_rewards_need_plain_answers():
-    assert [needs_baseline(mode) for mode in ("compare", "single", "presence", "none")] == [True, True, False, False]
+    needed = [Config(refine_reward=mode).needs_baseline for mode in ("compare", "single", "presence", "none")]
+    assert needed == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
