@@ -15,9 +15,10 @@ import rl.judging.judge
 import rl.judging.waiting
 import rl.rollout
 import train
-from rewards.format import changes_nothing, parse_response
+from rewards.format import parse_response
 from rewards.http_judge import HttpJudge
 from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, JudgeUnavailable, RuleScorer, StoppedWhileWaiting
+from rewards.refinements import changes_nothing
 from rl.config import parse_config
 from rl.judging.waiting import PendingScores
 from rl.metrics import variance_share
