@@ -71,7 +71,7 @@ def _normal(text: str) -> str:
 
 
 def rule_for(reference: str) -> Rule:
-    """Return `number_match` for a reference whose final part is a number (currency or per cent sign aside), else `exact_match`."""
+    """Return `number_match` for a reference that ends in a number (a currency or per cent sign aside), else `exact_match`."""
     bare = final_part(reference).strip("$€£% ")
     return number_match if NUMBER.fullmatch(bare.replace("\N{MINUS SIGN}", "-")) else exact_match
 

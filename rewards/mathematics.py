@@ -27,7 +27,7 @@ LATEX = re.compile(r"\\[a-zA-Z{]|\$[^$]+\$|\^|_\{")
 def extract_math(text: str) -> str | None:
     r"""Return the final answer of a text; None if it has none, names two ("5 or 6") or only says what the answer is not.
 
-    That is its last \boxed{...}, else what follows its last "answer is" or "Answer:", else its last line with a digit or formula.
+    It is the last \boxed{...}, else what follows its last "answer is" or "Answer:", else its last line with a digit or formula.
     """
     text = tidy(text)
     if (content := boxed(text)) is not None:
@@ -50,7 +50,7 @@ def score_number(answer: str, references: tuple[str, ...]) -> float:
 def score_math(answer: str, references: tuple[str, ...]) -> float:
     """Return 1.0 if math-verify holds the answer equal to one of the references, or both are the same LaTeX."""
     plain = _bare_latex(answer)
-    return float(any(plain and plain == _bare_latex(r) or _equal(r, answer, number=False) for r in references))
+    return float(any((plain and plain == _bare_latex(r)) or _equal(r, answer, number=False) for r in references))
 
 
 def math_key(answer: str) -> str:

@@ -50,12 +50,12 @@ CASES = (  # answers that are known to be right, wrong or empty
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is asked: `--judge-options` holds any of these fields as JSON.
+    """The settings of a judge: `--judge-options` holds any of these fields as JSON.
 
     Attributes:
         concurrency: calls to the judge's server at a time, of each process.
         timeout: seconds that one call may take.
-        max_failures: share of a step's scores, on a process, that may be missing; above it training asks again.
+        max_failures: share of a step's scores, on a process, that may be missing; above it training waits and asks again.
         patience: seconds to wait for a failing judge before the run saves and stops.
         extra_body: merged into each request, for example to switch a judge's thinking off.
     """
@@ -74,13 +74,13 @@ class JudgeOptions:
             ValueError: not a JSON object, an unknown field, or a value that cannot work.
         """
         try:
-            given = json.loads(text)
+            options = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"--judge-options is not valid JSON: {error}") from error
         names = [spec.name for spec in fields(cls)]
-        if not isinstance(given, dict) or not given.keys() <= set(names):
+        if not isinstance(options, dict) or not options.keys() <= set(names):
             raise ValueError(f"--judge-options must be a JSON object with any of {', '.join(names)}; it is {text}")
-        options = cls(**given)
+        options = cls(**options)
         for name in ("concurrency", "timeout", "max_failures", "patience"):
             value, least = getattr(options, name), {"concurrency": 1, "timeout": 1e-3}.get(name, 0)
             if type(value) not in (int, float) or not least <= value < math.inf:
@@ -97,8 +97,9 @@ class JudgeSpec:
     Attributes:
         name: `--judge`.
         model: `--judge-model`, of a server.
-        folder: where the scores of a server are cached.
-        device: where a judge of its own computes.
+        options: `--judge-options`.
+        folder: the folder in which the scores of a server are cached.
+        device: the device of a judge in this process.
     """
 
     name: str
@@ -124,15 +125,17 @@ class JudgeSpec:
 
     @property
     def kind(self) -> str:
+        """Return server, self, model or named."""
         return judge_kind(self.name)
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """One thing to ask about answers, in the form that either kind of judge can be asked in.
+    """A prompt about answers, for either kind of judge.
 
     Attributes:
-        server, local: the prompt for a judge that writes its reply, and for one whose next-token probabilities are read.
+        server: for a judge that writes its reply.
+        local: for a judge whose next-token probabilities are read.
         parse: reads a reply: a score in [0, 1], or None.
         symbols, read: see `LocalJudge`.
     """
