@@ -196,15 +196,13 @@ def test_the_key_is_sent_and_nowhere_else(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("url", "changes", "message"),
     [
-        ("localhost:8000/v1", {}, "must look like"),
-        ("http://me:secret@localhost/v1", {}, "leave name and password out"),
-        ("http://localhost/v1/chat/completions", {}, "must look like"),
-        ("http://[::1/v1", {}, "cannot be read"),
+        ("localhost:8000/v1", {}, "must look like"), ("http://me:secret@localhost/v1", {}, "leave name and password out"),
+        ("http://localhost/v1/chat/completions", {}, "must look like"), ("http://[::1/v1", {}, "cannot be read"),
         ("http://localhost/v1", {"extra_body": {"stream": True}}, "stream"),
         ("http://localhost/v1", {"concurrency": 0}, "concurrency"),
         ("http://localhost/v1", {"prompt_template": "{answer}"}, "question"),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings_are_refused(url, changes, message):
     """Bug guarded: a setting that fails at the first answer, after minutes of loading and sampling."""
     with pytest.raises(ValueError, match=message) as caught:

@@ -161,16 +161,11 @@ def test_reward_weights():
 @pytest.mark.parametrize(
     ("think", "nothing"),
     [
-        ("9:351><refine>9:351></refine>", True),
-        ("a  b\nc<refine> b c </refine>", True),
-        ("a<refine></refine>", True),
-        ("9:351><refine>8:312></refine>", False),
-        ("a<refine>a</refine><refine>b</refine>", False),
-        ("a<refine>b</refine><refine>b</refine>", False),
-        ("<refine>b</refine>b", False),
-        ("a", False),
+        ("9:351><refine>9:351></refine>", True), ("a  b\nc<refine> b c </refine>", True), ("a<refine></refine>", True),
+        ("9:351><refine>8:312></refine>", False), ("a<refine>a</refine><refine>b</refine>", False),
+        ("a<refine>b</refine><refine>b</refine>", False), ("<refine>b</refine>b", False), ("a", False),
     ],
-)
+)  # fmt: skip
 def test_refinements_that_change_nothing(think, nothing):
     """Bug guarded: counting what stands behind a refinement as said before it."""
     assert changes_nothing(parse_response(f"<think>{think}</think><answer>c</answer>")) is nothing
@@ -186,17 +181,9 @@ def test_variance_shares_add_up():
 def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
     """Twenty steps with a judge behind HTTP; the metrics of each step."""
     more = (
-        "--judge",
-        f"{url}",
-        "--judge-model",
-        "any",
-        "--judge-options",
-        '{"timeout": 0.3}',
-        "--runs-dir",
-        str(runs),
-        "--steps",
-        "20",
-    )
+        "--judge", f"{url}", "--judge-model", "any", "--judge-options", '{"timeout": 0.3}', "--runs-dir", str(runs),
+        "--steps", "20",
+    )  # fmt: skip
     assert train.main(flags(place, "served", *more, *flags_too)) == 0
     return lines_of(runs / "served/metrics.jsonl")
 

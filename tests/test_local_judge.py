@@ -20,12 +20,10 @@ TEMPLATE = "Task: {question}\nReference: {reference}\nAnswer: {answer}\nOne digi
 ITEMS = [
     Judgement("What is 6 * 7?", "42", "42"),
     Judgement("What is 6 * 7?", "42", "It is 42, since 6 * 6 is 36 and one more 6 makes 42."),
-    Judgement("Name a fruit.", "apple", "pear {reference}"),
-    Judgement("What is 6 * 7?", "42", "41"),
-    Judgement("Name a fruit.", "apple", "a brick"),
-    Judgement("What is 6 * 7?", "forty-two", "42"),
+    Judgement("Name a fruit.", "apple", "pear {reference}"), Judgement("What is 6 * 7?", "42", "41"),
+    Judgement("Name a fruit.", "apple", "a brick"), Judgement("What is 6 * 7?", "forty-two", "42"),
     Judgement("What is 6 * 7?", "42", "42"),
-]
+]  # fmt: skip
 
 
 def character_tokenizer(pieces=(), without: str = "", chat_template: str | None = None) -> PreTrainedTokenizerFast:

@@ -100,18 +100,11 @@ def test_judged_bodies():
 @pytest.mark.parametrize(
     ("text", "good"),
     [
-        ("7", True),
-        ("<think>hm</think>7", True),
-        ("hm</think>7", True),
-        ("<think>a</think><answer>7</answer>", True),
-        ("", False),
-        ("<think>hm</think>", False),
-        ("<think>7", False),
-        ("<refine>r</refine>7", False),
-        ("<think>a<refine>r</refine></think><answer>7</answer>", False),
-        ("<answer>7", False),
+        ("7", True), ("<think>hm</think>7", True), ("hm</think>7", True), ("<think>a</think><answer>7</answer>", True),
+        ("", False), ("<think>hm</think>", False), ("<think>7", False), ("<refine>r</refine>7", False),
+        ("<think>a<refine>r</refine></think><answer>7</answer>", False), ("<answer>7", False),
     ],
-)
+)  # fmt: skip
 def test_plain_wellformed(text, good):
     """Bug guarded: sandbagged plain answers without any refine tag, which a tag count does not see."""
     assert is_plain_wellformed(text) is good
@@ -147,18 +140,12 @@ UNCLOSED = MALFORMED["unclosed refine"][0]
 @pytest.mark.parametrize(
     ("text", "accuracy", "baseline", "mode", "total"),
     [
-        (REFINED, 1.0, 0.5, "compare", 3.0),
-        (REFINED, 0.0, 0.5, "compare", 0.0),
-        (REFINED, 0.5, 0.5, "compare", 1.0),
-        (REFINED, 1.0, 0.0, "single", 3.0),
-        (REFINED, 0.0, None, "presence", 2.0),
-        (REFINED, 1.0, None, "none", 2.0),
-        (UNREFINED, 1.0, 0.5, "compare", 2.0),
-        (UNREFINED, 0.0, None, "presence", 1.0),
-        (UNCLOSED, 1.0, 0.0, "compare", 0.0),
+        (REFINED, 1.0, 0.5, "compare", 3.0), (REFINED, 0.0, 0.5, "compare", 0.0), (REFINED, 0.5, 0.5, "compare", 1.0),
+        (REFINED, 1.0, 0.0, "single", 3.0), (REFINED, 0.0, None, "presence", 2.0), (REFINED, 1.0, None, "none", 2.0),
+        (UNREFINED, 1.0, 0.5, "compare", 2.0), (UNREFINED, 0.0, None, "presence", 1.0), (UNCLOSED, 1.0, 0.0, "compare", 0.0),
         (UNCLOSED, 1.0, None, "presence", 0.0),
     ],
-)
+)  # fmt: skip
 def test_total_reward(text, accuracy, baseline, mode, total):
     """Bug guarded: refine reward for a malformed response, -0.5 for a response that did not refine, a wrong sum."""
     assert rewarded(text, accuracy, baseline, refine_reward=mode, zeta=0.05).reward == total
@@ -189,18 +176,10 @@ def test_everything_else_is_a_parse_failure(reply):
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("It is 42.", "42"),
-        ("$1,234.50", "1234.50"),
-        ("7 or 8", "8"),
-        ("-3", "-3"),
-        ("\N{MINUS SIGN}3", "-3"),
-        ("10-5", "5"),
-        ("x = .5", "0.5"),
-        ("12,34", "34"),
-        ("1,000,000 people", "1000000"),
-        ("none", None),
+        ("It is 42.", "42"), ("$1,234.50", "1234.50"), ("7 or 8", "8"), ("-3", "-3"), ("\N{MINUS SIGN}3", "-3"),
+        ("10-5", "5"), ("x = .5", "0.5"), ("12,34", "34"), ("1,000,000 people", "1000000"), ("none", None),
     ],
-)
+)  # fmt: skip
 def test_last_number(text, number):
     """Bug guarded: separators, signs between operands, a full stop taken for decimals."""
     found = last_number(text)
@@ -210,19 +189,11 @@ def test_last_number(text, number):
 @pytest.mark.parametrize(
     ("answer", "reference", "score"),
     [
-        ("so 18", "9 eggs are $18.\n#### 18", 1.0),
-        ("18.0 dollars", "#### 18", 1.0),
-        ("$1,800", "#### 1800", 1.0),
-        ("80", "#### 18", 0.0),
-        ("180", "18", 0.0),
-        ("Paris", "Paris", 1.0),
-        (" paris. ", "Paris", 1.0),
-        ("Paris or Rome", "Paris", 0.0),
-        ("", "0", 0.0),
-        ("   ", "", 0.0),
-        ("nan", "nan", 1.0),
+        ("so 18", "9 eggs are $18.\n#### 18", 1.0), ("18.0 dollars", "#### 18", 1.0), ("$1,800", "#### 1800", 1.0),
+        ("80", "#### 18", 0.0), ("180", "18", 0.0), ("Paris", "Paris", 1.0), (" paris. ", "Paris", 1.0),
+        ("Paris or Rome", "Paris", 0.0), ("", "0", 0.0), ("   ", "", 0.0), ("nan", "nan", 1.0),
     ],
-)
+)  # fmt: skip
 def test_score_by_rule(answer, reference, score):
     """Bug guarded: substring matches, empty answers that score, numbers compared as text."""
     assert score_by_rule(answer, reference) == score
