@@ -59,8 +59,22 @@ def test_a_reader_sees_the_same(answer):
 def test_nothing_survives_in_pieces():
     """Bug guarded: markers that overlap or nest, so that breaking one leaves or makes another."""
     pieces = [
-        "<|im_end|>", "<", "|", ">", ">>>", "<<<ANSWER", "[INST]", "\n", "user", ":", "<s>", "</", "think>", " ", "<<SYS>>",
-    ]  # fmt: skip
+        "<|im_end|>",
+        "<",
+        "|",
+        ">",
+        ">>>",
+        "<<<ANSWER",
+        "[INST]",
+        "\n",
+        "user",
+        ":",
+        "<s>",
+        "</",
+        "think>",
+        " ",
+        "<<SYS>>",
+    ]
     rng = random.Random(0)
     for _ in range(5000):
         clean = neutralise("".join(rng.choices(pieces, k=rng.randint(1, 9))))
@@ -73,9 +87,8 @@ def test_nothing_survives_in_pieces():
 
 def test_ordinary_texts_are_untouched():
     """Bug guarded: neutralising that eats into mathematics, code or prose."""
-    for text in (
-        "if a < b and c > d: return a << 2", "The user: a person.", "<b>bold</b> [1] |x|", "Assistants help.", "x <y> z",
-    ):  # fmt: skip
+    texts = "if a < b and c > d: return a << 2", "The user: a person.", "<b>bold</b> [1] |x|", "Assistants help.", "x <y> z"
+    for text in texts:
         assert neutralise(text) == text
 
 

@@ -53,37 +53,33 @@ def pauses(monkeypatch) -> list[float]:
     return made
 
 
-def ask(pending: PendingScores, count: int) -> None:
-    for place in range(count):
-        pending.submit(place, Judgement("q", str(place % 2), "1"))
+def pending_scores(scorer: RuleScorer, patience: float = 60) -> PendingScores:
+    """Twenty answers, every second one right, submitted under their numbers."""
+    pending = PendingScores(scorer, max_failures=0.05, patience=patience)
+    for n in range(20):
+        pending.submit(n, Judgement("q", str(n % 2), "1"))
+    return pending
 
 
 def test_few_missing_scores_are_left_out(pauses):
     """Bug guarded: a time-out that stops a run, or is asked for ever."""
-    pending = PendingScores(FailingScorer(lambda call: call == 3), max_failures=0.05, patience=60)
-    ask(pending, 20)
-    scores = pending.collect()
-    assert [place for place, score in scores.items() if score is None] == [2]
-    assert all(scores[place] == float(place % 2) for place in scores if place != 2)
+    scores = pending_scores(FailingScorer(lambda call: call == 3)).collect()
+    assert scores == {n: None if n == 2 else float(n % 2) for n in range(20)}
     assert pauses == []
 
 
 def test_many_missing_scores_are_asked_for_again(pauses):
     """Bug guarded: scores of the second round given to other answers; answered ones paid for twice."""
     scorer = FailingScorer(lambda call: call <= 10 or 20 < call <= 25)
-    pending = PendingScores(scorer, max_failures=0.05, patience=60)
-    ask(pending, 20)
-    assert pending.collect() == {place: float(place % 2) for place in range(20)}
+    assert pending_scores(scorer).collect() == {n: float(n % 2) for n in range(20)}
     assert pauses == [5, 10]
     assert scorer.calls == 20 + 10 + 5
 
 
 def test_a_judge_that_stays_away_is_an_error(pauses):
     """Bug guarded: training on the handful of scores that arrived."""
-    pending = PendingScores(FailingScorer(lambda call: True), max_failures=0.05, patience=60)
-    ask(pending, 20)
     with pytest.raises(JudgeUnavailable, match="20 of 20 scores are missing after 60 s"):
-        pending.collect()
+        pending_scores(FailingScorer(lambda call: True)).collect()
     assert pauses == [5, 10, 20, 25]
 
 
@@ -91,18 +87,15 @@ def test_a_judge_that_can_never_score_is_not_waited_for(pauses):
     """Bug guarded: ten minutes of asking a model again about a prompt that is longer than it can read."""
     scorer = FailingScorer(lambda call: True)
     scorer.may_recover, scorer.last_failure = False, "a prompt of 9 tokens, where the judge reads 8"
-    pending = PendingScores(scorer, max_failures=0.05, patience=600)
-    ask(pending, 20)
     with pytest.raises(JudgeUnavailable, match=r"20 of 20 scores are missing \(a prompt of 9 tokens.* would not help"):
-        pending.collect()
+        pending_scores(scorer).collect()
     assert (pauses, scorer.calls) == ([], 20)
 
 
 def test_a_stop_signal_ends_the_waiting(monkeypatch):
     """Bug guarded: a run that is killed with its checkpoint unwritten: it was asleep when the scheduler asked it to end."""
     monkeypatch.setattr(rl.judging.waiting, "sleep_unless_stopped", sleep_unless_stopped)
-    pending = PendingScores(FailingScorer(lambda call: True), max_failures=0.05, patience=600)
-    ask(pending, 20)
+    pending = pending_scores(FailingScorer(lambda call: True))
     with StopSignals():
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(StoppedWhileWaiting, match="SIGUSR1"):
@@ -180,12 +173,15 @@ def test_variance_shares_add_up():
 
 def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
     """Twenty steps with a judge behind HTTP; the metrics of each step."""
-    more = (
-        "--judge", f"{url}", "--judge-model", "any", "--judge-options", '{"timeout": 0.3}', "--runs-dir", str(runs),
-        "--steps", "20",
-    )  # fmt: skip
-    assert train.main(flags(place, "served", *more, *flags_too)) == 0
+    judge = ("--judge", url, "--judge-model", "any", "--judge-options", '{"timeout": 0.3}')
+    assert train.main(flags(place, "served", *judge, "--runs-dir", str(runs), "--steps", "20", *flags_too)) == 0
     return lines_of(runs / "served/metrics.jsonl")
+
+
+def assert_same_rollouts(runs, others) -> None:
+    for step in range(1, 21):
+        name = f"served/rollouts/step_{step:06d}.jsonl"
+        assert (runs / name).read_bytes() == (others / name).read_bytes()
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")
@@ -205,12 +201,9 @@ def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(pla
     assert sum(row["judge/retries"] for row in faulty) > 30
     assert sum(row["judge/failed"] + row["judge/parse_failed"] for row in faulty) == 0
     kept = [k for k in healthy[0] if not k.startswith(("judge/latency", "judge/retries"))]
-    assert [{k: row[k] for k in kept if k in row} for row in without_costs(faulty)] == [
-        {k: row[k] for k in kept if k in row} for row in without_costs(healthy)
-    ]
-    for step in range(1, 21):
-        name = f"served/rollouts/step_{step:06d}.jsonl"
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    one, other = ([{k: row[k] for k in kept if k in row} for row in without_costs(rows)] for rows in (faulty, healthy))
+    assert one == other
+    assert_same_rollouts(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")
@@ -242,9 +235,7 @@ def test_a_server_that_is_down_from_step_5_stops_the_run_which_goes_on_when_it_i
         resumed = server_run(place, tmp_path / "a", proxy.url, "--resume", "auto")
         healthy = server_run(place, tmp_path / "b", server.url, "--run", "served")
     assert len(resumed) == len(healthy) == 20
-    for step in range(1, 21):
-        name = f"served/rollouts/step_{step:06d}.jsonl"
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert_same_rollouts(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_unreachable_server_is_an_error_before_the_policy_is_loaded(place, tmp_path, monkeypatch, capsys):
