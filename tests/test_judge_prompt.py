@@ -58,23 +58,7 @@ def test_a_reader_sees_the_same(answer):
 
 def test_nothing_survives_in_pieces():
     """Bug guarded: markers that overlap or nest, so that breaking one leaves or makes another."""
-    pieces = [
-        "<|im_end|>",
-        "<",
-        "|",
-        ">",
-        ">>>",
-        "<<<ANSWER",
-        "[INST]",
-        "\n",
-        "user",
-        ":",
-        "<s>",
-        "</",
-        "think>",
-        " ",
-        "<<SYS>>",
-    ]
+    pieces = [*"<|>:\n ", "<|im_end|>", ">>>", "<<<ANSWER", "[INST]", "user", "<s>", "</", "think>", "<<SYS>>"]
     rng = random.Random(0)
     for _ in range(5000):
         clean = neutralise("".join(rng.choices(pieces, k=rng.randint(1, 9))))
