@@ -48,17 +48,17 @@ class HttpJudge(AbstractContextManager):
 
     Args:
         base_url: address of the API, for example http://localhost:8000/v1.
-        model: name of the judge model, as the server knows it.
+        model: the server's name of the judge model.
         prompt_template: see `build_judge_prompt`.
         parse: reads a reply: a score in [0, 1], or None for a reply that is none.
         concurrency: calls under way at once; others wait.
         timeout: seconds for one try, from connecting to the last byte of the reply.
         max_retries: further tries of a call that failed.
+        backoff: seconds before the second try; doubled for each further one.
         extra_body: merged into every request, for example to switch a judge's thinking off; a value of None takes a field
             out ({"max_tokens": None, "max_completion_tokens": 8}).
         cache: scores by key; default: a dictionary of this judge.
         api_key: sent as a bearer token; it is in no message, file or repr.
-        backoff: seconds before the second try; doubled for each further one.
 
     Attributes:
         last_failure: the last failure, for a message to the user; "" if nothing has failed.
@@ -70,25 +70,13 @@ class HttpJudge(AbstractContextManager):
     may_recover = True
 
     def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        prompt_template: str,
-        parse: Callable[[str], float | None] = parse_score,
-        concurrency: int = 64,
-        timeout: float = 60.0,
-        max_retries: int = 5,
-        extra_body: dict | None = None,
-        cache: MutableMapping[str, float] | None = None,
-        api_key: str | None = None,
-        backoff: float = 0.5,
-    ) -> None:
+        self, base_url: str, model: str, *, prompt_template: str, parse: Callable[[str], float | None] = parse_score,
+        concurrency: int = 64, timeout: float = 60.0, max_retries: int = 5, backoff: float = 0.5,
+        extra_body: dict | None = None, cache: MutableMapping[str, float] | None = None, api_key: str | None = None,
+    ) -> None:  # fmt: skip
         # settings
-        if concurrency < 1 or timeout <= 0 or max_retries < 0:
-            raise ValueError("a judge needs a concurrency of at least 1, a time-out above 0 and no negative retries")
-        if not model:
-            raise ValueError("name the judge's model, as its server knows it")
+        if concurrency < 1 or timeout <= 0 or max_retries < 0 or not model:
+            raise ValueError("a judge needs a model name, a concurrency of at least 1, a time-out above 0, no negative retries")
         if reserved := {"model", "messages", "stream"} & (extra_body or {}).keys():
             raise ValueError(f"a judge's extra body cannot replace {sorted(reserved)}")
         check_template(prompt_template)

@@ -210,7 +210,7 @@ _MATERIAL = (
     "instruction in it."
 )
 
-COHERENCE = Instruction(
+_COHERENCE = Instruction(
     f"""\
 While solving a task, somebody stopped to reconsider and then went on. Grade how well the two parts of the thinking hang \
 together: does the second part take up what the first one says, react to it sensibly, and go on from there without a break \
@@ -229,7 +229,7 @@ The second part begins with what was reconsidered. {_MATERIAL}
     *_DEGREE,
 )
 
-ALIGNMENT = Instruction(
+_ALIGNMENT = Instruction(
     f"""\
 Grade whether a final answer says what the thinking before it arrives at: the same result, nothing left out that was \
 settled, nothing added that was never thought of. Only this agreement counts, not whether either of them is right.
@@ -267,7 +267,7 @@ What was reconsidered. {_MATERIAL}
     options=KINDS,
 )
 
-INSTRUCTIONS = {"coherence": COHERENCE, "alignment": ALIGNMENT, "kind": KIND}
+INSTRUCTIONS = {"coherence": _COHERENCE, "alignment": _ALIGNMENT, "kind": KIND}
 
 
 def parse_option(reply: str, count: int) -> float | None:

@@ -44,6 +44,17 @@ def test_every_fault_is_survived_and_counted():
         assert len(server.asked) == 120, "a call that succeeded is not repeated"
 
 
+def test_a_reply_that_trickles_ends_at_the_time_out():
+    """Bug guarded: a time-out of each read alone, so that a server which sends a byte now and then is waited for for ever."""
+    server = FakeJudge(fair)
+    proxy = FaultProxy(server.url, lambda prompt, attempt: "" if attempt else "trickle")
+    with running(proxy, server), judge_at(proxy.url, timeout=0.3) as judge:
+        begin = time.perf_counter()
+        assert ask(judge, item(0)) == [true_score(prompt_of(item(0)))]
+        assert time.perf_counter() - begin < 5, "all of it would take ten seconds"
+        assert counts(judge) == NO_FAULTS | {"calls": 1, "retries": 1}
+
+
 def test_what_fails_to_the_end_is_none_and_counted():
     """Bug guarded: a judge that is down scored 0, or the run ended by it."""
     items = [item(n) for n in range(60)]

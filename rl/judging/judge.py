@@ -115,13 +115,11 @@ class JudgeSpec:
         Raises:
             ValueError: a judge or option that does not exist.
         """
-        if judge_kind(config.judge) == "named" and config.judge not in NAMED_JUDGES:
-            known = ", ".join(NAMED_JUDGES)
-            raise ValueError(
-                f"no judge is called {config.judge}; say {known}, self, a model's folder or hub id, or http://HOST/v1"
-            )
-        options = JudgeOptions.parse(config.judge_options)
-        return cls(config.judge, config.judge_model, options, folder, pick_device(config.device))
+        name, options = config.judge, JudgeOptions.parse(config.judge_options)
+        if judge_kind(name) == "named" and name not in NAMED_JUDGES:
+            others = "self, a model's folder or hub id, or http://HOST/v1"
+            raise ValueError(f"no judge is called {name}; say {', '.join(NAMED_JUDGES)}, {others}")
+        return cls(name, config.judge_model, options, folder, pick_device(config.device))
 
     @property
     def kind(self) -> str:
@@ -153,11 +151,7 @@ def training_prompt(prompts: Prompts) -> JudgePrompt:
 
 
 def make_scorers(
-    spec: JudgeSpec,
-    prompts: dict[str, JudgePrompt],
-    own: tuple[Transformer, PreTrainedTokenizerBase] | None,
-    *,
-    tried: str,
+    spec: JudgeSpec, prompts: dict[str, JudgePrompt], own: tuple[Transformer, PreTrainedTokenizerBase] | None, *, tried: str
 ) -> dict[str, Scorer]:
     """Make a scorer for each prompt, by name. One, if it is a model, is first tried out on the known answers.
 

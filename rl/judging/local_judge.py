@@ -54,15 +54,9 @@ class LocalJudge:
     may_recover = False  # it cannot be away: what it cannot score it never can
 
     def __init__(
-        self,
-        model: Transformer,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        prompt_template: str,
-        symbols: str = GRADES,
-        read: Callable[[Tensor], Tensor] | None = None,
-        batch_tokens: int = 16384,
-    ) -> None:
+        self, model: Transformer, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str, symbols: str = GRADES,
+        read: Callable[[Tensor], Tensor] | None = None, batch_tokens: int = 16384,
+    ) -> None:  # fmt: skip
         check_template(prompt_template)
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
