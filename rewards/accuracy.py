@@ -44,10 +44,14 @@ def _installed(name: str) -> str:
         return "none"
 
 
+def numbers(text: str) -> list[Decimal]:
+    """Return every number of a text: digits with optional sign, thousands commas and decimals ("$1,234.50" is 1234.50)."""
+    return [Decimal(found.replace(",", "")) for found in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
+
+
 def last_number(text: str) -> Decimal | None:
-    """Return the last number of a text: digits with optional sign, thousands commas and decimals ("$1,234.50" is 1234.50)."""
-    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return Decimal(found[-1].replace(",", "")) if found else None
+    """Return the last number of a text."""
+    return next(reversed(numbers(text)), None)
 
 
 def final_part(reference: str) -> str:

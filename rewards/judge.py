@@ -43,8 +43,8 @@ class Scorer(Protocol):
         may_recover: a failed score may succeed later.
     """
 
-    last_failure: str
-    may_recover: bool
+    last_failure: str = ""
+    may_recover: bool = False
 
     def submit(self, item: Judgement) -> "Future[float | None]":
         """Take one answer and return at once."""
@@ -57,15 +57,14 @@ class Scorer(Protocol):
 
     def render(self, item: Judgement) -> str:
         """Return the judge's prompt about an answer, for people to read; "" if it has none."""
+        return ""
 
     def close(self) -> None:
         """Free threads and connections."""
 
 
-class RuleScorer:
+class RuleScorer(Scorer):
     """`--judge rules`: exact, free, and cannot fail."""
-
-    last_failure, may_recover = "", False
 
     def __init__(self) -> None:
         self._calls = 0
@@ -76,18 +75,9 @@ class RuleScorer:
         future.set_result(score_by_rule(item.answer, item.reference))
         return future
 
-    def finish(self) -> None:
-        pass
-
     def take_stats(self) -> dict[str, float]:
         calls, self._calls = self._calls, 0
         return {"judge/calls": calls, "judge/failed": 0}
-
-    def render(self, item: Judgement) -> str:
-        return ""
-
-    def close(self) -> None:
-        pass
 
 
 NAMED_JUDGES = {"rules": RuleScorer}  # --judge NAME: scorers that need neither a model nor a server

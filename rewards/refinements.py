@@ -2,9 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 
-from rewards.accuracy import NUMBER
+from rewards.accuracy import numbers
 from rewards.format import TAG, Response, parse_response
 
 PAIR = re.compile(r"<refine>(.*?)</refine>", re.DOTALL)
@@ -104,8 +103,3 @@ def answer_change(text: str) -> str | None:
     if final not in candidates:
         return "new"
     return "kept" if candidates[-1] == final else "written before"
-
-
-def numbers(text: str) -> list[Decimal]:
-    """Return every number of a text, in order."""
-    return [Decimal(found.replace(",", "")) for found in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]

@@ -113,27 +113,18 @@ def test_submitting_does_not_wait():
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
-def test_a_wrong_model_name_or_key_is_said_once_and_clearly(status):
-    """Bug guarded: a spelling mistake retried for minutes and then trained on as missing scores."""
-    with running(FakeJudge(lambda prompt: (status, "no such model"))) as server, judge_at(server.url, concurrency=1) as judge:
-        futures = [judge.submit(item(0))]
+def test_a_wrong_model_name_or_key_is_an_error_at_once(status):
+    """Bug guarded: a spelling mistake retried for minutes and trained on as missing scores; a thousand calls before the error."""
+    server = FakeJudge(lambda prompt: (status, "no such model"), latency=0.1)
+    with running(server), judge_at(server.url, concurrency=2) as judge:
+        futures = [judge.submit(item(n)) for n in range(20)]
         with pytest.raises(ValueError, match=f"'a-judge': HTTP {status}: no such model"):
             judge.finish()
         with pytest.raises(JudgeRefusedError):
-            judge.submit(item(1))
-        assert [future.result() for future in futures] == [None]
-        assert len(server.asked) == 1
-        assert counts(judge) == NO_FAULTS | {"calls": 1}
-
-
-def test_after_a_refusal_what_waits_is_not_asked():
-    """Bug guarded: a thousand calls with a wrong key before anybody is told."""
-    with running(FakeJudge(lambda prompt: (401, "key"), latency=0.1)) as server, judge_at(server.url, concurrency=2) as judge:
-        for n in range(20):
-            judge.submit(item(n))
-        with pytest.raises(JudgeRefusedError):
-            judge.finish()
+            judge.submit(item(20))
+        assert [future.result() for future in futures] == [None] * 20
         assert len(server.asked) <= 4
+        assert counts(judge) == NO_FAULTS | {"calls": len(server.asked)}
 
 
 def test_one_refused_prompt_is_none_but_all_refused_is_an_error():

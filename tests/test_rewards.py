@@ -211,6 +211,9 @@ def test_a_change_of_any_rule_changes_the_version(monkeypatch):
     monkeypatch.setattr(accuracy, "version", lambda name: "another")
     assert accuracy.rules_version.__wrapped__() != before
     monkeypatch.undo()
+    monkeypatch.setattr(accuracy, "LIBRARIES", ("no-such-library", "sympy"))
+    assert accuracy.rules_version.__wrapped__() != before, "a machine that lacks a library has a version, too"
+    monkeypatch.undo()
     read = Path.read_bytes
     for name in accuracy.SOURCES:
         monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))

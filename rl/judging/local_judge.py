@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.attention import PackedAttention
 from model.transformer import Transformer
-from rewards.judge import Judgement
+from rewards.judge import Judgement, Scorer
 from rewards.judge_prompts import build_judge_prompt, check_template
 
 GRADES = "0123456789"
@@ -33,7 +33,7 @@ HEAD_ROWS = 64  # positions whose logits over the whole vocabulary are held at o
 Prompt = tuple[int, ...]  # token ids
 
 
-class LocalJudge:
+class LocalJudge(Scorer):
     """A `Scorer` that reads grades off a local model's next-token probabilities.
 
     `submit` only collects; `finish` scores. A score depends on its item alone, up to rounding, and not on the order of
@@ -51,7 +51,7 @@ class LocalJudge:
         ValueError: the template lacks a placeholder, or a grade is not a single token behind the prompt.
     """
 
-    may_recover = False  # it cannot be away: what it cannot score it never can
+    may_recover = False  # an answer that it cannot score once it can never score
 
     def __init__(
         self, model: Transformer, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str, symbols: str = GRADES,
@@ -110,9 +110,6 @@ class LocalJudge:
         stats = {"judge/calls": self._calls, "judge/failed": self._failed}
         self._calls = self._failed = 0
         return stats
-
-    def close(self) -> None:
-        """Do nothing: there are no threads or connections."""
 
     def render(self, item: Judgement) -> str:
         """Return the judge's prompt, up to the grade. Thinking is off, or closed where a template opens it."""
