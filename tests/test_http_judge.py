@@ -114,7 +114,7 @@ def test_submitting_does_not_wait():
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
 def test_a_wrong_model_name_or_key_is_an_error_at_once(status):
-    """Bug guarded: a spelling mistake retried for minutes and trained on as missing scores; a thousand calls before the error."""
+    """Bug guarded: a spelling mistake retried for minutes and trained on as missing scores; a thousand such calls."""
     server = FakeJudge(lambda prompt: (status, "no such model"), latency=0.1)
     with running(server), judge_at(server.url, concurrency=2) as judge:
         futures = [judge.submit(item(n)) for n in range(20)]
