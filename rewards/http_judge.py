@@ -22,8 +22,6 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 
-import httpx2 as httpx
-
 from rewards.judge import Judgement, JudgeRefusedError, parse_score
 from rewards.judge_prompts import build_judge_prompt, check_template
 
@@ -32,7 +30,6 @@ BACKOFF_CAP = 30.0  # seconds
 RETRY_AFTER_CAP = 120.0  # seconds; a server that asks for more is taken to be down
 IDLE_SECONDS = 3.0  # common servers close idle connections after 5 seconds, so they are closed here before
 TRY_AGAIN, PROMPT_REFUSED = (408, 409, 429), (400, 413, 422)  # HTTP status
-NETWORK_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, httpx.DecodingError)
 
 
 class _NoReplyError(Exception):
@@ -87,6 +84,8 @@ class HttpJudge(AbstractContextManager):
         self._timeout, self._max_retries, self._backoff = timeout, max_retries, backoff
 
         # connections and threads
+        import httpx2 as httpx  # late here and below: a run without a judge's server does not need it
+
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency, keepalive_expiry=IDLE_SECONDS)
         self._client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
@@ -229,7 +228,10 @@ class HttpJudge(AbstractContextManager):
         Raises:
             _NoReplyError, JudgeRefusedError: see the top of this file.
         """
+        import httpx2 as httpx
+
         # the whole reply; single reads are timed by the client, and a reply that trickles would never end
+        passing = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, httpx.DecodingError)
         begin, received = time.perf_counter(), bytearray()
         headers = {"Content-Type": "application/json"}
         try:
@@ -238,7 +240,7 @@ class HttpJudge(AbstractContextManager):
                     received += chunk
                     if time.perf_counter() - begin > self._timeout:
                         raise _NoReplyError("the reply took longer than the time-out")
-        except NETWORK_ERRORS as error:
+        except passing as error:
             raise _NoReplyError(type(error).__name__) from error  # its message may hold more than a user should see
 
         # failures
@@ -273,6 +275,8 @@ def _retry_after(value: str) -> float:
 
 
 def _checked_url(base_url: str) -> str:
+    import httpx2 as httpx
+
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
