@@ -1,4 +1,4 @@
-"""How much longer a rollout takes because it is judged: scored as answers end, against one call after another.
+"""Time of a rollout that is judged as answers end, against sampling alone and against one call after another.
 
     python benchmarks/judge.py                                  # a random model of the embedded task's size, on this machine
     python benchmarks/judge.py --model Qwen/Qwen2.5-7B --questions 32 --group-size 8 --num-plain 8 --max-new-tokens 1500
@@ -36,6 +36,7 @@ from rewards.judge import Judgement, Scorer
 from rewards.judge_prompts import JUDGE_PROMPT
 from rl.config import PRESETS, Config
 from rl.distributed import pick_device
+from rl.judging.waiting import PendingScores
 from rl.rollout import Rollout
 from rl.sampler import Sampler
 from rl.weights.policy import compute_dtype
@@ -44,7 +45,7 @@ REPLY = json.dumps({"choices": [{"message": {"role": "assistant", "content": "0.
 
 
 class NoJudge:
-    """Sampling alone: every score is there at once."""
+    """Sampling alone: every score is 0.5, at once."""
 
     def __init__(self, judge: HttpJudge | None = None) -> None:
         self.judge = judge
@@ -62,7 +63,7 @@ class NoJudge:
 
 
 class SerialJudge(NoJudge):
-    """Keeps the answers until sampling is over, then asks for one at a time."""
+    """Keeps the answers until sampling is over, then has them scored one at a time."""
 
     def __init__(self, judge: HttpJudge) -> None:
         super().__init__(judge)
@@ -82,7 +83,7 @@ class SerialJudge(NoJudge):
 
 
 def serve(pipe: Connection, latency: float, concurrency: int) -> None:
-    """An OpenAI-compatible server that sleeps, for at most `concurrency` calls at once, and says 0.5. Sends its port."""
+    """Run an OpenAI-compatible server that sleeps, for at most `concurrency` calls at once, and replies 0.5. Send its port."""
 
     async def main() -> None:
         slots = asyncio.Semaphore(concurrency)
@@ -108,7 +109,7 @@ def serve(pipe: Connection, latency: float, concurrency: int) -> None:
 
 @torch.no_grad()
 def random_model(folder: Path, length: int = 200) -> Path:
-    """A random model of the demo's size, as a checkpoint folder. Its answers take `length` tokens on average."""
+    """Write a random model of the demo's size as a checkpoint. Its answers take `length` tokens on average."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(Prompts())
     shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
@@ -136,12 +137,12 @@ def make_rollout(args: argparse.Namespace, source: Path) -> Rollout:
     )
     stops, longest = list(stop_ids(source, tokenizer)), config.max_prompt_tokens + args.max_new_tokens
     sampler = Sampler(model, stop_ids=stops, max_slots=args.max_slots, max_len=longest)
-    return Rollout(config, renderer, sampler, NoJudge())
+    return Rollout(config, renderer, sampler, PendingScores(NoJudge(), 0.0, 0.0))
 
 
 def collect(rollout: Rollout, questions: list[Example], step: int, scorer: Scorer) -> tuple[float, float]:
-    """One rollout; its wall and CPU seconds."""
-    rollout.scorer = scorer
+    """Return the wall and CPU seconds of one rollout."""
+    rollout.scores = PendingScores(scorer, 0.0, 0.0)
     wall, cpu = time.perf_counter(), time.process_time()
     rollout.collect(questions, step)
     return time.perf_counter() - wall, time.process_time() - cpu

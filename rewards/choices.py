@@ -9,7 +9,7 @@ HEDGE = r"(?:,|;|/|&|\bor\b|\band\b|\beither\b)"
 
 
 def extract_choice(text: str, options: Options) -> str | None:
-    r"""The label of the one option that a text settles on; None if it settles on none or hedges between several.
+    r"""Return the label of the one option that a text settles on; None if it settles on none or hedges between several.
 
     Looked for in this order: the last \boxed{...}; what follows the last "answer is" or "Answer:"; the last line; the whole
     text. What a text denies ("not B", "B is wrong") does not count. Labels come before option texts.
@@ -34,12 +34,12 @@ def extract_choice(text: str, options: Options) -> str | None:
 
 
 def score_choice(answer: str, references: tuple[str, ...]) -> float:
-    """1.0 if the label is one of the references."""
+    """Return 1.0 if the label is one of the references."""
     return float(answer in references)
 
 
 def _named(text: str, options: Options) -> str | None:
-    """The option whose label or text a text is, and nothing else: an option "Not wrong" denies nothing."""
+    """Return the option whose label or text a text is, and nothing else: an option "Not wrong" denies nothing."""
     said = " ".join(text.casefold().split()).rstrip(".")
     found = [label for label, body in options if said in (label.casefold(), " ".join(body.casefold().split()).rstrip("."))]
     return found[0] if len(found) == 1 else None
@@ -53,7 +53,7 @@ def _settled(text: str, options: Options) -> str | None:
 
 
 def _leading(text: str, options: Options) -> str | None:
-    """The label that a text begins with, as an answer: alone, or before a full stop, bracket, colon or explanation."""
+    """Return the label that a text begins with, as an answer: alone, or before a full stop, bracket, colon or explanation."""
     labels = _pattern(label for label, _ in options)
     lead = re.match(
         rf"[\s\"'(\[]*(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|letter)?\s*[(\[\"']*({labels})"
@@ -73,13 +73,13 @@ def _leading(text: str, options: Options) -> str | None:
 
 
 def _is_listing(text: str, options: Options) -> bool:
-    """Whether a text lists several options with their labels."""
+    """Tell if a text lists several options with their labels."""
     labels = _pattern(label for label, _ in options)
     return len({m.upper() for m in re.findall(rf"(?<![\w.])\(?({labels})\s*[:.)](?=\s)", text)}) > 1
 
 
 def _labels_in(text: str, options: Options) -> set[str]:
-    """Labels that stand in a text as labels: upper-case letters, and A and I only where they cannot be words."""
+    """Return the labels that stand in a text as labels: upper-case letters, and A and I only where they cannot be words."""
     labels = _pattern(label for label, _ in options)
     found = set()
     for match in re.finditer(rf"(?<![\w'.-])([(\[]?)(?:[Oo]ption\s*)?({labels})([)\]]?)(?![\w'])(?!\.\d)", text):
@@ -91,13 +91,13 @@ def _labels_in(text: str, options: Options) -> set[str]:
 
 
 def _texts_in(text: str, options: Options) -> set[str]:
-    """Labels of the options whose whole text stands in a text. Longer texts first: "music" is not named by "music room"."""
+    """Return the labels of the options whose whole text stands in a text. "music" is not named by "music room"."""
     rest, found = " ".join(text.casefold().split()), set()
-    for label, body in sorted(options, key=lambda option: -len(option[1])):
-        wanted = re.escape(" ".join(body.casefold().rstrip(".").split()))
-        if wanted and re.search(rf"(?<!\w){wanted}(?!\w)", rest):
+    for label, body in sorted(options, key=lambda option: -len(option[1])):  # longer texts first
+        pattern = re.escape(" ".join(body.casefold().rstrip(".").split()))
+        if pattern and re.search(rf"(?<!\w){pattern}(?!\w)", rest):
             found.add(label)
-            rest = re.sub(rf"(?<!\w){wanted}(?!\w)", " ", rest)
+            rest = re.sub(rf"(?<!\w){pattern}(?!\w)", " ", rest)
     return found
 
 

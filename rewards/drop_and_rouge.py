@@ -16,7 +16,7 @@ PUNCTUATION = set(string.punctuation)
 
 
 def extract_reading(text: str) -> str | None:
-    """What follows the last "Answer:" or "answer is"; without one the whole text, which then pays for its length in F1."""
+    """Return what follows the last "Answer:" or "answer is"; else the whole text, which then pays for its length in F1."""
     text = tidy(text).strip()
     stated = boxed(text) or conclusion(text) or text
     stated = re.sub(r"^[\s:]+", "", stated).strip().rstrip(".").strip()
@@ -24,40 +24,35 @@ def extract_reading(text: str) -> str | None:
 
 
 def score_drop(answer: str, references: tuple[str, ...]) -> float:
-    """F1 of DROP against the best of the references."""
+    """Return the F1 of DROP against the best of the references."""
     return max(_drop_scores(answer, reference)[1] for reference in references)
 
 
 def drop_exact(answer: str, references: tuple[str, ...]) -> float:
-    """Exact match of DROP against the best of the references."""
+    """Return the exact match of DROP against the best of the references."""
     return max(_drop_scores(answer, reference)[0] for reference in references)
 
 
-def reading_key(answer: str) -> str:
-    """The same text for answers that DROP takes for equal: what votes are counted by."""
-    return _normal(answer)
-
-
 def _drop_scores(answer: str, reference: str) -> tuple[float, float]:
-    """(exact match, F1). A reference of several spans, joined by "and", is also compared span by span."""
-    readings = [([answer], [reference])]
-    wanted = re.split(r"\s+and\s+", reference)
-    if len(wanted) > 1:
+    """Return (exact match, F1). A reference of several spans, joined by "and", is also compared span by span."""
+    pairs = [([answer], [reference])]
+    gold = re.split(r"\s+and\s+", reference)
+    if len(gold) > 1:
         spans = [part for part in re.split(r",|;|\n|\band\b", answer) if part.strip()]
-        readings.append((spans[:MOST_SPANS] or [answer], wanted[:MOST_SPANS]))
-    scores = [_compare([_normal(s) for s in given], [_normal(s) for s in gold]) for given, gold in readings]
+        pairs.append((spans[:MOST_SPANS] or [answer], gold[:MOST_SPANS]))
+    scores = [_compare([reading_key(s) for s in spans], [reading_key(s) for s in gold]) for spans, gold in pairs]
     return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
 
 
-def _compare(given: list[str], gold: list[str]) -> tuple[float, float]:
-    """Scores of normalised spans, matched one to one so that their F1 adds up to most, over the larger number of spans."""
-    exact = float(set(given) == set(gold) and len(given) == len(gold))
-    table = [[_bag_f1(set(a.split()), set(b.split())) for b in gold] for a in given]
-    return exact, round(_best_matching(table) / max(len(given), len(gold), 1), 2)
+def _compare(spans: list[str], gold: list[str]) -> tuple[float, float]:
+    """Return the scores of normalised spans, matched one to one for the largest sum of F1, over the larger number of spans."""
+    exact = float(set(spans) == set(gold) and len(spans) == len(gold))
+    table = [[_bag_f1(set(a.split()), set(b.split())) for b in gold] for a in spans]
+    return exact, round(_best_matching(table) / max(len(spans), len(gold), 1), 2)
 
 
 def _best_matching(table: list[list[float]]) -> float:
-    """The largest sum of entries of which no two share a row or a column. Exponential in the columns, which are few."""
+    """Return the largest sum of entries of which no two share a row or a column. Exponential in the columns, which are few."""
     best = {0: 0.0}  # columns taken, as bits -> largest sum
     for row in table:
         for taken, total in list(best.items()):
@@ -68,17 +63,20 @@ def _best_matching(table: list[list[float]]) -> float:
     return max(best.values())
 
 
-def _bag_f1(given: set[str], gold: set[str]) -> float:
+def _bag_f1(words: set[str], gold: set[str]) -> float:
     numbers = {word for word in gold if _is_number(word)}
-    shared = len(given & gold)
-    if not shared or (numbers and not numbers & given):
+    shared = len(words & gold)
+    if not shared or (numbers and not numbers & words):
         return 0.0
-    precision, recall = shared / len(given), shared / len(gold)
+    precision, recall = shared / len(words), shared / len(gold)
     return 2 * precision * recall / (precision + recall)
 
 
-def _normal(text: str) -> str:
-    """Lower case, split at spaces and hyphens, without articles and punctuation; numbers as floats."""
+def reading_key(text: str) -> str:
+    """Normalise a text, so that answers which DROP takes for equal are equal. Votes are counted by it.
+
+    That is lower case, split at spaces and hyphens, without articles and punctuation; numbers as floats.
+    """
     words = []
     for word in re.split(r"[ \-]", tidy(text).casefold()):
         if not _is_number(word):
@@ -96,12 +94,8 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def extract_summary(text: str) -> str | None:
-    return text.strip() or None
-
-
 def score_summary(answer: str, references: tuple[str, ...]) -> float:
-    """ROUGE-L F1 with stemming, against the best of the references."""
+    """Return the ROUGE-L F1 with stemming, against the best of the references."""
     return max(_rouge().score(reference, answer)["rougeL"].fmeasure for reference in references)
 
 

@@ -1,4 +1,4 @@
-"""Where in a text its final answer stands, and what in it is denied. Shared by the rules for numbers and for choices."""
+"""The final answer of a text, and what the text denies. Shared by the rules for numbers and for choices."""
 
 import re
 
@@ -17,7 +17,7 @@ DENIED_AFTER = (
 
 
 def tidy(text: str) -> str:
-    """The text with typographic minus signs and spaces made plain, and emphasis taken off."""
+    """Return the text with typographic minus signs and spaces made plain, and emphasis taken off."""
     text = re.sub("[\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FULLWIDTH HYPHEN-MINUS}]", "-", text)
     text = re.sub("(?<![\\w)])\N{EN DASH}(?=[\\d.])", "-", text)  # between two numbers it means "to"
     text = re.sub("(?<=\\d)[\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}\N{THIN SPACE}](?=\\d{3})", "", text)
@@ -26,18 +26,18 @@ def tidy(text: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} whose braces close."""
+    r"""Return the content of the last \boxed{...} whose braces close."""
     for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
         depth = 1
-        for place in range(match.end(), len(text)):
-            depth += (text[place] == "{") - (text[place] == "}")
+        for at in range(match.end(), len(text)):
+            depth += (text[at] == "{") - (text[at] == "}")
             if depth == 0:
-                return text[match.end() : place].strip()
+                return text[match.end() : at].strip()
     return None
 
 
 def conclusion(text: str) -> str | None:
-    """What follows the last "the answer is", "Answer:" or "####": the rest of that line, or the next line if it is empty."""
+    """Return what follows the last "the answer is", "Answer:" or "####": the rest of that line, else the next one."""
     found = list(MARKER.finditer(text))
     if not found:
         return None
@@ -46,6 +46,6 @@ def conclusion(text: str) -> str | None:
 
 
 def without_denied(text: str, thing: str) -> str:
-    """The text without what it denies: "not 5", "B is wrong". `thing` is a pattern of what may be denied."""
+    """Return the text without what it denies: "not 5", "B is wrong". `thing` is a pattern of what may be denied."""
     text = re.sub(rf"{NEGATION}{WORDS_BETWEEN}\(?(?:{thing})\)?", " ", text, flags=re.IGNORECASE)
     return re.sub(rf"\(?(?:{thing})\)?{DENIED_AFTER}", " ", text, flags=re.IGNORECASE)

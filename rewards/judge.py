@@ -9,7 +9,7 @@ from rewards.accuracy import score_by_rule
 
 SCORE = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
-RIGHT = 0.5  # a score from which an answer counts as right, where scores are degrees and only yes or no will do
+RIGHT = 0.5  # an answer with this score or more counts as right
 
 
 class JudgeRefusedError(ValueError):
@@ -21,7 +21,7 @@ class JudgeUnavailable(RuntimeError):
 
 
 class StoppedWhileWaiting(JudgeUnavailable):
-    """A stop signal, which is its message, came while a judge was waited for."""
+    """A stop signal came while a judge was waited for; its name is the message."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,37 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Scores answers, if it likes while others are still being sampled.
+    """Scores answers, also while others are still being sampled.
 
-    A score of None could not be had: it is excluded from every mean and never counts as 0. No future holds an exception.
+    A score of None has failed: it is left out of every mean and never counts as 0. No future holds an exception.
 
     Attributes:
-        last_failure: why a score could not be had, for a message; "" if none has failed.
-        may_recover: whether a score that is missing may be had later.
+        last_failure: the reason of the last failed score, for a message; "" if none has failed.
+        may_recover: a failed score may succeed later.
     """
 
-    last_failure: str
-    may_recover: bool
+    last_failure: str = ""
+    may_recover: bool = False
 
     def submit(self, item: Judgement) -> "Future[float | None]":
-        """Take one answer; returns at once."""
+        """Take one answer and return at once."""
 
     def finish(self) -> None:
-        """Wait until every future handed out so far has its score."""
+        """Wait until every future returned so far has its score."""
 
     def take_stats(self) -> dict[str, float]:
-        """`judge/*` metrics since the last call."""
+        """Return the `judge/*` metrics since the last call."""
 
     def render(self, item: Judgement) -> str:
-        """What the judge is asked about an answer, to be read once; "" if it is asked nothing."""
+        """Return the judge's prompt about an answer, for people to read; "" if it has none."""
+        return ""
 
     def close(self) -> None:
-        """Let go of threads and connections."""
+        """Free threads and connections."""
 
 
-class RuleScorer:
+class RuleScorer(Scorer):
     """`--judge rules`: exact, free, and cannot fail."""
-
-    last_failure, may_recover = "", False
 
     def __init__(self) -> None:
         self._calls = 0
@@ -76,27 +75,18 @@ class RuleScorer:
         future.set_result(score_by_rule(item.answer, item.reference))
         return future
 
-    def finish(self) -> None:
-        pass
-
     def take_stats(self) -> dict[str, float]:
         calls, self._calls = self._calls, 0
         return {"judge/calls": calls, "judge/failed": 0}
-
-    def render(self, item: Judgement) -> str:
-        return ""
-
-    def close(self) -> None:
-        pass
 
 
 NAMED_JUDGES = {"rules": RuleScorer}  # --judge NAME: scorers that need neither a model nor a server
 
 
 def parse_score(reply: str) -> float | None:
-    """A judge's reply as a score. The whole reply must be one number in [0, 1]; anything else is None, a parse failure.
+    """Return a judge's reply as a score. The whole reply must be one number in [0, 1]; anything else is None, a parse failure.
 
-    Taking a number out of a longer reply pays for the wrong thing: the last number of "8/10" or "0.2 out of 1" is no score.
+    A number is not taken out of a longer reply, because the last number of "8/10" or "0.2 out of 1" is no score.
     """
     if not SCORE.fullmatch(reply.strip()):
         return None

@@ -1,7 +1,7 @@
 r"""Eq. 5 by rule for numbers and LaTeX, compared by `math-verify`: 0.5, 1/2, \frac{1}{2} and 50\% are one answer.
 
-math-verify catches every error of the expressions it is given, says False, and bounds its time by an alarm signal. So a hostile
-answer costs seconds and scores 0; and it works in the main thread only, which is checked here: elsewhere nothing would parse.
+math-verify catches every error of an expression, says False, and limits its time by an alarm signal. So a hostile answer costs
+seconds and scores 0. It works in the main thread only, which is checked here because elsewhere nothing would parse.
 """
 
 import re
@@ -25,8 +25,9 @@ LATEX = re.compile(r"\\[a-zA-Z{]|\$[^$]+\$|\^|_\{")
 
 
 def extract_math(text: str) -> str | None:
-    r"""The final answer of a text: its last \boxed{...}, else what follows its last "answer is" or "Answer:", else its last
-    line with a digit or formula. None where there is none, or where it names two ("5 or 6") or only says what it is not.
+    r"""Return the final answer of a text; None if it has none, names two ("5 or 6") or only says what the answer is not.
+
+    It is the last \boxed{...}, else what follows its last "answer is" or "Answer:", else its last line with a digit or formula.
     """
     text = tidy(text)
     if (content := boxed(text)) is not None:
@@ -42,17 +43,18 @@ def extract_math(text: str) -> str | None:
 
 
 def score_number(answer: str, references: tuple[str, ...]) -> float:
-    """1.0 if the answer's number equals one of the references', as numbers; a set or an interval is no number."""
+    """Return 1.0 if the answer's number equals one of the references', as numbers; a set or an interval is no number."""
     return float(any(_equal(reference, answer, number=True) for reference in references))
 
 
 def score_math(answer: str, references: tuple[str, ...]) -> float:
-    """1.0 if math-verify holds the answer equal to one of the references, or both are the same LaTeX."""
-    return float(any(_same_latex(reference, answer) or _equal(reference, answer, number=False) for reference in references))
+    """Return 1.0 if math-verify holds the answer equal to one of the references, or both are the same LaTeX."""
+    plain = _bare_latex(answer)
+    return float(any((plain and plain == _bare_latex(r)) or _equal(r, answer, number=False) for r in references))
 
 
 def math_key(answer: str) -> str:
-    """The same text for answers that are the same number or expression: what votes are counted by."""
+    """Return the same text for answers that are the same number or expression. Votes are counted by it."""
     parsed = _parse(_delimited(answer))
     return str(parsed[0]) if parsed else _bare_latex(answer)
 
@@ -60,31 +62,27 @@ def math_key(answer: str) -> str:
 def _equal(reference: str, answer: str, *, number: bool) -> bool:
     from math_verify import verify  # late: sympy takes a second, and only benchmarks need it
 
-    wanted, given = _parse(_delimited(reference)), _parse(_delimited(answer))
-    if number and given:
+    expected, found = _parse(_delimited(reference)), _parse(_delimited(answer))
+    if number and found:
         import sympy
 
-        if not isinstance(given[0], sympy.Expr) or given[0].free_symbols:
-            given = [side for side in (getattr(given[0], "rhs", None),) if side is not None]  # x = 5
-    return bool(wanted and given and verify(list(wanted), list(given), timeout_seconds=SECONDS))
+        if not isinstance(found[0], sympy.Expr) or found[0].free_symbols:
+            found = [side for side in (getattr(found[0], "rhs", None),) if side is not None]  # x = 5
+    return bool(expected and found and verify(list(expected), list(found), timeout_seconds=SECONDS))
 
 
 def _parse(text: str) -> tuple:
-    _need_main_thread()
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("score mathematics in the main thread: math-verify limits its time by a signal")
     return _parsed(text)
 
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> tuple:
-    """Candidates for what a text says: a sympy object and its source, or nothing."""
+    """Return the readings of a text: a sympy object and its source, or nothing."""
     from math_verify import parse
 
     return tuple(parse(text, parsing_timeout=SECONDS))
-
-
-def _need_main_thread() -> None:
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("score mathematics in the main thread: math-verify limits its time by a signal")
 
 
 def _delimited(text: str) -> str:
@@ -98,12 +96,8 @@ def _delimited(text: str) -> str:
     return text if "$" in text or not (LATEX.search(text) or re.match(r"\s*[\[({]", text)) else f"${text}$"
 
 
-def _same_latex(reference: str, answer: str) -> bool:
-    return _bare_latex(reference) != "" and _bare_latex(reference) == _bare_latex(answer)
-
-
 def _bare_latex(text: str) -> str:
-    r"""LaTeX without what does not matter: dollars, spaces, \text{} around words, \left, \right, brackets around a letter."""
+    r"""Return LaTeX in its shortest form: no dollars, spaces, \text{}, \left, \right, nor brackets around a letter."""
     text = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\left|\\right|\\[!,;: ]|[\s$]", "", text).replace("dfrac", "frac").replace("tfrac", "frac")
     return re.sub(r"\A\((\w+)\)\Z", r"\1", text.rstrip(".")).casefold()

@@ -1,20 +1,18 @@
-"""Eq. 6, the refinement reward, and the baseline it compares with."""
+"""Eq. 6, the refinement reward, the baseline r̄ that it compares with, and Eq. 7, the total."""
 
 ROUNDING = 1e-9  # a gap of exactly zeta is a tie; this absorbs the rounding of the subtraction and of the mean
 
 
 def baseline_accuracy(scores: list[float | None]) -> float | None:
-    """r̄, the mean score of the plain answers; failed scores (None) are left out, and without any score there is no baseline."""
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else None
+    """r̄ = mean of the plain answers' r_acc. Failed scores (None) are left out; without any score there is no baseline."""
+    scored = [score for score in scores if score is not None]
+    return sum(scored) / len(scored) if scored else None
 
 
 def refine_reward(accuracy: float, baseline: float, *, zeta: float, refined: bool) -> float:
-    """Eq. 6: a refinement is paid only when it beats the average plain answer.
-
-        +1    if r_acc > r̄ + zeta
-        -1    if r_acc < r̄ - zeta
-        -0.5  otherwise: it cost tokens and changed nothing
+    """Eq. 6: r_refine = +1    if r_acc > r̄ + zeta
+                         -1    if r_acc < r̄ - zeta
+                         -0.5  otherwise: the refinement cost tokens and changed nothing
 
     The tie band is closed: a gap of exactly zeta is a tie.
 
@@ -22,7 +20,7 @@ def refine_reward(accuracy: float, baseline: float, *, zeta: float, refined: boo
         accuracy: r_acc of the response.
         baseline: r̄.
         zeta: half width of the tie band.
-        refined: whether the response is well-formed and contains a refinement; without one the reward is 0.
+        refined: the response is well-formed and contains a refinement; without one the reward is 0.
     """
     if not refined:
         return 0.0
@@ -34,8 +32,13 @@ def refine_reward(accuracy: float, baseline: float, *, zeta: float, refined: boo
     return -0.5
 
 
+def presence_reward(*, refined: bool) -> float:
+    """Return +1 for any well-formed refinement, useful or not: the paper's ablation "w/o comparison"."""
+    return 1.0 if refined else 0.0
+
+
 def refinement_reward(mode: str, accuracy: float, baseline: float | None, *, zeta: float, refined: bool) -> float:
-    """r_refine as `--refine-reward` has it.
+    """Return r_refine as `--refine-reward` defines it.
 
     Args:
         mode: "compare" (Eq. 6, r̄ from n plain answers), "single" (Eq. 6, r̄ from one), "presence", "none".
@@ -51,11 +54,6 @@ def refinement_reward(mode: str, accuracy: float, baseline: float | None, *, zet
     raise ValueError(f"no refinement reward is called {mode!r}: compare, single, presence or none")
 
 
-def presence_reward(*, refined: bool) -> float:
-    """The ablation "w/o comparison": +1 for any well-formed refinement, useful or not."""
-    return 1.0 if refined else 0.0
-
-
 def total_reward(format: float, accuracy: float, refine: float, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
-    """Eq. 7: R = r_format + r_acc + r_refine. Weights other than 1 are ours."""
+    """Eq. 7: R = r_format + r_acc + r_refine, each times its weight (1 in the paper)."""
     return weights[0] * format + weights[1] * accuracy + weights[2] * refine

@@ -1,11 +1,10 @@
-"""What the refinements of a response do, as far as its text tells: where, how long, and what became of the answer."""
+"""Facts about the refinements of a response that its text tells: where, how long, and what became of the answer."""
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 
-from rewards.accuracy import NUMBER
-from rewards.format import TAG, Response, changes_nothing, parse_response
+from rewards.accuracy import numbers
+from rewards.format import TAG, Response, parse_response
 
 PAIR = re.compile(r"<refine>(.*?)</refine>", re.DOTALL)
 OPTION = re.compile(r"(?<![\w'])([A-J])(?![\w'])")  # an option letter that stands alone
@@ -25,7 +24,7 @@ class Refinement:
         begin: where it opens, in characters, as a share of the response: 0 is the first character, 1 would be the end.
         characters: of the body.
         share: of the response's characters that are in it, tags included.
-        repeats: whether it only repeats, word for word, what stands before it.
+        repeats: it only repeats, word for word, what stands before it.
     """
 
     before: str
@@ -38,28 +37,45 @@ class Refinement:
 
 
 def find_refinements(text: str) -> list[Refinement]:
-    """The refinements of a response, in order; none where it is malformed: what cannot be parsed is no refinement."""
+    """Return the refinements of a response, in order; none where it is malformed: what cannot be parsed is no refinement."""
     if parse_response(text) is None:
         return []
     text = text.strip()
     start, end = text.index("<think>") + len("<think>"), text.index("</think>")
     found = []
     for match in PAIR.finditer(text, start, end):
-        before, body, after = (part.strip() for part in (text[start : match.start()], match[1], text[match.end() : end]))
-        before, after = without_tags(before), without_tags(after)
+        before, body, after = without_tags(text[start : match.start()]), match[1].strip(), without_tags(text[match.end() : end])
         repeats = changes_nothing(Response(f"{before}<refine>{body}</refine>", (body,), ""))
-        place, share = match.start() / len(text), len(match[0]) / len(text)
-        found.append(Refinement(before, body, after, place, len(body), share, repeats))
+        begin, share = match.start() / len(text), len(match[0]) / len(text)
+        found.append(Refinement(before, body, after, begin, len(body), share, repeats))
     return found
 
 
+def changes_nothing(response: Response) -> bool:
+    """Tell if every refinement of a response only repeats, word for word, what stands before it in the thinking."""
+    before = ""
+    for part in re.split(r"(<refine>.*?</refine>)", response.think, flags=re.DOTALL):
+        if part.startswith("<refine>"):
+            body = " ".join(part[len("<refine>") : -len("</refine>")].split())
+            if body not in before:
+                return False
+            part = body
+        before += " " + " ".join(part.split())
+    return len(response.refinements) > 0
+
+
+def mark_refinements(text: str) -> str:
+    """Return the text with ▶ before and ◀ after each refinement, to show without colour. An unclosed one runs to the end."""
+    return re.sub(r"<refine>.*?(?:</refine>|\Z)", lambda match: f"▶{match.group()}◀", text, flags=re.DOTALL)
+
+
 def without_tags(text: str) -> str:
-    """The text with our tags taken out; a space stays where one was, so that no two words become one."""
+    """Return the text with our tags taken out; a space stays where one was, so that no two words become one."""
     return TAG.sub(" ", text).strip()
 
 
 def answer_change(text: str) -> str | None:
-    """What became of the answer, judged by comparing the final answer with the candidates before the first refinement.
+    """Compare the final answer with the candidates before the first refinement, and return what became of it.
 
     A candidate is whatever has the form of the final answer: every number, compared as a decimal, where the answer body holds
     one number and no formula; every option letter that stands alone, where the body is an option.
@@ -87,8 +103,3 @@ def answer_change(text: str) -> str | None:
     if final not in candidates:
         return "new"
     return "kept" if candidates[-1] == final else "written before"
-
-
-def numbers(text: str) -> list[Decimal]:
-    """Every number of a text, in order."""
-    return [Decimal(found.replace(",", "")) for found in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]

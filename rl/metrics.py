@@ -9,15 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
-from rewards.format import (
-    changes_nothing,
-    has_both_pairs,
-    is_plain_wellformed,
-    keeps_order,
-    parse_response,
-    refines_inside_think,
-)
+from rewards.format import has_both_pairs, is_plain_wellformed, keeps_order, parse_response, refines_inside_think
 from rewards.refine import refine_reward
+from rewards.refinements import changes_nothing
 from rl.config import Config
 from rl.distributed import gather, sum_over_ranks
 from rl.records import Group, Sample

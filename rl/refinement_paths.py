@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rewards.format import changes_nothing, parse_response
+from rewards.format import parse_response
 from rewards.refine import refine_reward
+from rewards.refinements import changes_nothing
 from rl.evaluation.records import read_lines, rollout_files
 
 

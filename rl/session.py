@@ -16,9 +16,8 @@ from rl import demo
 from rl.config import Config
 from rl.distributed import broadcast_from_main
 from rl.evaluation.training import BestStep, TrainingEvaluation
-from rl.judging.baselines import ReferenceBaselines
-from rl.judging.cache import BaselineCache
-from rl.judging.judge import JudgeSpec, judge_identity, make_scorer, training_prompt
+from rl.judging.cache import BaselineCache, ReferenceBaselines
+from rl.judging.judge import JudgeSpec, judge_identity, make_scorers, training_prompt
 from rl.judging.waiting import PendingScores
 from rl.rollout import Rollout
 from rl.run.checkpoint import (
@@ -137,7 +136,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     reference_weights = WholeWeights(reference, keep=False) if reference is not None else nullcontext()
     judge_weights = reference_weights if spec.kind == "self" else nullcontext()
     with judge_weights as judge_model:
-        scorer = make_scorer(spec, prompts, (judge_model, tokenizer))
+        scorer = make_scorers(spec, {"answer": training_prompt(prompts)}, (judge_model, tokenizer), tried="answer")["answer"]
     described = describe_prompts(examples[0], renderer, stops, scorer)
     print(described)
 

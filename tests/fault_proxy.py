@@ -156,6 +156,10 @@ class FaultProxy(Endpoint):
         elif fault == "timeout":
             self.released.wait(self.hold)
             handler.close_connection = True
+        elif fault == "trickle":
+            handler.reply(200, b"", {"Content-Length": "200"})
+            while not self.released.wait(0.05):
+                handler.wfile.write(b" ")
         elif fault == "garbage":
             handler.reply(200, b"<html><body>0.9</body></html>")
         elif fault == "half":

@@ -12,7 +12,7 @@ from rewards.judge_prompts import INSTRUCTIONS, KINDS, check_template, option_of
 from rl.config import Config
 from rl.evaluation.behaviour import ASKED, TRIED, behaviour_items
 from rl.evaluation.behaviour import analyse as analyse_answers
-from rl.judging.judge import CASES, make_scorers
+from rl.judging.judge import CASES, JudgeSpec, make_scorers
 from rl.judging.local_judge import LocalJudge, likely_option
 
 REPLIES = {"A": 0, "(b)": 1, "C.": 2, "D)": 3, " d\n": 3}
@@ -65,9 +65,9 @@ def test_judged_by_a_server(tmp_path, capsys):
 
     refined = [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)]
     with running(FakeJudge(reply)) as server:
-        config = Config(judge=server.url, judge_model="m", runs_dir=str(tmp_path))
+        spec = JudgeSpec.of(Config(judge=server.url, judge_model="m", device="cpu"), tmp_path)
         for _ in range(2):  # the second time from the cache
-            scorers = make_scorers(config, ASKED, None, torch.device("cpu"), tried=TRIED)
+            scorers = make_scorers(spec, ASKED, None, tried=TRIED)
             found = analyse_answers([], refined, scorers=scorers)["judge"]
             for scorer in scorers.values():
                 scorer.close()

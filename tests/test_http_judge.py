@@ -9,7 +9,8 @@ import pytest
 from fault_proxy import FakeJudge, FaultProxy, planned, running, share_of, some_fail
 from judging import NO_FAULTS, ask, counts, fair, item, judge_at, prompt_of, true_score
 
-from rewards.chat_server import JudgeRefusedError
+from rewards.judge import JudgeRefusedError
+from rl.judging.cache import ScoreCache
 
 KEY = "sk-very-secret"
 
@@ -28,13 +29,6 @@ def test_scores_are_the_servers():
     assert "Authorization" not in server.headers
 
 
-def test_small_replies_are_asked_for():
-    """Bug guarded: a judge that writes an essay for every answer."""
-    with running(FakeJudge(fair)) as server, judge_at(server.url) as judge:
-        ask(judge, item(0))
-    assert server.bodies[0]["max_tokens"] == 8
-
-
 def test_every_fault_is_survived_and_counted():
     """Bug guarded: a lost, invented or swapped score, or an uncounted retry, when a third of all calls fail in every way."""
     items = [item(n) for n in range(120)]
@@ -48,6 +42,17 @@ def test_every_fault_is_survived_and_counted():
         assert counts(judge) == NO_FAULTS | {"calls": 120, "retries": faults.total()}
         assert {fault: n for fault, n in proxy.done.items() if fault not in ("", "slow")} == faults
         assert len(server.asked) == 120, "a call that succeeded is not repeated"
+
+
+def test_a_reply_that_trickles_ends_at_the_time_out():
+    """Bug guarded: a time-out of each read alone, so that a server which sends a byte now and then is waited for for ever."""
+    server = FakeJudge(fair)
+    proxy = FaultProxy(server.url, lambda prompt, attempt: "" if attempt else "trickle")
+    with running(proxy, server), judge_at(proxy.url, timeout=0.3) as judge:
+        begin = time.perf_counter()
+        assert ask(judge, item(0)) == [true_score(prompt_of(item(0)))]
+        assert time.perf_counter() - begin < 5, "all of it would take ten seconds"
+        assert counts(judge) == NO_FAULTS | {"calls": 1, "retries": 1}
 
 
 def test_what_fails_to_the_end_is_none_and_counted():
@@ -82,11 +87,11 @@ def test_nobody_listening_is_a_failure():
 
 @pytest.mark.parametrize("reply", ["8/10", "The score is 1", "1.5", "nan", "", None, "0.5 0.7"])
 def test_a_reply_that_is_no_score_is_none_and_not_asked_again(reply):
-    """Bug guarded: a number taken out of a sentence; a deterministic judge asked six times for the same sentence."""
+    """Bug guarded: a number taken out of a sentence; a deterministic judge asked six times, or for an essay each time."""
     with running(FakeJudge(lambda prompt: reply)) as server, judge_at(server.url) as judge:
         assert ask(judge, item(0)) == [None]
         assert counts(judge) == NO_FAULTS | {"calls": 1, "parse_failed": 1}
-        assert len(server.asked) == 1
+        assert [body["max_tokens"] for body in server.bodies] == [8]
 
 
 def test_concurrency_is_bounded_and_used():
@@ -108,27 +113,18 @@ def test_submitting_does_not_wait():
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
-def test_a_wrong_model_name_or_key_is_said_once_and_clearly(status):
-    """Bug guarded: a spelling mistake retried for minutes and then trained on as missing scores."""
-    with running(FakeJudge(lambda prompt: (status, "no such model"))) as server, judge_at(server.url, concurrency=1) as judge:
-        futures = [judge.submit(item(0))]
+def test_a_wrong_model_name_or_key_is_an_error_at_once(status):
+    """Bug guarded: a spelling mistake retried for minutes and trained on as missing scores; a thousand such calls."""
+    server = FakeJudge(lambda prompt: (status, "no such model"), latency=0.1)
+    with running(server), judge_at(server.url, concurrency=2) as judge:
+        futures = [judge.submit(item(n)) for n in range(20)]
         with pytest.raises(ValueError, match=f"'a-judge': HTTP {status}: no such model"):
             judge.finish()
         with pytest.raises(JudgeRefusedError):
-            judge.submit(item(1))
-        assert [future.result() for future in futures] == [None]
-        assert len(server.asked) == 1
-        assert counts(judge) == NO_FAULTS | {"calls": 1}
-
-
-def test_after_a_refusal_what_waits_is_not_asked():
-    """Bug guarded: a thousand calls with a wrong key before anybody is told."""
-    with running(FakeJudge(lambda prompt: (401, "key"), latency=0.1)) as server, judge_at(server.url, concurrency=2) as judge:
-        for n in range(20):
-            judge.submit(item(n))
-        with pytest.raises(JudgeRefusedError):
-            judge.finish()
+            judge.submit(item(20))
+        assert [future.result() for future in futures] == [None] * 20
         assert len(server.asked) <= 4
+        assert counts(judge) == NO_FAULTS | {"calls": len(server.asked)}
 
 
 def test_one_refused_prompt_is_none_but_all_refused_is_an_error():
@@ -176,7 +172,7 @@ def test_the_key_is_sent_and_nowhere_else(tmp_path, caplog):
     """Bug guarded: a key in a cache, a log, a message or a traceback that is pasted into an issue."""
     caplog.set_level(logging.DEBUG)
     cache = tmp_path / "judge.jsonl"
-    with running(FakeJudge(fair)) as server, judge_at(server.url, api_key=KEY, cache_file=cache) as judge:
+    with running(FakeJudge(fair)) as server, judge_at(server.url, api_key=KEY, cache=ScoreCache(cache)) as judge:
         ask(judge, item(0))
         assert server.headers["Authorization"] == f"Bearer {KEY}"
         assert KEY not in repr(judge) + cache.read_text() + server.asked[0]
@@ -195,15 +191,13 @@ def test_the_key_is_sent_and_nowhere_else(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("url", "changes", "message"),
     [
-        ("localhost:8000/v1", {}, "must look like"),
-        ("http://me:secret@localhost/v1", {}, "leave name and password out"),
-        ("http://localhost/v1/chat/completions", {}, "must look like"),
-        ("http://[::1/v1", {}, "cannot be read"),
+        ("localhost:8000/v1", {}, "must look like"), ("http://me:secret@localhost/v1", {}, "leave name and password out"),
+        ("http://localhost/v1/chat/completions", {}, "must look like"), ("http://[::1/v1", {}, "cannot be read"),
         ("http://localhost/v1", {"extra_body": {"stream": True}}, "stream"),
         ("http://localhost/v1", {"concurrency": 0}, "concurrency"),
         ("http://localhost/v1", {"prompt_template": "{answer}"}, "question"),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings_are_refused(url, changes, message):
     """Bug guarded: a setting that fails at the first answer, after minutes of loading and sampling."""
     with pytest.raises(ValueError, match=message) as caught:

@@ -12,19 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import pytest
 import torch
 from conftest import make_model
 from fault_proxy import FaultProxy, planned, running, some_fail
+from judging import NO_FAULTS, ask, counts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from model import save_model
-from rewards.chat_server import JudgeRefusedError
 from rewards.http_judge import HttpJudge
-from rewards.judge import Judgement
+from rewards.judge import Judgement, JudgeRefusedError
 from rewards.judge_prompts import JUDGE_PROMPT, build_judge_prompt
+from rl.judging.cache import ScoreCache
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "accelerate")
 MISSING = " ".join(name for name in NEEDED if importlib.util.find_spec(name) is None)
@@ -34,7 +35,6 @@ pytestmark = [
 ]
 
 GRADES = 9  # the tenth kind of prompt gets a reply that is no number
-NO_FAULTS = {"failed": 0, "parse_failed": 0, "retries": 0, "cache_hits": 0}
 ITEMS = [Judgement(f"question {n % 4}", f"reference {n % 4}", "word " * (n % 13) + "x" * n) for n in range(40)]
 
 
@@ -113,33 +113,19 @@ def wait_until_healthy(url: str, process: subprocess.Popen, log: Path, seconds: 
     pytest.fail(f"the server did not start:\n{log.read_text()[-2000:]}")
 
 
-def ask(judge: HttpJudge) -> list[float | None]:
-    futures = [judge.submit(item) for item in ITEMS]
-    judge.finish()
-    return [future.result() for future in futures]
-
-
-def counts(judge: HttpJudge) -> dict[str, float]:
-    return {k.removeprefix("judge/"): v for k, v in judge.take_stats().items() if "latency" not in k}
-
-
 def test_a_real_server_scores(server, tmp_path):
     """Bug guarded: requests that only our own fake understands; replies read off a field that real servers do not have."""
     url, model = server
-    settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 4, "cache_file": tmp_path / "cache.jsonl"}
+    settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 4}
     unparsable = EXPECTED.count(None)
     assert 0 < unparsable < 10
-    with HttpJudge(url, model, **settings) as judge:
-        assert ask(judge) == EXPECTED
+    with HttpJudge(url, model, **settings, cache=ScoreCache(tmp_path / "cache.jsonl")) as judge:
+        assert ask(judge, *ITEMS) == EXPECTED
         assert counts(judge) == NO_FAULTS | {"calls": 40, "parse_failed": unparsable}
         assert "'words" in judge.last_failure
-    with HttpJudge(url, model, **settings) as judge:
-        assert ask(judge) == EXPECTED
-        assert counts(judge) == NO_FAULTS | {
-            "calls": unparsable,
-            "parse_failed": unparsable,
-            "cache_hits": 40 - unparsable,
-        }
+    with HttpJudge(url, model, **settings, cache=ScoreCache(tmp_path / "cache.jsonl")) as judge:
+        assert ask(judge, *ITEMS) == EXPECTED
+        assert counts(judge) == NO_FAULTS | {"calls": unparsable, "parse_failed": unparsable, "cache_hits": 40 - unparsable}
 
 
 def test_a_real_server_behind_faults_gives_the_same_scores(server):
@@ -151,12 +137,8 @@ def test_a_real_server_behind_faults_gives_the_same_scores(server):
     assert faults.total() > 8
     settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 4, "timeout": 4.0, "backoff": 0.01}
     with running(FaultProxy(url, plan)) as proxy, HttpJudge(proxy.url, model, **settings) as judge:
-        assert ask(judge) == EXPECTED
-        assert counts(judge) == NO_FAULTS | {
-            "calls": 40,
-            "parse_failed": EXPECTED.count(None),
-            "retries": faults.total(),
-        }
+        assert ask(judge, *ITEMS) == EXPECTED
+        assert counts(judge) == NO_FAULTS | {"calls": 40, "parse_failed": EXPECTED.count(None), "retries": faults.total()}
 
 
 def test_a_real_server_refuses_a_wrong_name_and_a_wrong_field(server):

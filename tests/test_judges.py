@@ -1,9 +1,7 @@
 """Which judge --judge makes, what it is given, and what its scores are told apart by."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
-import torch
 from conftest import make_model, write_task_folder
 from fault_proxy import FakeJudge, running
 from test_local_judge import character_tokenizer
@@ -12,14 +10,19 @@ import rl.judging.judge
 from data.prompts import Prompts
 from rewards.accuracy import rules_version
 from rewards.judge import parse_score
+from rewards.judge_prompts import GRADE_PROMPT
 from rl.config import Config
-from rl.judging.judge import CASES, JudgePrompt, judge_identity, make_scorers, training_prompt
-from rl.judging.local_judge import GRADE_PROMPT
+from rl.judging.judge import CASES, JudgePrompt, JudgeSpec, judge_identity, make_scorers, training_prompt
 
 FIELDS = " {question} {reference} {answer}"
-ASKED = {"first": JudgePrompt("server one" + FIELDS, "local one" + FIELDS),
-         "second": JudgePrompt("server two" + FIELDS, "local two" + FIELDS, parse=lambda reply: 0.5)}  # fmt: skip
-BOTH, CPU = tuple(ASKED.values()), torch.device("cpu")
+PROMPTS = {"first": JudgePrompt("server one" + FIELDS, "local one" + FIELDS),
+           "second": JudgePrompt("server two" + FIELDS, "local two" + FIELDS, parse=lambda reply: 0.5)}  # fmt: skip
+BOTH = tuple(PROMPTS.values())
+SERVER = {"judge": "http://localhost:1/v1", "judge_model": "m"}
+
+
+def spec_of(folder: Path = Path(), **judge) -> JudgeSpec:
+    return JudgeSpec.of(Config(device="cpu", **judge), folder)
 
 
 def test_the_prompt_with_known_answers_is_tried(tmp_path, capsys):
@@ -29,36 +32,35 @@ def test_the_prompt_with_known_answers_is_tried(tmp_path, capsys):
         return str(float("= 43" in prompt or prompt.count("Tokyo") == 2 or "lower density" in prompt))
 
     with running(FakeJudge(reply)) as server:
-        config = Config(judge=server.url, judge_model="m", runs_dir=str(tmp_path))
+        spec = spec_of(tmp_path, judge=server.url, judge_model="m")
         for tried, able in (("first", True), ("second", False)):  # the second reads one half whatever the reply
             server.asked.clear()
-            for scorer in make_scorers(config, ASKED, None, CPU, tried=tried).values():
+            for scorer in make_scorers(spec, PROMPTS, None, tried=tried).values():
                 scorer.close()
             assert len(server.asked) == len(CASES)
-            assert all(prompt.startswith(ASKED[tried].server.split(" {")[0]) for prompt in server.asked)
+            assert all(prompt.startswith(PROMPTS[tried].server.split(" {")[0]) for prompt in server.asked)
             assert ("WARNING" not in capsys.readouterr().out) == able
 
 
 def test_a_server_is_given_every_flag(tmp_path, monkeypatch):
     """Bug guarded: a flag that changes nothing; the key of another service sent to this one."""
     made = []
-    monkeypatch.setattr(rl.judges, "HttpJudge", lambda url, model, **given: made.append({"url": url, "model": model} | given))
-    monkeypatch.setattr(rl.judges, "preflight", lambda scorer: SimpleNamespace(is_unreachable=False, is_able=True))
+    monkeypatch.setattr(
+        rl.judging.judge, "HttpJudge", lambda url, model, **more: made.append(dict(url=url, model=model, **more))
+    )
+    monkeypatch.setattr(rl.judging.judge, "preflight", lambda scorer: [float(kind == "right") for kind, _ in CASES])
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv("PASR_JUDGE_API_KEY", "ours")
-    config = Config(
-        judge="http://localhost:1/v1", judge_model="m", judge_concurrency=3, judge_timeout=7.0,
-        judge_extra_body='{"top_k": 1}', runs_dir=str(tmp_path),
-    )  # fmt: skip
-    make_scorers(config, ASKED, None, CPU, tried="first")
+    spec = spec_of(tmp_path, **SERVER, judge_options='{"concurrency": 3, "timeout": 7.0, "extra_body": {"top_k": 1}}')
+    make_scorers(spec, PROMPTS, None, tried="first")
     monkeypatch.delenv("PASR_JUDGE_API_KEY")
-    make_scorers(config, {"first": ASKED["first"]}, None, CPU, tried="first")
+    make_scorers(spec, {"first": PROMPTS["first"]}, None, tried="first")
+    assert made[0].pop("cache")._file == tmp_path / "judge_cache.jsonl"
     assert made[0] == {
-        "url": "http://localhost:1/v1", "model": "m", "prompt_template": ASKED["first"].server, "parse": parse_score,
-        "concurrency": 3, "timeout": 7.0, "extra_body": {"top_k": 1}, "cache_file": tmp_path / "judge_cache.jsonl",
-        "api_key": "ours",
+        "url": SERVER["judge"], "model": "m", "prompt_template": PROMPTS["first"].server, "parse": parse_score,
+        "concurrency": 3, "timeout": 7.0, "extra_body": {"top_k": 1}, "api_key": "ours",
     }  # fmt: skip
-    assert (made[1]["prompt_template"], made[1]["parse"]) == (ASKED["second"].server, ASKED["second"].parse)
+    assert (made[1]["prompt_template"], made[1]["parse"]) == (PROMPTS["second"].server, PROMPTS["second"].parse)
     assert made[2]["api_key"] == "another"
 
 
@@ -66,9 +68,9 @@ def test_a_model_is_given_the_prompt_for_models():
     """Bug guarded: a model that is read by its next token asked to write a number."""
     tokenizer = character_tokenizer()
     own = (make_model("qwen3", vocab_size=len(tokenizer), num_hidden_layers=1).float(), tokenizer)
-    scorers = make_scorers(Config(judge="self"), ASKED, own, CPU, tried="second")
-    for name, (_, item) in zip(ASKED, CASES, strict=False):
-        assert scorers[name].render(item).count(ASKED[name].local.split(" {")[0]) == 1
+    scorers = make_scorers(spec_of(judge="self"), PROMPTS, own, tried="second")
+    for name, (_, item) in zip(PROMPTS, CASES, strict=False):
+        assert scorers[name].render(item).count(PROMPTS[name].local.split(" {")[0]) == 1
 
 
 def test_training_asks_with_the_users_prompts():
@@ -81,21 +83,20 @@ def test_scores_of_judges_that_differ_do_not_mix(tmp_path):
     """Bug guarded: baselines or records of another model, prompt, request or rule taken for this judge's."""
     mine, other = (write_task_folder(tmp_path / name, seed=seed) for seed, name in enumerate(("mine", "other")))
 
-    def identity(asked=BOTH, source: Path = mine, **judge) -> str:
-        return repr(judge_identity(Config(**judge), source, asked))
+    def identity(prompts=BOTH, source: Path = mine, **judge) -> str:
+        return repr(judge_identity(spec_of(**judge), source, prompts))
 
-    server = {"judge": "http://localhost:1/v1", "judge_model": "m"}
     one, two = BOTH
     found = [
-        identity(judge="rules"), identity(**server), identity(**server | {"judge_model": "n"}),
-        identity(**server, judge_extra_body='{"top_k": 1}'), identity((one,), **server),
-        identity((JudgePrompt(one.server + "!", one.local), two), **server),
-        identity((JudgePrompt("ab", "l"), JudgePrompt("c", "l")), **server),
-        identity((JudgePrompt("a", "l"), JudgePrompt("bc", "l")), **server), identity(judge="self"),
+        identity(judge="rules"), identity(**SERVER), identity(**SERVER | {"judge_model": "n"}),
+        identity(**SERVER, judge_options='{"extra_body": {"top_k": 1}}'), identity((one,), **SERVER),
+        identity((JudgePrompt(one.server + "!", one.local), two), **SERVER),
+        identity((JudgePrompt("ab", "l"), JudgePrompt("c", "l")), **SERVER),
+        identity((JudgePrompt("a", "l"), JudgePrompt("bc", "l")), **SERVER), identity(judge="self"),
         identity(judge="self", source=other), identity((JudgePrompt(one.server, one.local + "!"), two), judge="self"),
     ]  # fmt: skip
     assert len(set(found)) == len(found)
-    assert judge_identity(Config(judge="rules"), mine, ()) == ["rules", rules_version()]
+    assert judge_identity(spec_of(judge="rules"), mine, ()) == ["rules", rules_version()]
     assert identity(judge=str(other)) == identity(judge="self", source=other), "by its weights, whatever it is called"
-    assert identity(**server | {"judge": "http://elsewhere:2/v1"}) == identity(**server), "a server may move"
-    assert identity((JudgePrompt(one.server, "not used"), two), **server) == identity(**server)
+    assert identity(**SERVER | {"judge": "http://elsewhere:2/v1"}) == identity(**SERVER), "a server may move"
+    assert identity((JudgePrompt(one.server, "not used"), two), **SERVER) == identity(**SERVER)

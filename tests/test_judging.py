@@ -7,19 +7,20 @@ from concurrent.futures import Future
 from functools import partial
 
 import pytest
-import rl.judging.waiting.waiting
 from conftest import assert_same_run, flags, lines_of, without_costs
 from fault_proxy import FakeJudge, FaultProxy, running, share_of, some_fail
-from rl.judging.waiting.waiting import JudgeUnavailable, ScoreBoard, StoppedWhileWaiting
 from samples import sample
 
 import rl.judging.judge
+import rl.judging.waiting
 import rl.rollout
 import train
-from rewards.format import changes_nothing, parse_response
+from rewards.format import parse_response
 from rewards.http_judge import HttpJudge
-from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, RuleScorer
+from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, JudgeUnavailable, RuleScorer, StoppedWhileWaiting
+from rewards.refinements import changes_nothing
 from rl.config import parse_config
+from rl.judging.waiting import PendingScores
 from rl.metrics import variance_share
 from rl.records import Group
 from rl.rollout import assign_rewards
@@ -48,41 +49,37 @@ class FailingScorer(RuleScorer):
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch) -> list[float]:
     made: list[float] = []
-    monkeypatch.setattr(rl.judging, "sleep_unless_stopped", made.append)
+    monkeypatch.setattr(rl.judging.waiting, "sleep_unless_stopped", made.append)
     return made
 
 
-def ask(board: ScoreBoard, count: int) -> None:
-    for place in range(count):
-        board.submit(place, Judgement("q", str(place % 2), "1"))
+def pending_scores(scorer: RuleScorer, patience: float = 60) -> PendingScores:
+    """Twenty answers, every second one right, submitted under their numbers."""
+    pending = PendingScores(scorer, max_failures=0.05, patience=patience)
+    for n in range(20):
+        pending.submit(n, Judgement("q", str(n % 2), "1"))
+    return pending
 
 
 def test_few_missing_scores_are_left_out(pauses):
     """Bug guarded: a time-out that stops a run, or is asked for ever."""
-    board = ScoreBoard(FailingScorer(lambda call: call == 3), max_failures=0.05, patience=60)
-    ask(board, 20)
-    scores = board.collect()
-    assert [place for place, score in scores.items() if score is None] == [2]
-    assert all(scores[place] == float(place % 2) for place in scores if place != 2)
+    scores = pending_scores(FailingScorer(lambda call: call == 3)).collect()
+    assert scores == {n: None if n == 2 else float(n % 2) for n in range(20)}
     assert pauses == []
 
 
 def test_many_missing_scores_are_asked_for_again(pauses):
     """Bug guarded: scores of the second round given to other answers; answered ones paid for twice."""
     scorer = FailingScorer(lambda call: call <= 10 or 20 < call <= 25)
-    board = ScoreBoard(scorer, max_failures=0.05, patience=60)
-    ask(board, 20)
-    assert board.collect() == {place: float(place % 2) for place in range(20)}
+    assert pending_scores(scorer).collect() == {n: float(n % 2) for n in range(20)}
     assert pauses == [5, 10]
     assert scorer.calls == 20 + 10 + 5
 
 
 def test_a_judge_that_stays_away_is_an_error(pauses):
     """Bug guarded: training on the handful of scores that arrived."""
-    board = ScoreBoard(FailingScorer(lambda call: True), max_failures=0.05, patience=60)
-    ask(board, 20)
     with pytest.raises(JudgeUnavailable, match="20 of 20 scores are missing after 60 s"):
-        board.collect()
+        pending_scores(FailingScorer(lambda call: True)).collect()
     assert pauses == [5, 10, 20, 25]
 
 
@@ -90,27 +87,24 @@ def test_a_judge_that_can_never_score_is_not_waited_for(pauses):
     """Bug guarded: ten minutes of asking a model again about a prompt that is longer than it can read."""
     scorer = FailingScorer(lambda call: True)
     scorer.may_recover, scorer.last_failure = False, "a prompt of 9 tokens, where the judge reads 8"
-    board = ScoreBoard(scorer, max_failures=0.05, patience=600)
-    ask(board, 20)
     with pytest.raises(JudgeUnavailable, match=r"20 of 20 scores are missing \(a prompt of 9 tokens.* would not help"):
-        board.collect()
+        pending_scores(scorer).collect()
     assert (pauses, scorer.calls) == ([], 20)
 
 
 def test_a_stop_signal_ends_the_waiting(monkeypatch):
     """Bug guarded: a run that is killed with its checkpoint unwritten: it was asleep when the scheduler asked it to end."""
-    monkeypatch.setattr(rl.judging, "sleep_unless_stopped", sleep_unless_stopped)
-    board = ScoreBoard(FailingScorer(lambda call: True), max_failures=0.05, patience=600)
-    ask(board, 20)
+    monkeypatch.setattr(rl.judging.waiting, "sleep_unless_stopped", sleep_unless_stopped)
+    pending = pending_scores(FailingScorer(lambda call: True))
     with StopSignals():
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(StoppedWhileWaiting, match="SIGUSR1"):
-            board.collect()
+            pending.collect()
     assert sleep_unless_stopped(0.0) is None, "of a context that is over"
 
 
 def test_nothing_asked_is_nothing_missing():
-    assert ScoreBoard(RuleScorer(), 0.0, 0.0).collect() == {}
+    assert PendingScores(RuleScorer(), 0.0, 0.0).collect() == {}
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")
@@ -120,7 +114,7 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
     per_step = 2 * (4 + 2)
     monkeypatch.setitem(NAMED_JUDGES, "rules", lambda: FailingScorer(lambda call: down[0] and call > 3 * per_step))
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
-    arguments = flags(place, "down", "--judge-patience", "7")
+    arguments = flags(place, "down", "--judge-options", '{"patience": 7}')
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
     assert stop.value.code == 1
@@ -131,7 +125,7 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
     down[0] = False
     assert train.main([*arguments, "--resume", "auto"]) == 0
     monkeypatch.setitem(NAMED_JUDGES, "rules", RuleScorer)
-    assert train.main(flags(place, "healthy", "--judge-patience", "7")) == 0
+    assert train.main(flags(place, "healthy", "--judge-options", '{"patience": 7}')) == 0
     assert_same_run(place / "runs/down", place / "runs/healthy")
 
 
@@ -150,7 +144,7 @@ def test_the_gate_closes_where_no_answer_is_right():
 
 
 def test_reward_weights():
-    group, flags = group_of(0.5), ["--format-weight", "2", "--accuracy-weight", "4", "--refine-weight", "8", "--zeta", "0"]
+    group, flags = group_of(0.5), ["--reward-weights", "2,4,8", "--zeta", "0"]
     assign_rewards([group], parse_config(["--model", "m", "--data", "d", *flags]))
     (one,) = group.refine_samples
     assert one.reward == 2.0 + 2.0 + 8.0
@@ -160,16 +154,11 @@ def test_reward_weights():
 @pytest.mark.parametrize(
     ("think", "nothing"),
     [
-        ("9:351><refine>9:351></refine>", True),
-        ("a  b\nc<refine> b c </refine>", True),
-        ("a<refine></refine>", True),
-        ("9:351><refine>8:312></refine>", False),
-        ("a<refine>a</refine><refine>b</refine>", False),
-        ("a<refine>b</refine><refine>b</refine>", False),
-        ("<refine>b</refine>b", False),
-        ("a", False),
+        ("9:351><refine>9:351></refine>", True), ("a  b\nc<refine> b c </refine>", True), ("a<refine></refine>", True),
+        ("9:351><refine>8:312></refine>", False), ("a<refine>a</refine><refine>b</refine>", False),
+        ("a<refine>b</refine><refine>b</refine>", False), ("<refine>b</refine>b", False), ("a", False),
     ],
-)
+)  # fmt: skip
 def test_refinements_that_change_nothing(think, nothing):
     """Bug guarded: counting what stands behind a refinement as said before it."""
     assert changes_nothing(parse_response(f"<think>{think}</think><answer>c</answer>")) is nothing
@@ -184,9 +173,15 @@ def test_variance_shares_add_up():
 
 def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
     """Twenty steps with a judge behind HTTP; the metrics of each step."""
-    more = ("--judge", f"{url}", "--judge-model", "any", "--judge-timeout", "0.3", "--runs-dir", str(runs), "--steps", "20")
-    assert train.main(flags(place, "served", *more, *flags_too)) == 0
+    judge = ("--judge", url, "--judge-model", "any", "--judge-options", '{"timeout": 0.3}')
+    assert train.main(flags(place, "served", *judge, "--runs-dir", str(runs), "--steps", "20", *flags_too)) == 0
     return lines_of(runs / "served/metrics.jsonl")
+
+
+def assert_same_rollouts(runs, others) -> None:
+    for step in range(1, 21):
+        name = f"served/rollouts/step_{step:06d}.jsonl"
+        assert (runs / name).read_bytes() == (others / name).read_bytes()
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")
@@ -194,7 +189,7 @@ def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
 def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(place, monkeypatch, tmp_path, capsys):
     """Bug guarded: a score lost, invented or given to another answer when three calls in ten fail and one in ten is slow."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
-    monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.01))
+    monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.01))
     failing = some_fail(0.3, 0.1)
     server = FakeJudge(lambda prompt: f"{share_of(prompt):.3f}")
     proxy = FaultProxy(server.url, lambda prompt, attempt: failing(prompt, attempt) if attempt < 4 else "", slow=0.05, hold=1.0)
@@ -206,12 +201,9 @@ def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(pla
     assert sum(row["judge/retries"] for row in faulty) > 30
     assert sum(row["judge/failed"] + row["judge/parse_failed"] for row in faulty) == 0
     kept = [k for k in healthy[0] if not k.startswith(("judge/latency", "judge/retries"))]
-    assert [{k: row[k] for k in kept if k in row} for row in without_costs(faulty)] == [
-        {k: row[k] for k in kept if k in row} for row in without_costs(healthy)
-    ]
-    for step in range(1, 21):
-        name = f"served/rollouts/step_{step:06d}.jsonl"
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    one, other = ([{k: row[k] for k in kept if k in row} for row in without_costs(rows)] for rows in (faulty, healthy))
+    assert one == other
+    assert_same_rollouts(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")
@@ -221,7 +213,7 @@ def test_a_server_that_is_down_from_step_5_stops_the_run_which_goes_on_when_it_i
 ):
     """Bug guarded: training on while nobody judges; a resumed run that differs from one whose server never failed."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
-    monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=2))
+    monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=2))
     server = FakeJudge(lambda prompt: f"{share_of(prompt):.3f}")
     state = {"down": False}
     proxy = FaultProxy(server.url, lambda prompt, attempt: "500" if state["down"] else "")
@@ -237,20 +229,18 @@ def test_a_server_that_is_down_from_step_5_stops_the_run_which_goes_on_when_it_i
             server_run(place, tmp_path / "a", proxy.url)
         assert stop.value.code == 1
         assert "stopped after step 4" in capsys.readouterr().out
-        assert sum(pauses) == 600, "the patience of --judge-patience"
+        assert sum(pauses) == 600, "the patience"
         assert complete_checkpoints(tmp_path / "a/served")[-1].name == "step_000004"
         state["down"] = False
         resumed = server_run(place, tmp_path / "a", proxy.url, "--resume", "auto")
         healthy = server_run(place, tmp_path / "b", server.url, "--run", "served")
     assert len(resumed) == len(healthy) == 20
-    for step in range(1, 21):
-        name = f"served/rollouts/step_{step:06d}.jsonl"
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert_same_rollouts(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_unreachable_server_is_an_error_before_the_policy_is_loaded(place, tmp_path, monkeypatch, capsys):
     """Bug guarded: an hour of sampling before the first call shows that nobody listens."""
-    monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=1))
+    monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=1))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"

@@ -1,31 +1,29 @@
 """The in-process judge: exact, indifferent to company and order, unable to misread; and the preflight that tests any judge."""
 
 import random
-from concurrent.futures import Future
 from itertools import pairwise
 
 import pytest
 import torch
 from conftest import SHARED, make_model, needs_tokenizers
-from model.shared_prefix import SharedPrefixAttention
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data.prompts import load_tokenizer
+from model.attention import PackedAttention
 from rewards.judge import Judgement
-from rl.judging.judge import CASES, Preflight, preflight
-from rl.judging.local_judge import GRADE_PROMPT, GRADES, LocalJudge, chunk_groups, shared_length
+from rewards.judge_prompts import GRADE_PROMPT
+from rl.judging.judge import CASES, is_able, preflight, preflight_warning
+from rl.judging.local_judge import GRADES, LocalJudge, chunk_groups, shared_length
 
 TEMPLATE = "Task: {question}\nReference: {reference}\nAnswer: {answer}\nOne digit, 0 to 9."
 ITEMS = [
     Judgement("What is 6 * 7?", "42", "42"),
     Judgement("What is 6 * 7?", "42", "It is 42, since 6 * 6 is 36 and one more 6 makes 42."),
-    Judgement("Name a fruit.", "apple", "pear {reference}"),
-    Judgement("What is 6 * 7?", "42", "41"),
-    Judgement("Name a fruit.", "apple", "a brick"),
-    Judgement("What is 6 * 7?", "forty-two", "42"),
+    Judgement("Name a fruit.", "apple", "pear {reference}"), Judgement("What is 6 * 7?", "42", "41"),
+    Judgement("Name a fruit.", "apple", "a brick"), Judgement("What is 6 * 7?", "forty-two", "42"),
     Judgement("What is 6 * 7?", "42", "42"),
-]
+]  # fmt: skip
 
 
 def character_tokenizer(pieces=(), without: str = "", chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -107,7 +105,7 @@ def test_chunks_hold_every_prompt_and_keep_to_the_limit():
 
 
 @pytest.mark.parametrize("groups", [[(7, [3, 1, 12]), (1, [1]), (30, [2, 2]), (0, [4, 1])], [(0, [3])]])
-def test_shared_prefix_attention_equals_the_full_forward(family, groups):
+def test_packed_attention_equals_the_full_forward(family, groups):
     """Bug guarded: a suffix that attends to a neighbour, a wrong position, padding that is seen."""
     model, generator = make_model(family), torch.Generator().manual_seed(0)
     row, whole = [], []
@@ -115,7 +113,7 @@ def test_shared_prefix_attention_equals_the_full_forward(family, groups):
         first, *rest = (torch.randint(0, 97, (n,), generator=generator) for n in (prefix, *suffixes))
         row += [first, *rest]
         whole += [torch.cat((first, suffix)) for suffix in rest]
-    attention = SharedPrefixAttention(groups, torch.device("cpu"))
+    attention = PackedAttention(groups, torch.device("cpu"))
     with torch.no_grad():
         hidden_TE = model(torch.cat(row)[None], attention.positions_1T, cache=attention)[0]
         wanted = [model(ids[None])[0, -1] for ids in whole]
@@ -124,12 +122,12 @@ def test_shared_prefix_attention_equals_the_full_forward(family, groups):
 
 def test_flash_layout_names_the_keys_of_each_sequence():
     """Bug guarded: on a GPU, a suffix given another group's prefix or its own keys in the wrong place."""
-    attention = SharedPrefixAttention([(3, [2, 1]), (0, [1]), (2, [1])], torch.device("cpu"))
+    attention = PackedAttention([(3, [2, 1]), (0, [1]), (2, [1])], torch.device("cpu"))
     keys, cu_q, cu_k, longest_q, longest_k = attention._flash_layout
     begins = cu_k.tolist()
     sequences = [keys[a:b].tolist() for a, b in pairwise(begins)]
-    assert sequences == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [7, 8], [7, 8, 9]]
-    assert cu_q.tolist() == [0, 3, 5, 6, 7, 9, 10]
+    assert sequences == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [7, 8, 9]]
+    assert cu_q.tolist() == [0, 3, 5, 6, 7, 10]
     assert (longest_q, longest_k) == (3, 5)
 
 
@@ -211,62 +209,38 @@ def test_real_tokenizers(name, ending):
     assert all(0 <= score <= 1 for score in scores_of(plain, ITEMS))
 
 
-class FakeScorer:
-    """Scores by a function of (kind of the known answer, item)."""
-
-    def __init__(self, rule) -> None:
-        self.rule, self.kinds, self.calls = rule, {item: kind for kind, item in CASES}, 0
-
-    def submit(self, item: Judgement) -> "Future[float | None]":
-        self.calls += 1
-        future: Future[float | None] = Future()
-        future.set_result(self.rule(self.kinds[item]))
-        return future
-
-    def finish(self) -> None:
-        pass
-
-    def take_stats(self) -> dict[str, float]:
-        calls, self.calls = self.calls, 0
-        return {"judge/calls": calls, "judge/failed": 0}
+def known(rule) -> list[float | None]:
+    """The scores that a rule gives to answers of each kind."""
+    return [rule(kind) for kind, _ in CASES]
 
 
 def test_preflight_tells_good_judges_from_bad():
     """Bug guarded: training on a judge that likes everything, or nothing, or rolls dice; a good judge refused."""
 
-    def is_able(rule) -> bool:
-        return preflight(FakeScorer(rule)).is_able
-
     draw = random.Random(0)
     good = {"right": 0.9, "wrong": 0.2, "empty": 0.0}
-    assert is_able(good.get)
-    assert is_able(lambda kind: min(1, max(0, good[kind] + draw.gauss(0, 0.15))))
+    assert is_able(known(good.get))
+    assert is_able(known(lambda kind: min(1, max(0, good[kind] + draw.gauss(0, 0.15)))))
     for constant in (0.0, 0.5, 1.0):
-        assert not is_able(lambda kind, constant=constant: constant)
-    assert not is_able({"right": 0.2, "wrong": 0.9, "empty": 0.2}.get), "turned round"
-    assert not is_able({"right": 1.0, "wrong": 0.0, "empty": 1.0}.get), "pays for saying nothing"
-    assert sum(is_able(lambda kind: draw.random()) for _ in range(400)) < 0.1 * 400
+        assert not is_able([constant] * len(CASES))
+    assert not is_able(known({"right": 0.2, "wrong": 0.9, "empty": 0.2}.get)), "turned round"
+    assert not is_able(known({"right": 1.0, "wrong": 0.0, "empty": 1.0}.get)), "pays for saying nothing"
+    assert not is_able(known({"right": 1.0, "wrong": 0.0}.get)), "no score for an empty one"
+    assert is_able([*known({"right": 1.0, "wrong": 0.0, "empty": 0.0}.get)[:-1], None])
+    assert sum(is_able(known(lambda kind: draw.random())) for _ in range(400)) < 0.1 * 400
 
 
-def test_preflight_counts_failures_and_shows_its_table():
-    """Bug guarded: a missing score taken for 0, a judge that is down taken for a bad one, calls in the first step's metrics."""
-    down = preflight(FakeScorer(lambda kind: None))
-    assert (down.failed, down.is_unreachable, down.is_able) == (len(CASES), True, False)
-    scorer = FakeScorer({"right": 1.0, "wrong": 0.0}.get)  # None for the empty ones
-    partial = preflight(scorer)
-    assert (partial.failed, partial.is_unreachable, partial.is_able) == (2, False, False)
-    assert partial.warning().count("failed ") >= 2
-    said = partial.warning()
+def test_the_warning_shows_every_known_answer():
+    """Bug guarded: a missing score taken for 0; a line that no terminal shows whole."""
+    said = preflight_warning(known({"right": 1.0, "wrong": 0.0}.get))
+    assert "2 of 8 failed" in said
+    assert said.count("failed ") >= 2
     assert all(item.answer in " ".join(said.split()) for _, item in CASES)
     assert max(map(len, said.splitlines()[:-1])) <= 100
-    assert scorer.take_stats()["judge/calls"] == 0
-    one_missing = Preflight((*(float(kind == "right") for kind, _ in CASES[:-1]), None))
-    assert one_missing.is_able
-    assert one_missing.failed == 1
 
 
 def test_preflight_of_a_local_judge(family):
-    """Bug guarded: a scorer that only scores at `finish` asked for results before."""
-    result = preflight(make_judge(family))
-    assert result.failed == 0
-    assert all(0 <= score <= 1 for score in result.scores)
+    """Bug guarded: a scorer that only scores at `finish` asked before; calls in the first step's metrics."""
+    judge = make_judge(family)
+    assert all(0 <= score <= 1 for score in preflight(judge))
+    assert judge.take_stats()["judge/calls"] == 0

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import rewarded
 
-from rewards.format import answer_body, changes_nothing, format_reward, mark_refinements, parse_response, plain_answer
+from rewards.format import answer_body, format_reward, parse_response, plain_answer
 from rewards.judge import parse_score
 from rewards.refine import ROUNDING, baseline_accuracy, refine_reward
+from rewards.refinements import changes_nothing, mark_refinements
 from rl.advantages import group_advantages
 
 thorough = settings(derandomize=True, deadline=None, database=None, max_examples=200)

@@ -20,7 +20,8 @@ from rewards.format import (
     refines_inside_think,
 )
 from rewards.judge import parse_score
-from rewards.refine import baseline_accuracy, needs_baseline, refine_reward
+from rewards.refine import baseline_accuracy, refine_reward
+from rl.config import Config
 
 WELL_FORMED = {
     "plain": "<think>a</think><answer>b</answer>",
@@ -99,18 +100,11 @@ def test_judged_bodies():
 @pytest.mark.parametrize(
     ("text", "good"),
     [
-        ("7", True),
-        ("<think>hm</think>7", True),
-        ("hm</think>7", True),
-        ("<think>a</think><answer>7</answer>", True),
-        ("", False),
-        ("<think>hm</think>", False),
-        ("<think>7", False),
-        ("<refine>r</refine>7", False),
-        ("<think>a<refine>r</refine></think><answer>7</answer>", False),
-        ("<answer>7", False),
+        ("7", True), ("<think>hm</think>7", True), ("hm</think>7", True), ("<think>a</think><answer>7</answer>", True),
+        ("", False), ("<think>hm</think>", False), ("<think>7", False), ("<refine>r</refine>7", False),
+        ("<think>a<refine>r</refine></think><answer>7</answer>", False), ("<answer>7", False),
     ],
-)
+)  # fmt: skip
 def test_plain_wellformed(text, good):
     """Bug guarded: sandbagged plain answers without any refine tag, which a tag count does not see."""
     assert is_plain_wellformed(text) is good
@@ -146,59 +140,39 @@ UNCLOSED = MALFORMED["unclosed refine"][0]
 @pytest.mark.parametrize(
     ("text", "accuracy", "baseline", "mode", "total"),
     [
-        (REFINED, 1.0, 0.5, "compare", 3.0),
-        (REFINED, 0.0, 0.5, "compare", 0.0),
-        (REFINED, 0.5, 0.5, "compare", 1.0),
-        (REFINED, 1.0, 0.0, "single", 3.0),
-        (REFINED, 0.0, None, "presence", 2.0),
-        (REFINED, 1.0, None, "none", 2.0),
-        (UNREFINED, 1.0, 0.5, "compare", 2.0),
-        (UNREFINED, 0.0, None, "presence", 1.0),
-        (UNCLOSED, 1.0, 0.0, "compare", 0.0),
+        (REFINED, 1.0, 0.5, "compare", 3.0), (REFINED, 0.0, 0.5, "compare", 0.0), (REFINED, 0.5, 0.5, "compare", 1.0),
+        (REFINED, 1.0, 0.0, "single", 3.0), (REFINED, 0.0, None, "presence", 2.0), (REFINED, 1.0, None, "none", 2.0),
+        (UNREFINED, 1.0, 0.5, "compare", 2.0), (UNREFINED, 0.0, None, "presence", 1.0), (UNCLOSED, 1.0, 0.0, "compare", 0.0),
         (UNCLOSED, 1.0, None, "presence", 0.0),
     ],
-)
+)  # fmt: skip
 def test_total_reward(text, accuracy, baseline, mode, total):
     """Bug guarded: refine reward for a malformed response, -0.5 for a response that did not refine, a wrong sum."""
     assert rewarded(text, accuracy, baseline, refine_reward=mode, zeta=0.05).reward == total
 
 
 def test_which_rewards_need_plain_answers():
-    assert [needs_baseline(mode) for mode in ("compare", "single", "presence", "none")] == [True, True, False, False]
+    needed = [Config(refine_reward=mode).needs_baseline for mode in ("compare", "single", "presence", "none")]
+    assert needed == [True, True, False, False]
 
 
-@pytest.mark.parametrize(
-    ("reply", "score"),
-    [("1", 1.0), ("0", 0.0), (" 0.75\n", 0.75), (".5", 0.5), ("1.0", 1.0), ("1e-1", 0.1), ("0.", 0.0), ("1.", 1.0)],
-)
-def test_scores_are_read(reply, score):
-    assert parse_score(reply) == score
+SCORES = {"1": 1.0, "0": 0.0, " 0.75\n": 0.75, ".5": 0.5, "1.0": 1.0, "1e-1": 0.1, "0.": 0.0, "1.": 1.0}
+NO_SCORES = ["", "8/10", "0.2 out of 1", "1.5", "-0.1", "-0", "nan", "inf", "1,0", "Score: 1", "1 2", "٠", "1_0", "0x1"]
 
 
-@pytest.mark.parametrize(
-    "reply",
-    ["", "8/10", "0.2 out of 1", "1.5", "-0.1", "-0", "nan", "inf", "1,0", "Score: 1", "1 2", "٠", "1_0", "0x1", "1e400"],
-)
-def test_everything_else_is_a_parse_failure(reply):
+@pytest.mark.parametrize(("reply", "score"), [*SCORES.items(), ("1e400", None), *((reply, None) for reply in NO_SCORES)])
+def test_the_whole_reply_is_a_score(reply, score):
     """Bug guarded: taking the last number of a reply turns "8/10" into 1.0 (released code)."""
-    assert parse_score(reply) is None
+    assert parse_score(reply) == score
 
 
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("It is 42.", "42"),
-        ("$1,234.50", "1234.50"),
-        ("7 or 8", "8"),
-        ("-3", "-3"),
-        ("\N{MINUS SIGN}3", "-3"),
-        ("10-5", "5"),
-        ("x = .5", "0.5"),
-        ("12,34", "34"),
-        ("1,000,000 people", "1000000"),
-        ("none", None),
+        ("It is 42.", "42"), ("$1,234.50", "1234.50"), ("7 or 8", "8"), ("-3", "-3"), ("\N{MINUS SIGN}3", "-3"),
+        ("10-5", "5"), ("x = .5", "0.5"), ("12,34", "34"), ("1,000,000 people", "1000000"), ("none", None),
     ],
-)
+)  # fmt: skip
 def test_last_number(text, number):
     """Bug guarded: separators, signs between operands, a full stop taken for decimals."""
     found = last_number(text)
@@ -208,19 +182,11 @@ def test_last_number(text, number):
 @pytest.mark.parametrize(
     ("answer", "reference", "score"),
     [
-        ("so 18", "9 eggs are $18.\n#### 18", 1.0),
-        ("18.0 dollars", "#### 18", 1.0),
-        ("$1,800", "#### 1800", 1.0),
-        ("80", "#### 18", 0.0),
-        ("180", "18", 0.0),
-        ("Paris", "Paris", 1.0),
-        (" paris. ", "Paris", 1.0),
-        ("Paris or Rome", "Paris", 0.0),
-        ("", "0", 0.0),
-        ("   ", "", 0.0),
-        ("nan", "nan", 1.0),
+        ("so 18", "9 eggs are $18.\n#### 18", 1.0), ("18.0 dollars", "#### 18", 1.0), ("$1,800", "#### 1800", 1.0),
+        ("80", "#### 18", 0.0), ("180", "18", 0.0), ("Paris", "Paris", 1.0), (" paris. ", "Paris", 1.0),
+        ("Paris or Rome", "Paris", 0.0), ("", "0", 0.0), ("   ", "", 0.0), ("nan", "nan", 1.0),
     ],
-)
+)  # fmt: skip
 def test_score_by_rule(answer, reference, score):
     """Bug guarded: substring matches, empty answers that score, numbers compared as text."""
     assert score_by_rule(answer, reference) == score
@@ -244,6 +210,9 @@ def test_a_change_of_any_rule_changes_the_version(monkeypatch):
     assert before == accuracy.rules_version.__wrapped__()
     monkeypatch.setattr(accuracy, "version", lambda name: "another")
     assert accuracy.rules_version.__wrapped__() != before
+    monkeypatch.undo()
+    monkeypatch.setattr(accuracy, "LIBRARIES", ("no-such-library", "sympy"))
+    assert accuracy.rules_version.__wrapped__() != before, "a machine that lacks a library has a version, too"
     monkeypatch.undo()
     read = Path.read_bytes
     for name in accuracy.SOURCES:

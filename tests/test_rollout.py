@@ -16,8 +16,7 @@ from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
 from rewards.judge import RuleScorer
 from rl.advantages import select_samples
-from rl.judging.baselines import ReferenceBaselines
-from rl.judging.cache import BaselineCache
+from rl.judging.cache import BaselineCache, ReferenceBaselines
 from rl.judging.waiting import PendingScores
 from rl.metrics import merge_stats, rollout_metrics
 from rl.records import Group

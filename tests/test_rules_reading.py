@@ -6,45 +6,26 @@ from rewards.accuracy import RULES, score_benchmark
 
 LANGUAGES = "Tamil and Telugu and Urdu"
 READING = [  # (text, references, F1, exact match)
-    ("Andre Johnson", ("Andre Johnson",), 1.0, 1.0),
-    ("andre johnson.", ("Andre Johnson",), 1.0, 1.0),
+    ("Andre Johnson", ("Andre Johnson",), 1.0, 1.0), ("andre johnson.", ("Andre Johnson",), 1.0, 1.0),
     ("The answer is Andre Johnson.", ("Andre Johnson",), 1.0, 1.0),
-    ("**Answer: Andre Johnson**", ("Andre Johnson",), 1.0, 1.0),
-    ("Johnson", ("Andre Johnson",), 0.67, 0.0),
-    ("Johnson, Andre", ("Andre Johnson",), 1.0, 0.0),
-    ("Kevin Walter", ("Andre Johnson",), 0.0, 0.0),
-    ("Lemon", ("Cleo Lemon", "Lemon"), 1.0, 1.0),
-    ("the Seahawks", ("Seahawks",), 1.0, 1.0),
-    ("98.2", ("98.2",), 1.0, 1.0),
-    ("98.2%", ("98.2",), 1.0, 1.0),
-    ("98.20", ("98.2",), 1.0, 1.0),
-    ("1.8", ("98.2",), 0.0, 0.0),
-    ("113,532", ("113532",), 1.0, 1.0),
-    ("Answer: 113,532 people", ("113532",), 0.67, 0.0),
+    ("**Answer: Andre Johnson**", ("Andre Johnson",), 1.0, 1.0), ("Johnson", ("Andre Johnson",), 0.67, 0.0),
+    ("Johnson, Andre", ("Andre Johnson",), 1.0, 0.0), ("Kevin Walter", ("Andre Johnson",), 0.0, 0.0),
+    ("Lemon", ("Cleo Lemon", "Lemon"), 1.0, 1.0), ("the Seahawks", ("Seahawks",), 1.0, 1.0), ("98.2", ("98.2",), 1.0, 1.0),
+    ("98.2%", ("98.2",), 1.0, 1.0), ("98.20", ("98.2",), 1.0, 1.0), ("1.8", ("98.2",), 0.0, 0.0),
+    ("113,532", ("113532",), 1.0, 1.0), ("Answer: 113,532 people", ("113532",), 0.67, 0.0),
     ("7 yards", ("7-yard touchdown pass", "7"), 0.67, 0.0),
     ("7-yard touchdown pass", ("7-yard touchdown pass", "7"), 1.0, 1.0),
-    ("8-yard touchdown pass", ("7-yard touchdown pass", "7"), 0.0, 0.0),
-    ("four", ("4", "5", "four"), 1.0, 1.0),
-    ("two", ("2",), 0.0, 0.0),
-    ("0.3", (".3", "0.3"), 1.0, 1.0),
-    ("14 August 2005", ("14 August 2005",), 1.0, 1.0),
-    ("August 14, 2005", ("14 August 2005",), 1.0, 0.0),
-    ("August 2005", ("14 August 2005",), 0.8, 0.0),
-    ("2006", ("14 August 2005",), 0.0, 0.0),
-    (LANGUAGES, (LANGUAGES,), 1.0, 1.0),
-    ("Tamil, Telugu, Urdu", (LANGUAGES,), 1.0, 1.0),
-    ("Urdu, Tamil and Telugu", (LANGUAGES,), 1.0, 1.0),
-    ("Tamil, Telugu", (LANGUAGES,), 0.67, 0.0),
-    ("Tamil, Telugu, Urdu, Hindi", (LANGUAGES,), 0.75, 0.0),
-    ("Tamil, Tamil", ("Tamil and Telugu",), 0.5, 0.0),
-    ("Tamil, Tamil, Telugu", ("Tamil and Telugu",), 0.8, 0.0),
+    ("8-yard touchdown pass", ("7-yard touchdown pass", "7"), 0.0, 0.0), ("four", ("4", "5", "four"), 1.0, 1.0),
+    ("two", ("2",), 0.0, 0.0), ("0.3", (".3", "0.3"), 1.0, 1.0), ("14 August 2005", ("14 August 2005",), 1.0, 1.0),
+    ("August 14, 2005", ("14 August 2005",), 1.0, 0.0), ("August 2005", ("14 August 2005",), 0.8, 0.0),
+    ("2006", ("14 August 2005",), 0.0, 0.0), (LANGUAGES, (LANGUAGES,), 1.0, 1.0),
+    ("Tamil, Telugu, Urdu", (LANGUAGES,), 1.0, 1.0), ("Urdu, Tamil and Telugu", (LANGUAGES,), 1.0, 1.0),
+    ("Tamil, Telugu", (LANGUAGES,), 0.67, 0.0), ("Tamil, Telugu, Urdu, Hindi", (LANGUAGES,), 0.75, 0.0),
+    ("Tamil, Tamil", ("Tamil and Telugu",), 0.5, 0.0), ("Tamil, Tamil, Telugu", ("Tamil and Telugu",), 0.8, 0.0),
     ("second half", ("second half", "first half"), 1.0, 1.0),
-    ("second half or first half", ("second half", "first half"), 0.67, 0.0),
-    ("", ("5",), 0.0, 0.0),
-    ("...", ("5",), 0.0, 0.0),
-    ("the", ("5",), 0.0, 0.0),
-    ("1 2 3 4 5 6 7 8 9 10", ("5",), 0.18, 0.0),
-]
+    ("second half or first half", ("second half", "first half"), 0.67, 0.0), ("", ("5",), 0.0, 0.0),
+    ("...", ("5",), 0.0, 0.0), ("the", ("5",), 0.0, 0.0), ("1 2 3 4 5 6 7 8 9 10", ("5",), 0.18, 0.0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "references", "f1", "exact"), READING)
@@ -61,20 +42,13 @@ def test_drop_f1_is_rounded_like_the_authors_do():
 
 REFERENCE = "The club has sold its ground to pay its debts."
 SUMMARIES = [  # (text, least, most)
-    (REFERENCE, 1.0, 1.0),
-    (REFERENCE.lower(), 1.0, 1.0),
-    (f"  {REFERENCE}\n", 1.0, 1.0),
-    ("The club has sold its ground to pay its debt.", 1.0, 1.0),
-    ("The club sold the ground to pay debts.", 0.7, 0.9),
-    ("To pay its debts the club has sold its ground.", 0.4, 0.7),
-    ("The club has sold its ground.", 0.7, 0.8),
-    ("debts its pay to ground its sold has club The", 0.2, 0.35),
-    ("A red kite was found in a field.", 0.0, 0.15),
-    ("", 0.0, 0.0),
-    ("!!!", 0.0, 0.0),
-    ("club club club club", 0.1, 0.2),
+    (REFERENCE, 1.0, 1.0), (REFERENCE.lower(), 1.0, 1.0), (f"  {REFERENCE}\n", 1.0, 1.0),
+    ("The club has sold its ground to pay its debt.", 1.0, 1.0), ("The club sold the ground to pay debts.", 0.7, 0.9),
+    ("To pay its debts the club has sold its ground.", 0.4, 0.7), ("The club has sold its ground.", 0.7, 0.8),
+    ("debts its pay to ground its sold has club The", 0.2, 0.35), ("A red kite was found in a field.", 0.0, 0.15),
+    ("", 0.0, 0.0), ("!!!", 0.0, 0.0), ("club club club club", 0.1, 0.2),
     (REFERENCE + " " + "Nothing else is known about it at all." * 5, 0.2, 0.5),
-]
+]  # fmt: skip
 MORE = [(f"{REFERENCE} {'word ' * n}", 20 / (20 + n) - 1e-6, 20 / (20 + n) + 1e-6) for n in range(1, 14)]
 
 

@@ -7,7 +7,8 @@ from conftest import make_model, random_prompts, write_task_folder
 from data.prompts import load_prompts, load_tokenizer
 from model import load_model
 from rewards.judge import Judgement
-from rl.judging.local_judge import GRADE_PROMPT, LocalJudge
+from rewards.judge_prompts import GRADE_PROMPT
+from rl.judging.local_judge import LocalJudge
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler

@@ -9,7 +9,7 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 import rl.run.wandb
-from rewards.format import mark_refinements
+from rewards.refinements import mark_refinements
 from rl.config import parse_config
 from rl.records import Completion, Group, Sample
 from rl.run.folder import RunFolder

@@ -1,65 +1,42 @@
-"""Scores that a judge has given already, in memory and in a JSONL file that survives kills and is shared by runs."""
+"""Scores that are kept on disk: those of a judge's server, and those of the initial policy's plain answers.
+
+The files are JSONL. They survive kills, and several runs share them.
+"""
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import Lock
 
+from rewards.refine import baseline_accuracy
+from rl.distributed import gather
 from rl.files import append_line
+from rl.records import Group
+from rl.rollout import Rollout
+from rl.sampler import Sampler
 
 
-class ScoreCache:
-    """Scores by key. Safe for threads; several processes may append to one file.
-
-    Args:
-        file: where rows are kept; None keeps them in memory only.
+class ScoreCache(dict[str, float]):
+    """Scores by key, each also a row of a file. Safe for threads; several processes may append to one file.
 
     Raises:
-        OSError: the file cannot be read or made.
+        OSError: the file cannot be read or made, or a score cannot be written, for example because the disk is full.
     """
 
-    def __init__(self, file: str | Path | None) -> None:
-        self._file = Path(file) if file else None
-        self._lock = Lock()
-        self._scores: dict[str, float] = {}
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.touch()
-            content = self._file.read_bytes()
-            self._scores = dict(row for row in map(_parse_score, content.split(b"\n")) if row is not None)
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        self._file = file
+        rows = _read_rows(file, {"key": str, "score": float})
+        super().__init__((row["key"], row["score"]) for row in rows if 0.0 <= row["score"] <= 1.0)
 
-    def __len__(self) -> int:
-        return len(self._scores)
-
-    def get(self, key: str) -> float | None:
-        return self._scores.get(key)
-
-    def put(self, key: str, score: float) -> None:
-        """Keep a score.
-
-        Raises:
-            OSError: it could not be written, for example because the disk is full.
-        """
-        with self._lock:
-            self._scores[key] = score
-            if self._file is None:
-                return
-            append_line(self._file, json.dumps({"key": key, "score": score}))
-
-
-def _parse_score(line: bytes) -> tuple[str, float] | None:
-    """A row, or None for a line that was cut off: a cache may forget, and must not invent."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("score"), float):
-        return None
-    return (row["key"], row["score"]) if 0.0 <= row["score"] <= 1.0 else None
+    def __setitem__(self, key: str, score: float) -> None:
+        super().__setitem__(key, score)
+        append_line(self._file, json.dumps({"key": key, "score": score}))
 
 
 class BaselineCache:
-    """Scores by question, in one JSONL file for each setting that they depend on. Several processes may add to one file.
+    """Scores of plain answers by question, in one file for each setting that they depend on.
 
     Args:
         folder: where the files are; made if absent.
@@ -74,48 +51,93 @@ class BaselineCache:
         return len(self._scores)
 
     def get(self, question: str, reference: str) -> list[float | None] | None:
+        """Return the scores of a question's plain answers; None if there are none."""
         return self._scores.get(question_key(question, reference))
 
     def put(self, question: str, reference: str, answers: list[tuple[str, float | None]]) -> None:
         """Keep the (text, score) pairs of a question, unless a score failed: then it is to be tried again."""
-        key, scores = question_key(question, reference), [score for _, score in answers]
+        scores = [score for _, score in answers]
+        self.remember(question, reference, scores)
         if None not in scores:
-            self._scores[key] = scores
-            row = {"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]}
+            row = {"key": question_key(question, reference), "question": question, "scores": scores}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(self.path, json.dumps(row))
+            append_line(self.path, json.dumps(row | {"texts": [text for text, _ in answers]}))
 
     def remember(self, question: str, reference: str, scores: list[float | None]) -> None:
-        """Scores that another process has put into the file."""
+        """Keep scores that another process has put into the file."""
         if None not in scores:
             self._scores[question_key(question, reference)] = scores
 
 
+class ReferenceBaselines:
+    """Sets r̄ of groups from the initial policy's plain answers, sampled and judged once a question and kept on disk.
+
+    The policy cannot lower a baseline that it does not write. These answers count in no metric but r̄ and `baseline/*`, so that
+    a run's metrics do not depend on which questions were in the cache.
+
+    Args:
+        sampler: draws from the initial policy.
+        weights: context in which its model may be used.
+    """
+
+    def __init__(self, cache: BaselineCache, sampler: Sampler, weights: AbstractContextManager) -> None:
+        self.cache, self.sampler, self.weights = cache, sampler, weights
+
+    def __call__(self, groups: list[Group], rollout: Rollout) -> dict[str, float]:
+        """Set r̄ of this rank's groups, and return `baseline/*`. All ranks call this together."""
+        # questions without a cached baseline are answered by the reference, once each
+        missing = [group for group in groups if self.cache.get(group.question, group.reference) is None]
+        unique = list({(g.question, g.reference): Group(g.example_id, g.question, g.reference) for g in missing}.values())
+        count = rollout.config.plain_samples
+        requests = [(g, "plain", rollout.request(g.question, "plain", count, ("reference", g.question))) for g in unique]
+        if any(gather(bool(requests))):  # all ranks together, or none: the reference is made whole for it
+            rollout.sample_and_judge(self.sampler, self.weights, requests)
+
+        # their scores go into the cache of every rank, because the next epoch may give a question to another one
+        fresh = {}
+        for group in unique:
+            answers = [(sample.text, sample.accuracy) for sample in group.plain_samples]
+            self.cache.put(group.question, group.reference, answers)
+            fresh[group.question, group.reference] = [score for _, score in answers]
+        for others in gather(fresh):
+            for (question, reference), scores in others.items():
+                self.cache.remember(question, reference, scores)
+
+        # r̄ of every group; scores of which some failed are in no cache
+        for group in groups:
+            cached = self.cache.get(group.question, group.reference)
+            group.baseline = baseline_accuracy(fresh[group.question, group.reference] if cached is None else cached)
+        stats = {name.replace("judge/", "baseline/judge_"): value for name, value in rollout.scores.take_stats().items()}
+        return stats | {"baseline/sampled": len(unique)}
+
+
 def read_baselines(file: Path) -> dict[str, dict]:
-    """The rows of a cache, {key, question, scores, texts}, by `question_key`; none of a file that does not exist."""
-    if not file.exists():
-        return {}
-    rows = map(_parse_baseline, file.read_text(encoding="utf-8", errors="replace").split("\n"))
-    return {row["key"]: row for row in rows if row is not None}
+    """Return the rows of a cache, {key, question, scores, texts}, by `question_key`; none of a file that does not exist."""
+    return {row["key"]: row for row in _read_rows(file, {"key": str, "scores": list, "texts": list})}
 
 
 def baseline_files(saved: dict) -> list[str]:
-    """The names of a run's caches in its config.json: one for each version of the rules it was judged by."""
+    """Return the names of a run's caches in its config.json: one for each version of the rules it was judged by."""
     names = saved.get("baselines") or []
     return [names] if isinstance(names, str) else list(names)
 
 
 def question_key(question: str, reference: str) -> str:
+    """Return the key of a question in a `BaselineCache`."""
     return _digest([question, reference])
 
 
-def _parse_baseline(line: str) -> dict | None:
-    """A row, or None for a line that was cut off while it was being written."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and {"key", "scores", "texts"} <= row.keys() else None
+def _read_rows(file: Path, types: dict[str, type]) -> list[dict]:
+    """Return the rows of a JSONL file that have these fields; a line that was cut off while being written is left out."""
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and all(isinstance(row.get(name), type_) for name, type_ in types.items()):
+            rows.append(row)
+    return rows
 
 
 def _digest(value) -> str:

@@ -1,11 +1,10 @@
-"""The judge that `--judge` names, made for whatever it is to be asked, and tried out before the policy is loaded."""
+"""The judge that `--judge` names, made for the prompts it is to answer, and tried out before the policy is loaded."""
 
 import json
 import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,25 +19,43 @@ from model.checkpoint import fingerprint, resolve_checkpoint
 from rewards.accuracy import rules_version
 from rewards.http_judge import HttpJudge
 from rewards.judge import NAMED_JUDGES, Judgement, Scorer, parse_score
-from rewards.judge_prompts import JUDGE_PROMPT
+from rewards.judge_prompts import GRADE_PROMPT, JUDGE_PROMPT
 from rl.config import judge_kind
 from rl.distributed import pick_device
 from rl.judging.cache import ScoreCache
-from rl.judging.local_judge import GRADE_PROMPT, GRADES, LocalJudge, mean_grade
+from rl.judging.local_judge import GRADES, LocalJudge, mean_grade
 from rl.run.console import wrapped
 from rl.weights.policy import load_frozen
 
 KEY_VARIABLES = ("PASR_JUDGE_API_KEY", "OPENAI_API_KEY")
+MARGIN = 0.25  # by which right answers must score above the others, on average
+
+_SUM = ("What is 17 + 26?", "43")
+_CAPITAL = ("Name the capital of Japan.", "Tokyo")
+_ICE = (
+    "Why does ice float on water? Answer in one sentence.",
+    "Water expands when it freezes, so ice is less dense than the liquid it floats on.",
+)
+CASES = (  # answers that are known to be right, wrong or empty
+    ("right", Judgement(*_SUM, "17 + 26 = 43")),
+    ("right", Judgement(*_CAPITAL, "Tokyo")),
+    ("right", Judgement(*_ICE, "Because frozen water takes up more space, it has a lower density than liquid water.")),
+    ("wrong", Judgement(*_SUM, "17 + 26 = 53")),
+    ("wrong", Judgement(*_CAPITAL, "Seoul")),
+    ("wrong", Judgement(*_ICE, "Because ice is warmer than the water below it, and warm things rise.")),
+    ("empty", Judgement(*_SUM, "...")),
+    ("empty", Judgement(*_ICE, "I do not know.")),
+)
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is asked: `--judge-options` holds any of these fields as JSON.
+    """The settings of a judge: `--judge-options` holds any of these fields as JSON.
 
     Attributes:
         concurrency: calls to the judge's server at a time, of each process.
         timeout: seconds that one call may take.
-        max_failures: share of a step's scores, on a process, that may be missing; above it training asks again.
+        max_failures: share of a step's scores, on a process, that may be missing; above it training waits and asks again.
         patience: seconds to wait for a failing judge before the run saves and stops.
         extra_body: merged into each request, for example to switch a judge's thinking off.
     """
@@ -57,13 +74,13 @@ class JudgeOptions:
             ValueError: not a JSON object, an unknown field, or a value that cannot work.
         """
         try:
-            given = json.loads(text)
+            options = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"--judge-options is not valid JSON: {error}") from error
         names = [spec.name for spec in fields(cls)]
-        if not isinstance(given, dict) or not given.keys() <= set(names):
+        if not isinstance(options, dict) or not options.keys() <= set(names):
             raise ValueError(f"--judge-options must be a JSON object with any of {', '.join(names)}; it is {text}")
-        options = cls(**given)
+        options = cls(**options)
         for name in ("concurrency", "timeout", "max_failures", "patience"):
             value, least = getattr(options, name), {"concurrency": 1, "timeout": 1e-3}.get(name, 0)
             if type(value) not in (int, float) or not least <= value < math.inf:
@@ -80,8 +97,9 @@ class JudgeSpec:
     Attributes:
         name: `--judge`.
         model: `--judge-model`, of a server.
-        folder: where the scores of a server are cached.
-        device: where a judge of its own computes.
+        options: `--judge-options`.
+        folder: the folder in which the scores of a server are cached.
+        device: the device of a judge in this process.
     """
 
     name: str
@@ -97,25 +115,25 @@ class JudgeSpec:
         Raises:
             ValueError: a judge or option that does not exist.
         """
-        if judge_kind(config.judge) == "named" and config.judge not in NAMED_JUDGES:
-            known = ", ".join(NAMED_JUDGES)
-            raise ValueError(
-                f"no judge is called {config.judge}; say {known}, self, a model's folder or hub id, or http://HOST/v1"
-            )
-        options = JudgeOptions.parse(config.judge_options)
-        return cls(config.judge, config.judge_model, options, folder, pick_device(config.device))
+        name, options = config.judge, JudgeOptions.parse(config.judge_options)
+        if judge_kind(name) == "named" and name not in NAMED_JUDGES:
+            others = "self, a model's folder or hub id, or http://HOST/v1"
+            raise ValueError(f"no judge is called {name}; say {', '.join(NAMED_JUDGES)}, {others}")
+        return cls(name, config.judge_model, options, folder, pick_device(config.device))
 
     @property
     def kind(self) -> str:
+        """Return server, self, model or named."""
         return judge_kind(self.name)
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """One thing to ask about answers, in the form that either kind of judge can be asked in.
+    """A prompt about answers, for either kind of judge.
 
     Attributes:
-        server, local: the prompt for a judge that writes its reply, and for one whose next-token probabilities are read.
+        server: for a judge that writes its reply.
+        local: for a judge whose next-token probabilities are read.
         parse: reads a reply: a score in [0, 1], or None.
         symbols, read: see `LocalJudge`.
     """
@@ -128,23 +146,14 @@ class JudgePrompt:
 
 
 def training_prompt(prompts: Prompts) -> JudgePrompt:
-    """Eq. 5."""
+    """Return the prompt of Eq. 5 in training."""
     return JudgePrompt(prompts.judge or JUDGE_PROMPT, prompts.grade or GRADE_PROMPT)
 
 
-def make_scorer(spec: JudgeSpec, prompts: Prompts, own: tuple[Transformer, PreTrainedTokenizerBase] | None) -> Scorer:
-    """Make the scorer of a training run; arguments and errors as in `make_scorers`."""
-    return make_scorers(spec, {"answer": training_prompt(prompts)}, own, tried="answer")["answer"]
-
-
 def make_scorers(
-    spec: JudgeSpec,
-    asked: dict[str, JudgePrompt],
-    own: tuple[Transformer, PreTrainedTokenizerBase] | None,
-    *,
-    tried: str,
+    spec: JudgeSpec, prompts: dict[str, JudgePrompt], own: tuple[Transformer, PreTrainedTokenizerBase] | None, *, tried: str
 ) -> dict[str, Scorer]:
-    """A scorer for each prompt, by name. One, if it is a model, is let score a handful of answers whose worth is known.
+    """Make a scorer for each prompt, by name. One, if it is a model, is first tried out on the known answers.
 
     Args:
         own: model and tokenizer of `--judge self`.
@@ -154,39 +163,40 @@ def make_scorers(
         ValueError: the judge cannot be reached, or refuses every call.
     """
     if spec.kind == "named":
-        return {name: NAMED_JUDGES[spec.name]() for name in asked}
-    if spec.kind == "server":
-        scorers: dict[str, Scorer] = {name: _server_judge(spec, prompt) for name, prompt in asked.items()}
-    else:
-        model, tokenizer = own if spec.kind == "self" else _load_judge(spec)
-        scorers = {
-            name: LocalJudge(model, tokenizer, prompt_template=prompt.local, symbols=prompt.symbols, read=prompt.read)
-            for name, prompt in asked.items()
-        }
-    result = preflight(scorers[tried])
-    if result.is_unreachable:
+        return {name: NAMED_JUDGES[spec.name]() for name in prompts}
+
+    # a scorer for each prompt
+    scorers: dict[str, Scorer] = {}
+    if spec.kind == "model":
+        folder = resolve_checkpoint(spec.name)
+        own = load_frozen(folder, spec.device), load_tokenizer(folder)
+    for name, prompt in prompts.items():
+        if spec.kind == "server":
+            scorers[name] = _server_judge(spec, prompt)
+        else:
+            scorers[name] = LocalJudge(*own, prompt_template=prompt.local, symbols=prompt.symbols, read=prompt.read)
+
+    # the known answers
+    scores = preflight(scorers[tried])
+    if all(score is None for score in scores):
         hint = ": is a server running there?" if spec.kind == "server" else ""
         raise ValueError(f"the judge {spec.name} does not answer ({scorers[tried].last_failure or 'every score failed'}){hint}")
-    if not result.is_able:
-        print(result.warning())
+    if not is_able(scores):
+        print(preflight_warning(scores))
     return scorers
 
 
-def _load_judge(spec: JudgeSpec) -> tuple[Transformer, PreTrainedTokenizerBase]:
-    folder = resolve_checkpoint(spec.name)
-    return load_frozen(folder, spec.device), load_tokenizer(folder)
-
-
 def _server_judge(spec: JudgeSpec, prompt: JudgePrompt) -> HttpJudge:
+    options = spec.options
     return HttpJudge(
-        spec.name, spec.model, prompt_template=prompt.server, parse=prompt.parse, concurrency=spec.options.concurrency,
-        timeout=spec.options.timeout, extra_body=spec.options.extra_body, cache=ScoreCache(spec.folder / "judge_cache.jsonl"),
+        spec.name, spec.model, prompt_template=prompt.server, parse=prompt.parse, concurrency=options.concurrency,
+        timeout=options.timeout, extra_body=options.extra_body, cache=ScoreCache(spec.folder / "judge_cache.jsonl"),
         api_key=next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None),
     )  # fmt: skip
 
 
-def judge_identity(spec: JudgeSpec, source: Path, asked: Iterable[JudgePrompt]) -> list[str | None]:
-    """Everything a score depends on besides question, reference and answer; scores with different ones do not mix.
+def judge_identity(spec: JudgeSpec, source: Path, prompts: Iterable[JudgePrompt]) -> list[str | None]:
+    """Return what a score depends on besides question, reference and answer; scores with different identities do not mix.
 
     Args:
         source: folder of the model that `--judge self` stands for.
@@ -194,86 +204,46 @@ def judge_identity(spec: JudgeSpec, source: Path, asked: Iterable[JudgePrompt]) 
     if spec.kind == "named":
         return [spec.name, rules_version()]
     if spec.kind == "server":
-        return [spec.model, *(prompt.server for prompt in asked), json.dumps(spec.options.extra_body)]
+        return [spec.model, *(prompt.server for prompt in prompts), json.dumps(spec.options.extra_body)]
     folder = source if spec.kind == "self" else resolve_checkpoint(spec.name)
-    return [fingerprint(folder), *(prompt.local for prompt in asked)]
+    return [fingerprint(folder), *(prompt.local for prompt in prompts)]
 
 
-MARGIN = 0.25  # by which right answers must score above the others, on average
-
-_SUM = ("What is 17 + 26?", "43")
-_CAPITAL = ("Name the capital of Japan.", "Tokyo")
-_ICE = (
-    "Why does ice float on water? Answer in one sentence.",
-    "Water expands when it freezes, so ice is less dense than the liquid it floats on.",
-)
-
-CASES = (
-    ("right", Judgement(*_SUM, "17 + 26 = 43")),
-    ("right", Judgement(*_CAPITAL, "Tokyo")),
-    ("right", Judgement(*_ICE, "Because frozen water takes up more space, it has a lower density than liquid water.")),
-    ("wrong", Judgement(*_SUM, "17 + 26 = 53")),
-    ("wrong", Judgement(*_CAPITAL, "Seoul")),
-    ("wrong", Judgement(*_ICE, "Because ice is warmer than the water below it, and warm things rise.")),
-    ("empty", Judgement(*_SUM, "...")),
-    ("empty", Judgement(*_ICE, "I do not know.")),
-)
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What a judge made of the known answers.
-
-    Attributes:
-        scores: one for each of `CASES`; None where it gave none.
-    """
-
-    scores: tuple[float | None, ...]
-
-    @property
-    def failed(self) -> int:
-        """Answers without a score."""
-        return self.scores.count(None)
-
-    @property
-    def is_unreachable(self) -> bool:
-        return self.failed == len(self.scores)
-
-    def mean(self, kind: str) -> float:
-        """Mean score of the "right", "wrong" or "empty" answers; NaN if none of them was scored."""
-        scored = [score for (k, _), score in zip(CASES, self.scores, strict=True) if k == kind and score is not None]
-        return fmean(scored) if scored else nan
-
-    @property
-    def is_able(self) -> bool:
-        """Right answers score on average at least MARGIN above wrong ones, and above empty ones.
-
-        One judge in sixteen that draws its scores at random passes. A kind of answer without any score does not.
-        """
-        right = self.mean("right")
-        return all(right - self.mean(kind) >= MARGIN for kind in ("wrong", "empty"))  # False where a mean is NaN
-
-    def table(self) -> str:
-        """A line for each answer, with its score."""
-        lines = ["score   answer is   question -> answer"]
-        for (kind, item), score in zip(CASES, self.scores, strict=True):
-            shown = "failed" if score is None else f"{score:.2f}"
-            lines.append(wrapped(f"{shown:<8}{kind:<12}{item.question} -> {item.answer}"))
-        return "\n".join(lines)
-
-    def warning(self) -> str:
-        """What to tell a user whose judge is not able."""
-        means = ", ".join(f"{kind} {self.mean(kind):.2f}" for kind in ("right", "wrong", "empty"))
-        return (
-            "WARNING: this judge does not tell right answers from wrong ones: its scores are noise.\n"
-            f"Mean score of known answers: {means}; {self.failed} of {len(self.scores)} failed.\n{self.table()}\n"
-            "Use a stronger --judge, or --judge rules where answers can be checked by rule."
-        )
-
-
-def preflight(scorer: Scorer) -> Preflight:
-    """Score the known answers. These calls do not count in the scorer's stats of the first step."""
+def preflight(scorer: Scorer) -> list[float | None]:
+    """Return the scores of the known answers. These calls do not count in the scorer's stats of the first step."""
     futures = [scorer.submit(item) for _, item in CASES]
     scorer.finish()
     scorer.take_stats()
-    return Preflight(tuple(future.result(timeout=0) for future in futures))
+    return [future.result(timeout=0) for future in futures]
+
+
+def known_means(scores: list[float | None]) -> dict[str, float]:
+    """Return the mean score of the right, wrong and empty answers; NaN where none of a kind was scored."""
+    means = {}
+    for kind in ("right", "wrong", "empty"):
+        scored = [score for (k, _), score in zip(CASES, scores, strict=True) if k == kind and score is not None]
+        means[kind] = fmean(scored) if scored else math.nan
+    return means
+
+
+def is_able(scores: list[float | None]) -> bool:
+    """Tell if right answers score on average at least MARGIN above wrong ones, and above empty ones.
+
+    One judge in sixteen that draws its scores at random passes. A kind of answer without any score does not.
+    """
+    means = known_means(scores)
+    return all(means["right"] - means[kind] >= MARGIN for kind in ("wrong", "empty"))  # False where a mean is NaN
+
+
+def preflight_warning(scores: list[float | None]) -> str:
+    """Return the message to a user whose judge is not able, with a line for each known answer."""
+    lines = [
+        "WARNING: this judge does not tell right answers from wrong ones: its scores are noise.",
+        f"Mean score of known answers: {', '.join(f'{kind} {mean:.2f}' for kind, mean in known_means(scores).items())}; "
+        f"{scores.count(None)} of {len(scores)} failed.",
+        "score   answer is   question -> answer",
+    ]
+    for (kind, item), score in zip(CASES, scores, strict=True):
+        shown = "failed" if score is None else f"{score:.2f}"
+        lines.append(wrapped(f"{shown:<8}{kind:<12}{item.question} -> {item.answer}"))
+    return "\n".join([*lines, "Use a stronger --judge, or --judge rules where answers can be checked by rule."])

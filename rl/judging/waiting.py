@@ -1,7 +1,7 @@
-"""Asking the judge about a rollout: at once as answers end, again while too many scores are missing, and then not at all.
+"""The scores of a rollout: submitted as answers end, and submitted again while too many are missing.
 
-A step that lacks a few scores goes on without them. One that lacks many would train on whatever the judge happened to like, so
-training waits for the judge, and stops rather than go on without it.
+A step that lacks a few scores goes on without them. One that lacks many would train on a chance selection of answers, so
+training waits for the judge, and stops if it stays away.
 """
 
 from itertools import count
@@ -14,7 +14,7 @@ FIRST_PAUSE = 5.0  # seconds; each further pause is twice as long
 
 
 class PendingScores:
-    """The scores of one rollout after another.
+    """Collects the scores of one rollout after another.
 
     Args:
         max_failures: largest share of missing scores to go on with.
@@ -28,14 +28,14 @@ class PendingScores:
         self._futures: dict = {}
 
     def submit(self, key, item: Judgement) -> None:
-        """Ask about one answer; its score is collected under `key`."""
+        """Submit one answer; its score is collected under `key`."""
         self._items[key] = item
         self._futures[key] = self.scorer.submit(item)
 
     def collect(self) -> dict:
         """Return every score submitted since the last call by its key, None where it is missing.
 
-        Waits for stragglers, and for a judge that is down.
+        Waits for late scores, and for a judge that is down.
 
         Raises:
             JudgeUnavailable: more than `max_failures` of the scores are missing: for good, or still after `patience` seconds of
@@ -52,7 +52,7 @@ class PendingScores:
             if len(missing) <= self.max_failures * len(scores):
                 return scores
 
-            # too few: wait and ask again, or give up
+            # too few: give up, or wait and submit the missing ones again
             why = f" ({self.scorer.last_failure})" if self.scorer.last_failure else ""
             share = f"{len(missing)} of {len(scores)} scores are missing{why}"
             if not self.scorer.may_recover:

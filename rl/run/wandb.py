@@ -9,7 +9,7 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from rewards.format import mark_refinements
+from rewards.refinements import mark_refinements
 from rl.config import FREE_ON_RESUME, Config, preset_values, to_flag
 from rl.records import Group
 from rl.run.console import wrapped
