@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from conftest import random_prompts
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rl.config import PRESETS, Config
 from rl.records import Completion, Group, Request, Sample
@@ -12,6 +14,17 @@ from rl.sampler import Sampler
 GOOD = "<think>9:351><refine>8:312></refine></think><answer>8</answer>"
 STOP = 0  # also the id that padding happens to use
 REWARDS = [[1.0, 2.0, 0.0, 3.0], [2.0, 2.0, -1.0, 2.0], [0.5, 1.5, 2.5, 0.0]]
+
+
+def character_tokenizer(pieces=(), without: str = "", chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer of one token a character, but for `pieces`; ASCII only, and nothing of `without`."""
+    characters = [c for c in ("\n", *map(chr, range(32, 127))) if c not in without]
+    vocab = {token: n for n, token in enumerate(dict.fromkeys([*characters, *pieces, "<unk>"]))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    pattern = "|".join([*pieces, r"[\s\S]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", chat_template=chat_template)
 
 
 def rollout_config(**changes) -> Config:

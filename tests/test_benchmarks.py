@@ -175,7 +175,7 @@ def test_hub_rows_are_read(name, tmp_path, monkeypatch):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "0000.parquet")
         return str(tmp_path)
 
-    monkeypatch.setattr(data.hub_rows, "snapshot_download", download)
+    monkeypatch.setattr(data.examples, "snapshot_download", download)
     (item,) = load_benchmark(BENCHMARKS[name], None)
     assert item.reference.endswith(reference)
     hub = BENCHMARKS[name].hub
@@ -197,14 +197,14 @@ def test_no_network_is_explained(monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("Network is unreachable")
 
-    monkeypatch.setattr(data.hub_rows, "snapshot_download", refuse)
+    monkeypatch.setattr(data.examples, "snapshot_download", refuse)
     with pytest.raises(ValueError, match=r"openai/gsm8k .* could not be downloaded: Network is unreachable.*--data-dir"):
         load_benchmark(BENCHMARKS["gsm8k"], None)
 
 
 def test_a_broken_download_is_explained(tmp_path, monkeypatch):
     (tmp_path / "main" / "test").mkdir(parents=True)
-    monkeypatch.setattr(data.hub_rows, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(data.examples, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(ValueError, match="no such configuration or split"):
         load_benchmark(BENCHMARKS["gsm8k"], None)
     (tmp_path / "main" / "test" / "0000.parquet").write_text("no parquet")

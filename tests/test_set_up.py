@@ -39,7 +39,7 @@ def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
             parse_config([*arguments, "--beta", beta, "--plain-policy", plain_policy, "--run", f"{beta}{count}"])
         )
         assert len(loads) == count
-        assert (session.updater.reference is None) == (beta == "0")
+        assert (session.state.reference is None) == (beta == "0")
         session.run.close()
 
 
@@ -68,7 +68,7 @@ def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
     with pytest.raises(ValueError, match="no prompt fits into 2 tokens"):
         open_session(parse_config([*flags, "--max-new-tokens", "18"]))
     open_session(parse_config([*flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
-    loaded = load_for_asking(str(tmp_path / "model"), revision=None, prompts=None, device="cpu")
+    loaded = load_for_asking(str(tmp_path / "model"), prompts=None, device="cpu")
     asker = Asker(loaded, max_new_tokens=1500, temperature=1.0, top_p=1.0, seed=0)
     asked = [asker.answer(f"{n}/31", "refine").ids for n in range(100, 110)]
     assert max(map(len, asked)) <= 20 - 8
@@ -112,7 +112,7 @@ def test_a_judge_of_ones_own_is_a_class_and_its_name(tmp_path, monkeypatch):
     flags = ["--model", str(folder), "--data", str(questions), "--judge", "length", "--runs-dir", str(tmp_path)]
     session = open_session(parse_config([*flags, "--plain-policy", "reference"]))
     session.run.close()
-    assert type(session.rollout.scorer).__name__ == "LengthJudge"
+    assert type(session.rollout.scores.scorer).__name__ == "LengthJudge"
     assert parse_config(["--judge", "length"]).judge_kind == "named"
     with pytest.raises(ValueError, match="no judge is called lenght; say rules, length, self"):
         parse_config([*flags, "--judge", "lenght"])
@@ -124,7 +124,7 @@ def test_folders_that_are_no_model(tmp_path):
     (tmp_path / "runs" / "a" / "config.json").write_text("{}")
     for folder, words in (("runs", "no model's folder"), ("runs/a", "has no complete checkpoint yet")):
         with pytest.raises(ValueError, match=words):
-            load_for_asking(str(tmp_path / folder), revision=None, prompts=None, device="cpu")
+            load_for_asking(str(tmp_path / folder), prompts=None, device="cpu")
 
 
 def test_training_data_from_the_hub(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_training_data_from_the_hub(tmp_path, monkeypatch):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / f"{n:04d}.parquet")
         return str(tmp_path)
 
-    monkeypatch.setattr(data.hub_rows, "snapshot_download", download)
+    monkeypatch.setattr(data.examples, "snapshot_download", download)
     found = load_examples("hub:openai/gsm8k:main:train")
     assert [(e.question, e.reference) for e in found] == [("1 + 1?", "so #### 2"), ("2 + 2?", "#### 4")]
     assert len({e.id for e in found}) == 2

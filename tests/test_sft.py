@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import ROOT, flags, lines_of, make_model, random_prompts, run_here, write_questions, write_task_folder
-from test_local_judge import character_tokenizer
+from samples import character_tokenizer
 from transformers import AutoModelForCausalLM
 
 import train
