@@ -115,7 +115,7 @@ def test_a_judge_of_ones_own_is_a_class_and_its_name(tmp_path, monkeypatch):
     assert type(session.rollout.scores.scorer).__name__ == "LengthJudge"
     assert parse_config(["--judge", "length"]).judge_kind == "named"
     with pytest.raises(ValueError, match="no judge is called lenght; say rules, length, self"):
-        parse_config([*flags, "--judge", "lenght"])
+        open_session(parse_config([*flags, "--judge", "lenght"]))
 
 
 def test_folders_that_are_no_model(tmp_path):
