@@ -1,14 +1,17 @@
-"""From the rows of benchmark files to questions with references. Keys differ from file to file: one reader for each shape."""
+"""Readers of benchmark rows: each turns a row into a question with references. Keys differ from file to file."""
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.examples import stable_seed
 
 RELEASED_GPQA_INSTRUCTION = re.compile(r"\AAnswer the following multiple choice question\.[^\n]*\n+")  # we add one of ours
 OPTION_LINE = re.compile(r"^[ \t]*(?:Option[ \t]*)?([A-Za-z]|\d)[ \t]*[:.)][ \t]*", re.MULTILINE)
+LETTERS = "ABCDEFGHIJ"
+
+Options = tuple[tuple[str, str], ...]  # (label, text) of each option of a choice, in order
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,15 @@ class BenchmarkItem:
 
     Attributes:
         id: unique within the benchmark.
-        question: what a model is asked.
+        question: the text put to a model.
         references: accepted answers; any of them will do. For a choice: the label of the right option.
-        options: (label, text) of each option of a choice, in order.
+        options: the options of a choice.
     """
 
     id: str
     question: str
     references: tuple[str, ...]
-    options: tuple[tuple[str, str], ...] = ()
+    options: Options = ()
 
     @property
     def reference(self) -> str:
@@ -38,49 +41,53 @@ class Row:
     """The fields of one row, read with errors that name the file, the row and the key.
 
     Args:
-        fields: what was parsed.
-        place: file and row, for messages.
+        fields: the parsed row.
+        source: file and row, for messages.
 
     Raises:
         ValueError: not an object.
     """
 
-    def __init__(self, fields: object, place: str) -> None:
+    def __init__(self, fields: object, source: str) -> None:
         if not isinstance(fields, dict):
-            raise ValueError(f"{place}: expected a JSON object, found {type(fields).__name__}")
-        self.fields, self.place = fields, place
+            raise ValueError(f"{source}: expected a JSON object, found {type(fields).__name__}")
+        self.fields, self.source = fields, source
 
-    def fail(self, key: str, problem: str) -> ValueError:
-        return ValueError(f"{self.place}: {key!r} {problem}; the row has the keys {sorted(self.fields)}")
+    def error(self, key: str, problem: str) -> ValueError:
+        return ValueError(f"{self.source}: {key!r} {problem}; the row has the keys {sorted(self.fields)}")
 
     def text(self, key: str) -> str:
-        """A text that is not blank; numbers are taken as they are written."""
+        """Return a text that is not blank; a number becomes its text."""
         value = self.fields.get(key)
-        if key not in self.fields or value is None:
-            raise self.fail(key, "is missing")
+        if value is None:
+            raise self.error(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise self.fail(key, f"is no text but {type(value).__name__}")
+            raise self.error(key, f"is no text but {type(value).__name__}")
         if not str(value).strip():
-            raise self.fail(key, "is empty")
+            raise self.error(key, "is empty")
         return str(value).strip()
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts, at least one."""
+        """Return a list of texts, at least one."""
         value = self.fields.get(key)
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise self.fail(key, "is missing, empty or no list")
-        return [Row({key: entry}, self.place).text(key) for entry in value]
+            raise self.error(key, "is missing, empty or no list")
+        return [Row({key: entry}, self.source).text(key) for entry in value]
 
     def row(self, key: str) -> "Row":
-        """A nested object."""
+        """Return a nested object."""
         if not isinstance(self.fields.get(key), dict):
-            raise self.fail(key, "is missing or no object")
-        return Row(self.fields[key], f"{self.place}, in {key!r}")
+            raise self.error(key, "is missing or no object")
+        return Row(self.fields[key], f"{self.source}, in {key!r}")
 
 
-def find_options(question: str) -> tuple[tuple[str, str], ...]:
-    """The options that a question lists, one a line as `A: text`, `B. text`, `C) text`, `1: text` or `Option2: text`, from A or
-    1 on without a gap. Labels as they are written; the last such list counts, and an option may take several lines.
+Reader = Callable[[Row], BenchmarkItem]
+
+
+def find_options(question: str) -> Options:
+    """Return the options that a question lists, one a line as `A: text`, `B. text`, `C) text`, `1: text` or `Option2: text`.
+
+    Labels run from A or 1 on without a gap. The last such list counts, and an option may take several lines.
     """
     lines = list(OPTION_LINE.finditer(question))
     for start in range(len(lines) - 1, -1, -1):
@@ -96,71 +103,36 @@ def find_options(question: str) -> tuple[tuple[str, str], ...]:
     return ()
 
 
-def write_options(question: str, texts: Sequence[str], labels: Sequence[str] = "ABCDEFGHIJ") -> str:
-    return question + "".join(f"\n{label}: {text}" for label, text in zip(labels, texts, strict=False))
-
-
-def choice(row: Row, question: str, label: str, key: str, options: tuple[tuple[str, str], ...] = ()) -> BenchmarkItem:
-    """A choice whose options are given or stand in the question; `key` is where the label came from, for the message."""
+def choice(row: Row, question: str, label: str, key: str, options: Options = ()) -> BenchmarkItem:
+    """Make an item of a choice; without `options` they stand in the question. `key` names the label in an error."""
     options = options or find_options(question)
     if not options:
-        raise ValueError(f"{row.place}: the question lists no options, one a line as 'A: text'")
+        raise ValueError(f"{row.source}: the question lists no options, one a line as 'A: text'")
     if label not in dict(options):
-        raise row.fail(key, f"is {label!r}, which is none of the options {', '.join(name for name, _ in options)}")
+        raise row.error(key, f"is {label!r}, which is none of the options {', '.join(name for name, _ in options)}")
     return BenchmarkItem("", question, (label,), options)
 
 
-def pair(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("question"), (row.text("answer"),))
+def listed_choice(
+    row: Row, question: str, texts: Sequence[str], label: str, key: str, labels: Sequence[str] = LETTERS
+) -> BenchmarkItem:
+    """Make an item of a choice whose options are written below the question."""
+    options = tuple(zip(labels, texts, strict=False))
+    question += "".join(f"\n{label}: {text}" for label, text in options)
+    return choice(row, question, label, key, options)
 
 
-def lettered(row: Row) -> BenchmarkItem:
-    """(question, answer) with the options in the question: ARC, WinoGrande, CommonsenseQA as released; a choice of your own."""
-    return choice(row, row.text("question"), row.text("answer"), "answer")
+# Readers of several benchmarks. The first two make a reader for a pair of keys.
 
 
-def gpqa(row: Row) -> BenchmarkItem:
-    return choice(row, RELEASED_GPQA_INSTRUCTION.sub("", row.text("question")), row.text("answer"), "answer")
+def pair(question: str = "question", answer: str = "answer") -> Reader:
+    """Make the reader of an open question."""
+    return lambda row: BenchmarkItem("", row.text(question), (row.text(answer),))
 
 
-def mmlu(row: Row) -> BenchmarkItem:
-    return choice(row, row.text("Question"), row.text("Ground_truth"), "Ground_truth")
-
-
-def gsm8k(row: Row) -> BenchmarkItem:
-    """The reference is what stands behind `####` at the end of the worked solution."""
-    _, mark, answer = row.text("answer").rpartition("####")
-    if not mark or not answer.strip():
-        raise row.fail("answer", "has no '#### NUMBER' at its end")
-    return BenchmarkItem("", row.text("question"), (answer.strip(),))
-
-
-def math(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("question"), (row.text("answer"),))
-
-
-def aime(row: Row) -> BenchmarkItem:
-    """The released solution is nothing but the boxed result."""
-    found = re.search(r"\\boxed\{\s*(\d+)\s*\}", row.text("solution"))
-    if not found:
-        raise row.fail("solution", r"holds no \boxed{integer}")
-    return BenchmarkItem("", row.text("problem"), (found.group(1),))
-
-
-def drop(row: Row) -> BenchmarkItem:
-    """`ref_text` holds every annotator's answer, with | between them; the spans of one answer are joined by "and"."""
-    references = tuple(filter(None, (part.strip() for part in row.text("ref_text").split("|"))))
-    if not references:
-        raise row.fail("ref_text", "holds no answer")
-    return BenchmarkItem("", row.text("question"), references)
-
-
-def math_hub(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("problem"), (row.text("answer"),))
-
-
-def aime_hub(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("problem"), (row.text("answer"),))
+def choice_pair(question: str = "question", answer: str = "answer") -> Reader:
+    """Make the reader of a choice whose options stand in the question."""
+    return lambda row: choice(row, row.text(question), row.text(answer), answer)
 
 
 def labelled_hub(row: Row) -> BenchmarkItem:
@@ -168,19 +140,39 @@ def labelled_hub(row: Row) -> BenchmarkItem:
     choices = row.row("choices")
     labels, texts = choices.texts("label"), choices.texts("text")
     if len(labels) != len(texts):
-        raise choices.fail("label", "and 'text' have different lengths")
-    question = write_options(row.text("question"), texts, labels)
-    return choice(row, question, row.text("answerKey"), "answerKey", tuple(zip(labels, texts, strict=True)))
+        raise choices.error("label", "and 'text' have different lengths")
+    return listed_choice(row, row.text("question"), texts, row.text("answerKey"), "answerKey", labels)
+
+
+# Readers of one benchmark: of the released file, and with `_hub` of the data set on the hub.
+
+
+def gsm8k(row: Row) -> BenchmarkItem:
+    """The reference is what stands behind `####` at the end of the worked solution."""
+    _, mark, answer = row.text("answer").rpartition("####")
+    if not mark or not answer.strip():
+        raise row.error("answer", "has no '#### NUMBER' at its end")
+    return BenchmarkItem("", row.text("question"), (answer.strip(),))
+
+
+def aime(row: Row) -> BenchmarkItem:
+    """The released solution is nothing but the boxed result."""
+    found = re.search(r"\\boxed\{\s*(\d+)\s*\}", row.text("solution"))
+    if not found:
+        raise row.error("solution", r"holds no \boxed{integer}")
+    return BenchmarkItem("", row.text("problem"), (found.group(1),))
+
+
+def gpqa(row: Row) -> BenchmarkItem:
+    return choice(row, RELEASED_GPQA_INSTRUCTION.sub("", row.text("question")), row.text("answer"), "answer")
 
 
 def gpqa_hub(row: Row) -> BenchmarkItem:
-    """The right answer's place among the four is drawn from the question's text, so it is the same for everybody."""
+    """The right option's position among the four is drawn from the question's text, so it is the same for everybody."""
     right = row.text("Correct Answer")
     texts = [right] + [row.text(f"Incorrect Answer {i}") for i in (1, 2, 3)]
     random.Random(stable_seed("options", row.text("Question"))).shuffle(texts)
-    options = tuple(zip("ABCD", texts, strict=True))
-    label = next(label for label, text in options if text == right)
-    return choice(row, write_options(row.text("Question"), texts), label, "Correct Answer", options)
+    return listed_choice(row, row.text("Question"), texts, LETTERS[texts.index(right)], "Correct Answer")
 
 
 def winogrande_hub(row: Row) -> BenchmarkItem:
@@ -192,15 +184,18 @@ def winogrande_hub(row: Row) -> BenchmarkItem:
 def mmlu_hub(row: Row) -> BenchmarkItem:
     texts, index = row.texts("choices"), row.text("answer")
     if index not in map(str, range(len(texts))):
-        raise row.fail("answer", f"is {index}, which is no index of the {len(texts)} choices")
-    options = tuple(zip("ABCDEFGHIJ", texts, strict=False))
-    return choice(row, write_options(row.text("question"), texts), "ABCDEFGHIJ"[int(index)], "answer", options)
+        raise row.error("answer", f"is {index}, which is no index of the {len(texts)} choices")
+    return listed_choice(row, row.text("question"), texts, LETTERS[int(index)], "answer")
+
+
+def drop(row: Row) -> BenchmarkItem:
+    """`ref_text` holds every annotator's answer, with | between them; the spans of one answer are joined by "and"."""
+    references = tuple(filter(None, (part.strip() for part in row.text("ref_text").split("|"))))
+    if not references:
+        raise row.error("ref_text", "holds no answer")
+    return BenchmarkItem("", row.text("question"), references)
 
 
 def drop_hub(row: Row) -> BenchmarkItem:
     question = f"{row.text('passage')}\nHere is the question: {row.text('question')}"
     return BenchmarkItem("", question, tuple(dict.fromkeys(row.row("answers_spans").texts("spans"))))
-
-
-def xsum_hub(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("document"), (row.text("summary"),))

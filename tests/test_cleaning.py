@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import SHARED
 
-from data.cleaning import CleaningRules, Counts, clean, duplicate_key, query_words, rare_shares, sort_out, strip_tags
+from data.cleaning import CleaningRules, apply_rules, clean, duplicate_key, query_words, rare_shares, strip_tags
 from data.examples import Example
 
 GSM8K = SHARED / "open_qa" / "gsm8k_train_1500.jsonl"
@@ -20,7 +20,7 @@ def row(question: str, answer: str = "An answer.", place: int = 1) -> Example:
 
 
 def reason(question: str, answer: str = "An answer.", rules: CleaningRules = ALL) -> str:
-    return sort_out([row(question, answer)], rules)[1][0]
+    return apply_rules([row(question, answer)], rules)[1][0]
 
 
 def test_over_long_answers_go():
@@ -80,7 +80,7 @@ def test_duplicates_go_and_the_first_stays():
     ]
     kept, counts = clean([row(text, f"{i}.", i) for i, text in enumerate(texts)], ALL)
     assert [r.id for r in kept] == ["0", "3", "4", "5", "6", "7", "8"]
-    assert counts.duplicate == 2
+    assert counts["duplicate"] == 2
     assert duplicate_key("x² = 4") != duplicate_key("x2 = 4")
 
 
@@ -88,7 +88,7 @@ def test_a_removed_row_does_not_shadow_its_duplicate():
     """Bug guarded: both copies lost because the first had an over-long answer."""
     kept, counts = clean([row("Why?", "a" * 9999, 0), row("Why?", "So.", 1)], ALL)
     assert [r.id for r in kept] == ["1"]
-    assert counts == Counts(2, 1, 0, 0, 0, 0, 0, 1, 0)
+    assert [name for name, count in counts.items() if count] == ["rows_in", "long_answer", "rows_out"]
 
 
 def test_stray_tags_are_stripped_and_the_text_stays():
@@ -100,7 +100,7 @@ def test_stray_tags_are_stripped_and_the_text_stays():
     after = strip_tags(before)
     assert after.question == "Why is the sky blue?\nExplain it."
     assert after.reference.split() == ["Scattering.", "red", "far", "<end>"]
-    assert clean([before, row("Plain?")], ALL)[1].tags_stripped == 1
+    assert clean([before, row("Plain?")], ALL)[1]["tags_stripped"] == 1
     assert reason("<br><br/> <p></p>") == "empty"
 
 
@@ -133,7 +133,7 @@ def test_the_long_tail_goes_and_nothing_else():
     rules = replace(ALL, rare_query_share=0.05)
     kept, counts = clean([*common[:10], odd, *common[10:]], rules)
     assert kept == common
-    assert counts.rare_query == 1
+    assert counts["rare_query"] == 1
     # known words, unheard-of pairs: only the phrase rule sees it
     shuffled = row("house garden how of can my the roof find I", place=98)
     assert clean([*common, shuffled], replace(ALL, rare_phrase_share=0.05))[0] == common
@@ -145,21 +145,20 @@ def test_equals_and_small_corpora_lose_nothing():
     assert clean(same, CleaningRules())[0] == same
     few = [row("Whence quarks?", place=1), row("Define osmosis.", place=2), row("苹果是什么？", place=3)]
     assert clean(few, CleaningRules())[0] == few
-    assert clean([], CleaningRules())[1] == Counts(*[0] * 9)
+    assert not any(clean([], CleaningRules())[1].values())
 
 
 def test_names_in_code_are_not_rare_words():
     """Bug guarded: every programming question in the long tail because of its identifiers."""
-    assert query_words("Fix my loop `fooBar`:\n```py\nqux = 1\n```\nfor (int zig = 0; zig < 9; zig++) {\nimport zag\n") == {
-        "fix", "my", "loop",
-    }  # fmt: skip
-    assert query_words("Don't say 苹果, says O'Neil 42 times") == {"don't", "say", "苹", "果", "says", "o'neil", "times"}
+    code = "`fooBar`:\n```py\nqux = 1\n```\nfor (int zig = 0; zig < 9; zig++) {\nimport zag\n"
+    assert set(query_words(f"Fix my loop {code}")) == {"fix", "my", "loop"}
+    assert set(query_words("Don't say 苹果, says O'Neil 42 times")) == {"don't", "say", "苹", "果", "says", "o'neil", "times"}
 
 
 @needs_gsm8k
 def test_rarity_hardly_depends_on_the_size_of_the_corpus():
     """Bug guarded: an absolute frequency limit, under which a sample is all rare words and the full set has none."""
-    documents = [query_words(json.loads(line)["question"]) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    documents = [set(query_words(json.loads(line)["question"])) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
     whole = rare_shares(documents, CleaningRules())
     for size, least in ((120, 0.6), (400, 0.8)):
         part = rare_shares(documents[:size], CleaningRules())

@@ -23,6 +23,21 @@ def write(path, rows):
     return path
 
 
+def test_an_input_is_joined_to_its_instruction(tmp_path):
+    """Bug guarded: an Alpaca-style row whose question lacks the text it speaks of; an empty input that leaves a blank line."""
+    extras = [{"input": "It is 7."}, {"input": " "}, {"input": None}, {}]
+    rows = [{"instruction": f"What is the {n}. number?", "output": "7"} | extra for n, extra in enumerate(extras)]
+    source = write(tmp_path / "in.json", rows)
+    questions = [row["instruction"] for row in rows]
+    questions[0] += "\n\nIt is 7."
+    assert [e.question for e in load_examples(prepare(source, tmp_path))] == questions
+    assert [e.question for e in load_examples(source)] == questions
+    write(source, [rows[0] | {"input": ["It is 7."]}])
+    for read in (load_examples, read_instructions):
+        with pytest.raises(ValueError, match="item 1: 'input' is not a text"):
+            read(source)
+
+
 def test_texts_are_tidied(tmp_path):
     """Bug guarded: a lone surrogate, which JSON can spell and UTF-8 cannot, stops the writing of 70,000 rows."""
     text = '[{"instruction": " a\\r\\nb\\u0000\\ufeff ", "output": "broken \\ud83d emoji \\ud83d\\ude00"}]'
@@ -170,10 +185,11 @@ def test_the_real_sample(tmp_path, capsys):
     path = prepare(SAMPLE, tmp_path / "a")
     assert path.read_bytes() == prepare(SAMPLE, tmp_path / "b").read_bytes()
     kept, counts = clean(read_instructions(SAMPLE)[0], CleaningRules())
-    assert counts.rows_in == 160
-    assert counts.rows_out == len(kept) == len(load_examples(path))
-    assert 0.54 < counts.rows_out / counts.rows_in < 0.62
-    assert counts.empty == 1
-    assert counts.rare_query == counts.rare_phrases == int(0.11 * (160 - counts.long_answer - counts.empty)) == 13
+    assert counts["rows_in"] == 160
+    assert counts["rows_out"] == len(kept) == len(load_examples(path))
+    assert 0.54 < counts["rows_out"] / 160 < 0.62
+    assert counts["empty"] == 1
+    tail = int(0.11 * (160 - counts["long_answer"] - counts["empty"]))
+    assert counts["rare_query"] == counts["rare_phrases"] == tail == 13
     half = clean(read_instructions(SAMPLE)[0][:80], CleaningRules())[1]
-    assert half.rows_out / half.rows_in == pytest.approx(counts.rows_out / counts.rows_in, abs=0.08)
+    assert half["rows_out"] / 80 == pytest.approx(counts["rows_out"] / 160, abs=0.08)
