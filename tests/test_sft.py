@@ -17,7 +17,7 @@ from model import load_model
 from rl import sft
 from rl.config import Config
 from rl.optim import adamw
-from rl.refinement_paths import REASONS, Selection, collect_paths, fault
+from rl.refinement_paths import REASONS, Selection, collect_paths, find_fault
 from rl.supervised import split_pairs, supervised_loss, train_supervised
 
 GOOD = {
@@ -25,6 +25,7 @@ GOOD = {
     "text": "<think>4:008><refine>3:006<</refine></think><answer>3</answer>", "format": 1.0, "accuracy": 1.0, "refine": 1.0,
     "reward": 3.0, "baseline": 0.25, "policy_version": 5,
 }  # fmt: skip
+SELECTION = Selection(zeta=0.05)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ GOOD = {
 )
 def test_what_is_a_good_path(change, reason):
     """Bug guarded: refinements learnt from that were wrong, cut off, unrewarded by Eq. 6, or only written for the reward."""
-    assert fault(GOOD | change, Selection(zeta=0.05)) == reason
+    assert find_fault(GOOD | change, SELECTION) == reason
 
 
 def write_run(folder, rows_by_step: dict[int, list[dict]], **config):
@@ -68,7 +69,7 @@ def test_paths_are_chosen_and_everything_is_accounted_for(tmp_path):
             4: [GOOD, GOOD | other | {"text": longer, "accuracy": 0.95}, GOOD | other | {"accuracy": 0.9, "tokens": 2}],
         },
     )
-    paths, dropped = collect_paths(run, Selection())
+    paths, dropped = collect_paths(run, SELECTION)
     assert [(p["question"], p["response"], p["step"]) for p in paths] == [("7/2", GOOD["text"], 4), ("9/2", longer, 4)]
     assert paths[0]["run"] == "run"
     assert set(dropped) == set(REASONS)
@@ -78,17 +79,17 @@ def test_paths_are_chosen_and_everything_is_accounted_for(tmp_path):
         "more than enough of its question": 2,
     }
     assert len(paths) + sum(dropped.values()) == 7
-    assert len(collect_paths(run, Selection(per_question=0))[0]) == 4
-    assert len(collect_paths(run, Selection(per_question=2, last_step=3))[0]) == 2
+    assert len(collect_paths(run, replace(SELECTION, per_question=0))[0]) == 4
+    assert len(collect_paths(run, replace(SELECTION, per_question=2, last_step=3))[0]) == 2
     with pytest.raises(ValueError, match=r"no good refinement path.*1 not right, 3 refinement did not win.*--min-accuracy"):
-        collect_paths(run, Selection(zeta=0.9, last_step=3))
+        collect_paths(run, replace(SELECTION, zeta=0.9, last_step=3))
     with pytest.raises(ValueError, match="not a single refine-prompt response"):
-        collect_paths(run, Selection(first_step=9))
+        collect_paths(run, replace(SELECTION, first_step=9))
     with pytest.raises(ValueError, match="no rollouts in"):
-        collect_paths(tmp_path, Selection())
+        collect_paths(tmp_path, SELECTION)
     (run / "rollouts" / "step_000004.jsonl").write_text('{"mode": "refine"}\n')
     with pytest.raises(ValueError, match=r"step_000004\.jsonl, line 1: not a rollout"):
-        collect_paths(run, Selection())
+        collect_paths(run, SELECTION)
 
 
 def test_sampled_ids_are_trained_on():
