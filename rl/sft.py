@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     # the command line
     parser = Parser(prog="python -m rl.sft", description="PASR(+IFT).", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--from-rollouts", type=Path, required=True, metavar="RUN", help="run folder of train.py")
-    parser.add_argument("--model", default=None, help="folder, run folder or hub id to fine-tune (default: the run's initial model)")
+    parser.add_argument("--model", default=None, help="folder or hub id of the model (default: the run's initial model)")
     parser.add_argument("--out", type=Path, default=None, help="folder of model and data (default: RUN/ift)")
     for spec in (*fields(Selection), *fields(Recipe)):
         add_flag(parser, spec, presets={})
