@@ -16,18 +16,11 @@ Options = tuple[tuple[str, str], ...]  # (label, text) of each option of a choic
 
 @dataclass(frozen=True)
 class BenchmarkItem:
-    """One question of a benchmark.
+    """One question of a benchmark."""
 
-    Attributes:
-        id: unique within the benchmark.
-        question: the text put to a model.
-        references: accepted answers; any of them will do. For a choice: the label of the right option.
-        options: the options of a choice.
-    """
-
-    id: str
+    id: str  # unique within the benchmark
     question: str
-    references: tuple[str, ...]
+    references: tuple[str, ...]  # accepted answers; for a choice the label of the right option
     options: Options = ()
 
     @property
@@ -38,15 +31,7 @@ class BenchmarkItem:
 
 
 class Row:
-    """The fields of one row, read with errors that name the file, the row and the key.
-
-    Args:
-        fields: the parsed row.
-        source: file and row, for messages.
-
-    Raises:
-        ValueError: not an object.
-    """
+    """The fields of one row, read with ValueErrors that name the file and row (`source`) and the key."""
 
     def __init__(self, fields: object, source: str) -> None:
         if not isinstance(fields, dict):

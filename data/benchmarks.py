@@ -28,24 +28,15 @@ JUDGED_AS = {"choice": "choice", "summary": "summary"}  # the other kinds are op
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of questions.
+    """A set of questions."""
 
-    Attributes:
-        name: the word for it on the command line, in file names and metrics.
-        title: heads its column of a table; at most 6 characters are shown.
-        kind: the rule that scores it.
-        read: reader of a row of `file`.
-        file: path in a folder laid out like the paper's release; the whole path of a file of your own.
-        hub, read_hub: its split on the hub, and the reader of a row of it; None: only from a file.
-    """
-
-    name: str
-    title: str
-    kind: str
-    read: Reader
-    file: str
-    hub: HubSplit | None = None
-    read_hub: Reader | None = None
+    name: str  # on the command line, in file names and metrics
+    title: str  # heads its column of a table; at most 6 characters are shown
+    kind: str  # the rule that scores it
+    read: Reader  # of a row of `file`
+    file: str  # in a folder laid out like the paper's release; the whole path of a file of your own
+    hub: HubSplit | None = None  # None: only from a file
+    read_hub: Reader | None = None  # of a row of `hub`
 
     @property
     def judge_kind(self) -> str:
@@ -86,11 +77,7 @@ BENCHMARKS = {
 
 
 def parse_benchmarks(text: str) -> list[Benchmark]:
-    """Return the benchmarks of a command line: `all`, or names and `name=FILE:KIND` with commas between them.
-
-    Raises:
-        ValueError: an unknown name or kind, a name given twice, or nothing at all.
-    """
+    """Return the benchmarks of a command line: `all`, or names and `name=FILE:KIND` with commas between them."""
     found: list[Benchmark] = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         if part == "all":
@@ -114,18 +101,13 @@ def own_benchmark(text: str) -> Benchmark:
     """Make a benchmark of `name=FILE:KIND`, a JSON or JSONL file with (question, answer).
 
     A question is put as it stands, so it must say what form the answer is to have. Options of a choice stand in it, one a line.
-
-    Raises:
-        ValueError: the three parts are not there, the name is taken or unfit for a file name, or the kind is unknown.
     """
     name, _, rest = text.partition("=")
     file, _, kind = rest.rpartition(":")
     if not file or kind not in INSTRUCTIONS:
         raise ValueError(f"{text!r}: a benchmark of your own is name=FILE:KIND, with a KIND of {', '.join(INSTRUCTIONS)}")
     if name in (*BENCHMARKS, "all", "average") or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(
-            f"{name!r} cannot name a benchmark of your own: it is taken, or has other signs than letters, digits, - _"
-        )
+        raise ValueError(f"{name!r} cannot name a benchmark of your own: it is taken, or not of letters, digits, - and _")
     return Benchmark(name, name, kind, rows.choice_pair() if kind == "choice" else rows.pair(), file)
 
 

@@ -126,21 +126,13 @@ def _trial_text(trial: int, dividend: int, divisor: int) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial read back from a response.
-
-    Attributes:
-        quotient: the trial quotient.
-        is_right: it is the answer.
-        too_big: the product exceeds N (by arithmetic, whatever the response claims).
-        check_is_right: the response's own comparison sign agrees with the arithmetic.
-        refined: a refinement follows.
-    """
+    """One trial read back from a response."""
 
     quotient: int
-    is_right: bool
-    too_big: bool
-    check_is_right: bool
-    refined: bool
+    is_right: bool  # it is the answer
+    too_big: bool  # the product exceeds N (by arithmetic, whatever the response claims)
+    check_is_right: bool  # the response's own comparison sign agrees with the arithmetic
+    refined: bool  # a refinement follows
 
 
 def read_trials(question: str, text: str) -> list[Trial]:

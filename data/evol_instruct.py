@@ -69,11 +69,7 @@ def prepare(source: str | Path | None, folder: Path, rules: CleaningRules = Clea
 
 
 def hub_file() -> Path:
-    """Return the data set's file in the hub's cache, downloaded if it is not there.
-
-    Raises:
-        ValueError: neither cached nor to be downloaded.
-    """
+    """Return the data set's file in the hub's cache, downloaded if it is not there."""
     try:
         return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
     except (OSError, ValueError) as error:  # every error of the hub and its connection is one of these
@@ -84,10 +80,8 @@ def hub_file() -> Path:
 def read_instructions(file: Path) -> tuple[list[Example], str]:
     """Read a JSON list of {instruction, output}, with an optional `input`. Return the rows and the SHA-256 of the file.
 
-    Ids are positions in the list. Empty texts pass, because the published set has some and the cleaning removes them.
-
-    Raises:
-        ValueError: no such file, not a JSON list, or a row (it is named) without instruction or output.
+    Ids are positions in the list. Empty texts pass, because the published set has some and the cleaning removes them. A row
+    without instruction or output is a ValueError that names it.
     """
     if not file.is_file():
         raise ValueError(f"no data file at {file}")

@@ -15,17 +15,11 @@ REVISION = "refs/convert/parquet"  # the hub's own branch: one layout for all da
 
 @dataclass(frozen=True)
 class Example:
-    """One question.
+    """One question with its reference answer."""
 
-    Attributes:
-        id: unique within its data set; part of the seed of every sample drawn for it.
-        question: the user's text.
-        reference: the answer it is judged against.
-    """
-
-    id: str
+    id: str  # unique within its data set; part of the seed of every sample drawn for it
     question: str
-    reference: str
+    reference: str  # answers are judged against it
 
 
 def load_examples(source: str | Path) -> list[Example]:
@@ -53,11 +47,7 @@ def load_examples(source: str | Path) -> list[Example]:
 
 
 def read_rows(path: Path) -> list[tuple[str, object]]:
-    """Read (line or item, row) pairs of a UTF-8 file. A file that starts with `[` is one JSON list.
-
-    Raises:
-        ValueError: not UTF-8, or not JSON; the line is named.
-    """
+    """Read ("line N" or "item N", row) pairs of a UTF-8 file. A file that starts with `[` is one JSON list."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,11 +91,7 @@ def _to_example(row: object, where: str, fallback_id: str) -> Example:
 
 
 def join_input(row: dict, where: str) -> str:
-    """Return the instruction of an Alpaca-style row, followed by its `input` if that is not empty.
-
-    Raises:
-        ValueError: `input` is not a text.
-    """
+    """Return the instruction of an Alpaca-style row, followed by its `input` if that is not empty."""
     text = row.get("input") or ""
     if not isinstance(text, str):
         raise ValueError(f"{where}: 'input' is not a text")
@@ -124,11 +110,7 @@ class HubSplit:
         return f"{self.repository} ({self.config}, {self.split})"
 
     def rows(self) -> list[tuple[str, dict]]:
-        """Return ("row N", row) pairs; downloaded once, then read from the hub's cache.
-
-        Raises:
-            ValueError: neither cached nor to be downloaded, or not readable as Parquet.
-        """
+        """Return ("row N", row) pairs; the files are downloaded once, then read from the hub's cache."""
         pattern = f"{self.config}/{self.split}/*.parquet"
         try:
             folder = snapshot_download(self.repository, repo_type="dataset", revision=REVISION, allow_patterns=pattern)
@@ -140,8 +122,7 @@ class HubSplit:
                 str(self), error, "give files of your own (train.py: --data, evaluate.py: --data-dir); a data set with terms "
                 "of use needs them accepted on its page, and HF_TOKEN set"
             ) from error  # fmt: skip
-        rows = [row for file in files for row in _read_parquet(file)]
-        return [(f"row {i}", row) for i, row in enumerate(rows)]
+        return [(f"row {i}", row) for i, row in enumerate(row for file in files for row in _read_parquet(file))]
 
 
 def download_error(name: str, error: Exception, advice: str) -> ValueError:

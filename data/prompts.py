@@ -30,26 +30,16 @@ SMALL_VOCABULARY = 100  # tokens of a tokenizer whose characters all fit into an
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts around a question.
-
-    Attributes:
-        refine, plain: the two system prompts.
-        judge, grade: the prompt of a judge behind a server (for a number from 0 to 1) and of an in-process one (for a digit),
-            with {question}, {reference} and {answer}; None: its own default.
-    """
+    """The two system prompts, and the judges' prompts with {question}, {reference} and {answer} (None: the judge's own)."""
 
     refine: str = REFINE_PROMPT
     plain: str = PLAIN_PROMPT
-    judge: str | None = None
-    grade: str | None = None
+    judge: str | None = None  # for a judge behind a server: a number from 0 to 1
+    grade: str | None = None  # for an in-process judge: a digit
 
     @classmethod
     def load(cls, path: str | Path) -> "Prompts":
-        """Read a JSON object with any of "refine", "plain", "judge" and "grade"; what is absent keeps its default.
-
-        Raises:
-            ValueError: no such file, not a JSON object of texts, or an unknown name.
-        """
+        """Read a JSON object with any of "refine", "plain", "judge" and "grade"; what is absent keeps its default."""
         try:
             texts = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -74,11 +64,7 @@ def load_prompts(file: str | None, model_folder: Path) -> Prompts:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint folder, without running code from it.
-
-    Raises:
-        ValueError: the folder holds no tokenizer that transformers can load.
-    """
+    """Load the tokenizer of a checkpoint folder, without running code from it. A damaged one is a ValueError."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except StrictDataclassError as error:
@@ -115,9 +101,6 @@ class PromptRenderer:
         Args:
             turns: what came after the question: pairs of a response and the user's reply to it. Responses should come without
                 their native thinking, because some templates (Qwen3's) leave earlier thinking out and others do not.
-
-        Raises:
-            ValueError: the chat template cannot render it.
         """
         assert mode in MODES, mode
         system = self.prompts.refine if mode == "refine" else self.prompts.plain
@@ -137,11 +120,7 @@ class PromptRenderer:
         return re.sub(r"<think>\s*(</think>\s*)?\Z", "", text) if mode == "refine" else text
 
     def ids(self, question: str, mode: str) -> list[int]:
-        """Return the token ids of the rendered prompt.
-
-        Raises:
-            ValueError: the question holds characters that the tokenizer has no token for.
-        """
+        """Return the token ids of the rendered prompt. A question that the tokenizer cannot represent is a ValueError."""
         if (question, mode) not in self._ids:
             self._ids[question, mode] = array("I", self.encode(self.text(question, mode), question))  # 4 bytes an id
         return self._ids[question, mode].tolist()
@@ -167,11 +146,8 @@ class PromptRenderer:
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[int, list[str]]:
     """Return every id that ends a completion, with its sources.
 
-    No single source is enough: the config of a base model ends documents with one token while its chat template ends turns
-    with another.
-
-    Raises:
-        ValueError: no source names any, or a configuration is damaged.
+    No single source is enough, because the config of a base model ends documents with one token while its chat template ends
+    turns with another.
     """
     named: list[tuple[str, object]] = []  # (source, an id or a list of ids or None)
     for name in ("generation_config.json", "config.json"):

@@ -49,11 +49,7 @@ class Recipe:
 
 
 def read_config(run: Path) -> Config:
-    """Read the configuration of a run from its config.json; fields that this version does not have are ignored.
-
-    Raises:
-        ValueError: no config.json, or not a run's.
-    """
+    """Read the configuration of a run from its config.json; fields that this version does not have are ignored."""
     saved = read_json(run / "config.json").get("config")
     if not isinstance(saved, dict):
         raise ValueError(f"{run / 'config.json'} is not the configuration of a run; give the folder of a training run")
