@@ -1,4 +1,7 @@
-"""Readers of benchmark rows: each turns a row into a question with references. Keys differ from file to file."""
+"""Readers of benchmark rows: each turns a row into a question with references. Keys differ from file to file.
+
+A name with `_hub` is the reader of the data set on the hub, one without reads the released file.
+"""
 
 import random
 import re
@@ -88,26 +91,21 @@ def find_options(question: str) -> Options:
     return ()
 
 
-def choice(row: Row, question: str, label: str, key: str, options: Options = ()) -> BenchmarkItem:
-    """Make an item of a choice; without `options` they stand in the question. `key` names the label in an error."""
-    options = options or find_options(question)
+def choice(
+    row: Row, question: str, label: str, key: str, texts: Sequence[str] = (), labels: Sequence[str] = LETTERS
+) -> BenchmarkItem:
+    """Make an item of a choice. The options stand in the question, or are `texts`, which are written below it.
+
+    Args:
+        key: the key of the right option's label, for an error.
+    """
+    options = tuple(zip(labels, texts, strict=False)) or find_options(question)
     if not options:
         raise ValueError(f"{row.source}: the question lists no options, one a line as 'A: text'")
     if label not in dict(options):
         raise row.error(key, f"is {label!r}, which is none of the options {', '.join(name for name, _ in options)}")
-    return BenchmarkItem("", question, (label,), options)
-
-
-def listed_choice(
-    row: Row, question: str, texts: Sequence[str], label: str, key: str, labels: Sequence[str] = LETTERS
-) -> BenchmarkItem:
-    """Make an item of a choice whose options are written below the question."""
-    options = tuple(zip(labels, texts, strict=False))
-    question += "".join(f"\n{label}: {text}" for label, text in options)
-    return choice(row, question, label, key, options)
-
-
-# Readers of several benchmarks. The first two make a reader for a pair of keys.
+    written = "".join(f"\n{label}: {text}" for label, text in options) if texts else ""
+    return BenchmarkItem("", question + written, (label,), options)
 
 
 def pair(question: str = "question", answer: str = "answer") -> Reader:
@@ -126,10 +124,7 @@ def labelled_hub(row: Row) -> BenchmarkItem:
     labels, texts = choices.texts("label"), choices.texts("text")
     if len(labels) != len(texts):
         raise choices.error("label", "and 'text' have different lengths")
-    return listed_choice(row, row.text("question"), texts, row.text("answerKey"), "answerKey", labels)
-
-
-# Readers of one benchmark: of the released file, and with `_hub` of the data set on the hub.
+    return choice(row, row.text("question"), row.text("answerKey"), "answerKey", texts, labels)
 
 
 def gsm8k(row: Row) -> BenchmarkItem:
@@ -157,20 +152,19 @@ def gpqa_hub(row: Row) -> BenchmarkItem:
     right = row.text("Correct Answer")
     texts = [right] + [row.text(f"Incorrect Answer {i}") for i in (1, 2, 3)]
     random.Random(stable_seed("options", row.text("Question"))).shuffle(texts)
-    return listed_choice(row, row.text("Question"), texts, LETTERS[texts.index(right)], "Correct Answer")
+    return choice(row, row.text("Question"), LETTERS[texts.index(right)], "Correct Answer", texts)
 
 
 def winogrande_hub(row: Row) -> BenchmarkItem:
-    texts = [row.text("option1"), row.text("option2")]
-    question = f"{row.text('sentence')}\nOption1: {texts[0]}\nOption2: {texts[1]}"
-    return choice(row, question, row.text("answer"), "answer", tuple(zip("12", texts, strict=True)))
+    question = f"{row.text('sentence')}\nOption1: {row.text('option1')}\nOption2: {row.text('option2')}"
+    return choice(row, question, row.text("answer"), "answer")
 
 
 def mmlu_hub(row: Row) -> BenchmarkItem:
     texts, index = row.texts("choices"), row.text("answer")
     if index not in map(str, range(len(texts))):
         raise row.error("answer", f"is {index}, which is no index of the {len(texts)} choices")
-    return listed_choice(row, row.text("question"), texts, LETTERS[int(index)], "answer")
+    return choice(row, row.text("question"), LETTERS[int(index)], "answer", texts)
 
 
 def drop(row: Row) -> BenchmarkItem:

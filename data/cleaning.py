@@ -70,18 +70,17 @@ class CleaningRules:
     # Rule 2. Share of letters, digits and combining marks in the characters that are neither space, code nor ruler. The lowest
     # in the sample is .81 (unfenced HTML); formulas and tables reach down to about .6.
     min_alnum_share: float = 0.5
-    # Rule 2. Texts with fewer characters than this only need one letter or digit: "C++" is a proper answer, at .33.
-    short_text_chars: int = 20
-    # Rule 3. A word or phrase is rare when fewer than this share of the other questions use it. One in 200: in a sample of
-    # 200 or fewer that means no other question, in the full set fewer than 350 others.
+    short_text_chars: int = 20  # rule 2; shorter texts only need one letter or digit: "C++" is a proper answer, at .33
+    # Rule 3. A word or phrase is rare when fewer than this share of the other questions use it: in a sample of 200 or fewer
+    # no other question, in the full set fewer than 350 others.
     rare_below: float = 0.005
     # Rule 3. The share of rare words in a question is averaged with this many words of average rarity, because the tail would
     # else be all short questions: "Generate a Shakespearean insult." has two rare words of four.
     prior_words: int = 20
-    # Rule 3. The share of the rows that goes as long-tail queries: most rare words. Both shares follow from the paper's 40,000
-    # rows, in equal parts, because the distribution in the sample is smooth and shows no beginning of a tail.
+    # Rule 3. The shares of the rows that go as long-tail queries (most rare words) and for low-frequency phrases (most rare
+    # pairs of neighbouring words). They follow from the paper's 40,000 rows, in equal parts, because the distribution in the
+    # sample is smooth and shows no beginning of a tail.
     rare_query_share: float = 0.11
-    # Rule 3. The share of the rows that goes for low-frequency phrases: most rare pairs of neighbouring words.
     rare_phrase_share: float = 0.11
 
     def __post_init__(self) -> None:
@@ -123,9 +122,11 @@ def apply_rules(rows: list[Example], rules: CleaningRules) -> tuple[list[Example
     # rule 3: both parts count over all rows that came through rules 1 and 2, whatever the first part removed
     for reason, share in (("rare_query", rules.rare_query_share), ("rare_phrases", rules.rare_phrase_share)):
         present = [i for i, r in enumerate(reasons) if not r or r in TERMS]
-        rarity = dict(zip(present, rare_shares([TERMS[reason](texts[i].question) for i in present], rules), strict=True))
-        for i in _tail({i: rarity[i] for i in present if not reasons[i]}, int(share * len(present))):
-            reasons[i] = reason
+        shares = rare_shares([TERMS[reason](texts[i].question) for i in present], rules)
+        rarity = {i: value for i, value in zip(present, shares, strict=True) if not reasons[i]}
+        ordered, budget = sorted(rarity.values(), reverse=True), int(share * len(present))
+        cut = ordered[budget] if budget < len(ordered) else -1.0  # of rows as rare as the first that stays all stay
+        reasons = [reason if rarity.get(i, cut) > cut else old for i, old in enumerate(reasons)]
     return texts, reasons
 
 
@@ -224,10 +225,3 @@ def rare_shares(documents: list[set[Hashable]], rules: CleaningRules) -> list[fl
     rare, prior = [len(terms) for terms in rare_terms(documents, rules)], rules.prior_words
     mean = sum(rare) / max(1, sum(map(len, documents)))
     return [(r + prior * mean) / max(1, len(d) + prior) for r, d in zip(rare, documents, strict=True)]
-
-
-def _tail(rarity: dict[int, float], budget: int) -> list[int]:
-    """Return the keys of at most `budget` largest values; of equal values all are returned, or none."""
-    ordered = sorted(rarity.values(), reverse=True)
-    cut = ordered[budget] if budget < len(ordered) else -1.0
-    return [key for key, value in rarity.items() if value > cut]

@@ -33,7 +33,6 @@ def prepare(source: str | Path | None, folder: Path, rules: CleaningRules = Clea
         source: a file holding one JSON list of {instruction, output}; None for the hub's data set. A folder that was prepared
             from the hub is used again without a request to the hub, so it works offline.
         folder: where the JSONL and its manifest go; made if absent.
-        rules: the thresholds.
 
     Raises:
         ValueError: the source cannot be had or read, a row lacks instruction or output, or no row is left.
@@ -92,17 +91,16 @@ def read_instructions(file: Path) -> tuple[list[Example], str]:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{file} must hold one JSON list of {{instruction, output}}, found {type(rows).__name__}")
-    examples = [_to_example(row, f"{file}, item {i}", i) for i, row in enumerate(rows, start=1)]
+    examples = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{file}, item {number}"
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        for key in ("instruction", "output"):
+            if not isinstance(row.get(key), str):
+                raise ValueError(f"{where}: {key!r} is missing or not a text; found {sorted(row)}")
+        examples.append(Example(f"evol-{number:06d}", join_input(row, where), row["output"]))
     return examples, hashlib.sha256(content).hexdigest()
-
-
-def _to_example(row: object, where: str, number: int) -> Example:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    for key in ("instruction", "output"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"{where}: {key!r} is missing or not a text; found {sorted(row)}")
-    return Example(f"evol-{number:06d}", join_input(row, where), row["output"])
 
 
 def sha256(path: Path) -> str:

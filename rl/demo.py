@@ -28,9 +28,8 @@ from rl.rollout import judged_text
 from rl.sampler import Sampler
 from rl.supervised import Pair, train_supervised
 
-MIN_CHECK_ACCURACY = 0.92
-MIN_REFINE_CONTRAST = 2.0
-MIN_REFINE_RATE = 0.05
+MIN_CHECK_ACCURACY, MIN_REFINE_CONTRAST = 0.92, 2.0  # of the model that RL starts from
+MIN_REFINE_RATE, MIN_WELLFORMED, MAX_PLAIN_LOSS = 0.05, 0.9, 0.1  # at the end
 
 
 @dataclass(frozen=True)
@@ -216,34 +215,30 @@ def trial_metrics(groups: list[Group]) -> dict[str, float]:
 
 def warm_start_problems(before: dict[str, float]) -> list[str]:
     """Return the reasons for which refinement would probably die out in RL instead of being learnt."""
-    problems, signs = [], before["sampled/check_accuracy"]
-    too_big, fits = before["sampled/p_refine_too_big"], before["sampled/p_refine_fits"]
-    if signs < MIN_CHECK_ACCURACY:
-        problems.append(
-            f"only {signs:.0%} of its comparison signs are right ({MIN_CHECK_ACCURACY:.0%} are needed): it cannot see its "
-            "errors. Warm up longer (--sft-steps)"
-        )
-    if too_big < MIN_REFINE_CONTRAST * fits:
-        problems.append(
-            f"it refines after a product that is too big with {too_big:.2f}, after one that fits with {fits:.2f}: refining "
-            "does not pay, and may be unlearnt within 30 steps"
-        )
-    return problems
+    signs, too_big, fits = (before[f"sampled/{name}"] for name in ("check_accuracy", "p_refine_too_big", "p_refine_fits"))
+    problems = [
+        (signs < MIN_CHECK_ACCURACY,
+         f"only {signs:.0%} of its comparison signs are right ({MIN_CHECK_ACCURACY:.0%} are needed): it cannot see its errors. "
+         "Warm up longer (--sft-steps)"),
+        (too_big < MIN_REFINE_CONTRAST * fits,
+         f"it refines after a product that is too big with {too_big:.2f}, after one that fits with {fits:.2f}: refining does "
+         "not pay, and may be unlearnt within 30 steps"),
+    ]  # fmt: skip
+    return [text for is_so, text in problems if is_so]
 
 
 def end_problems(before: dict[str, float], after: dict[str, float]) -> list[str]:
     """Return the signs of the two ways in which the demo can fail: refinement collapses, or plain answers get worse."""
-    problems, plain = [], after["sampled/plain_accuracy"]
-    if after["sampled/refine_rate"] < MIN_REFINE_RATE:
-        problems.append(f"refinement collapsed: only {after['sampled/refine_rate']:.0%} of the sampled answers refine")
-    if after["sampled/plain_wellformed"] < 0.9:
-        problems.append(
-            f"the plain mode drifted: {after['sampled/plain_wellformed']:.0%} of its answers are well formed, "
-            f"{after['sampled/plain_leak']:.0%} refine (accuracy {plain:.2f})"
-        )
-    if plain < before["sampled/plain_accuracy"] - 0.1:
-        problems.append(f"plain accuracy fell to {plain:.2f}: was the baseline sandbagged?")
-    return problems
+    refining, plain = after["sampled/refine_rate"], after["sampled/plain_accuracy"]
+    wellformed, leak = after["sampled/plain_wellformed"], after["sampled/plain_leak"]
+    problems = [
+        (refining < MIN_REFINE_RATE, f"refinement collapsed: only {refining:.0%} of the sampled answers refine"),
+        (wellformed < MIN_WELLFORMED,
+         f"the plain mode drifted: {wellformed:.0%} of its answers are well formed, {leak:.0%} refine (accuracy {plain:.2f})"),
+        (plain < before["sampled/plain_accuracy"] - MAX_PLAIN_LOSS,
+         f"plain accuracy fell to {plain:.2f}: was the baseline sandbagged?"),
+    ]  # fmt: skip
+    return [text for is_so, text in problems if is_so]
 
 
 ROWS = (

@@ -78,11 +78,7 @@ def to_pairs(paths: list[dict], renderer: PromptRenderer, stops: dict[int, list[
 
 def turn_end(stops: dict[int, list[str]]) -> int:
     """Return the id that the chat template ends a turn with; without one the tokenizer's, or the first of all."""
-    for source in ("chat template", "tokenizer"):
-        for token_id, sources in stops.items():
-            if source in sources:
-                return token_id
-    return next(iter(stops))
+    return min(stops, key=lambda token_id: ("chat template" not in stops[token_id], "tokenizer" not in stops[token_id]))
 
 
 def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pair], recipe: Recipe) -> dict:
@@ -116,11 +112,7 @@ def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pai
 
 
 def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recipe: Recipe) -> dict:
-    """Collect paths, fine-tune and export. The returned record is also in `out`.
-
-    Raises:
-        ValueError: no run, nothing good in it, or a folder that has a model already.
-    """
+    """Collect paths, fine-tune and export. The returned record is also in `out`."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a model already; choose another --out")
 

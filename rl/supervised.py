@@ -39,7 +39,6 @@ def train_supervised(
     Args:
         batch_at: returns the batch of a step; a pure function, so that a run can be repeated.
         optimizers: each over its own part of the parameters, with its peak learning rate.
-        title: text of the progress bar.
         micro_batch_tokens: padded tokens of one forward and backward; None: the whole batch at once. The loss is the same.
         schedule: warmup_steps, schedule and decay_share of `lr_factor`.
 
