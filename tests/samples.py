@@ -1,7 +1,10 @@
-"""Groups and samples to train on: made up, or sampled from a small model."""
+"""Made-up parts of a run: groups and samples, a tokenizer, a hub."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 from conftest import random_prompts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -25,6 +28,22 @@ def character_tokenizer(pieces=(), without: str = "", chat_template: str | None 
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", chat_template=chat_template)
+
+
+def fake_hub(monkeypatch, folder: Path, rows: list[dict]) -> list[tuple]:
+    """Let the hub give these rows, a file for each. Return the list of its requests: (data set, files, kind, revision)."""
+    requests = []
+
+    def download(repository, *, allow_patterns, repo_type, revision):
+        requests.append((repository, allow_patterns, repo_type, revision))
+        (folder / allow_patterns).parent.mkdir(parents=True, exist_ok=True)
+        for number, row in enumerate(rows):
+            file = (folder / allow_patterns).with_name(f"{number:04d}.parquet")
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+        return str(folder)
+
+    monkeypatch.setattr("data.examples.snapshot_download", download)
+    return requests
 
 
 def rollout_config(**changes) -> Config:

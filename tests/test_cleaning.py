@@ -30,62 +30,45 @@ def test_over_long_answers_go():
     assert reason("q", "a" * 11, rules) == "long_answer"
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\ufeff\u200b"])
-def test_empty_texts_go(text):
-    """Bug guarded: the published set's empty questions reach the loader, which stops the training run."""
-    assert reason(text) == reason("What?", text) == "empty"
-
-
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        "42",
-        "C++",
-        "+1 / -1",
-        "Ответ: сорок два, и это не шутка.",
-        "什么是机器学习？请用简单的语言解释。",
-        "पीली मछली ली थी, की भी, दी भी, सी भी, पी भी ही",  # half of it combining marks
-        "∫ f(x) dx = F(b) - F(a), with x² ≤ 4π and 𝑤(𝑡) = 𝑥(𝑡)",
-        "| a | b |\n|------------|------------|\n| 1 | 2 |",
-        "Fill in: success takes ________, ________ and ________.",
-        "```c\na[i]^=*(p+(~(j)<<2))&((*q)[-1]);\n```",
-        "Use `}{)(*&^%$#@!}{)(*&^%$#@!}{)(*&^%$#@!` here.",
+        ("", "empty"),
+        (" \n", "empty"),
+        ("\ufeff\u200b", "empty"),
+        ("?", "rubbish"),
+        ("--------", "rubbish"),
+        ("!@#$%^&*(){}|:<>? x !@#$%^&*()", "rubbish"),
+        ("�" * 40 + " ok", "rubbish"),
+        ("```\n;;;\n```", "rubbish"),
+        ("😀 😀 😀", "rubbish"),
+        ("42", ""),
+        ("C++", ""),
+        ("+1 / -1", ""),
+        ("Ответ: сорок два, и это не шутка.", ""),
+        ("什么是机器学习？请用简单的语言解释。", ""),
+        ("पीली मछली ली थी, की भी, दी भी, सी भी, पी भी ही", ""),  # half of it combining marks
+        ("∫ f(x) dx = F(b) - F(a), with x² ≤ 4π and 𝑤(𝑡) = 𝑥(𝑡)", ""),
+        ("| a | b |\n|------------|------------|\n| 1 | 2 |", ""),
+        ("Fill in: success takes ________, ________ and ________.", ""),
+        ("```c\na[i]^=*(p+(~(j)<<2))&((*q)[-1]);\n```", ""),
+        ("Use `}{)(*&^%$#@!}{)(*&^%$#@!}{)(*&^%$#@!` here.", ""),
     ],
 )
-def test_unusual_text_is_not_rubbish(text):
-    """Bug guarded: scripts with combining marks, formulas, tables and code taken for noise."""
-    assert reason(text) == reason("What?", text) == ""
-
-
-@pytest.mark.parametrize(
-    "text", ["?", "--------", "!@#$%^&*(){}|:<>? x !@#$%^&*()", "�" * 40 + " ok", "```\n;;;\n```", "😀 😀 😀"]
-)
-def test_rubbish_goes(text):
-    """Bug guarded: symbol soup that trains the policy on nothing."""
-    assert reason(text) == reason("What?", text) == "rubbish"
+def test_noise_goes_and_unusual_text_stays(text, why):
+    """Bug guarded: empty texts, which the loader refuses; symbol soup trained on; scripts, formulas, code taken for noise."""
+    assert reason(text) == reason("What?", text) == why
 
 
 def test_duplicates_go_and_the_first_stays():
-    """Bug guarded: duplicates that differ in case, spaces or accents' composition; different sums taken for one."""
-    texts = [
-        "What is  café?",
-        "what is cafe\u0301",
-        "WHAT IS\r\nCAFÉ ?",
-        "3 + 4",
-        "3 - 4",
-        "What is C?",
-        "What is C++?",
-        "5!",
-        "5",
-    ]
+    """Bug guarded: duplicates that differ in case, spaces or accents' composition; different sums taken for one; both lost."""
+    texts = ["What is  café?", "what is cafe\u0301", "WHAT IS\r\nCAFÉ ?"]
+    texts += ["3 + 4", "3 - 4", "What is C?", "What is C++?", "5!", "5"]
     kept, counts = clean([row(text, f"{i}.", i) for i, text in enumerate(texts)], ALL)
     assert [r.id for r in kept] == ["0", "3", "4", "5", "6", "7", "8"]
     assert counts["duplicate"] == 2
     assert duplicate_key("x² = 4") != duplicate_key("x2 = 4")
-
-
-def test_a_removed_row_does_not_shadow_its_duplicate():
-    """Bug guarded: both copies lost because the first had an over-long answer."""
+    # a removed row does not shadow its duplicate
     kept, counts = clean([row("Why?", "a" * 9999, 0), row("Why?", "So.", 1)], ALL)
     assert [r.id for r in kept] == ["1"]
     assert [name for name, count in counts.items() if count] == ["rows_in", "long_answer", "rows_out"]
