@@ -1,10 +1,8 @@
 """The ten benchmarks of the paper, and any file of your own: the source of their questions and the rule of their answers.
 
-Each one is an entry of `BENCHMARKS`. Its rows come from a local folder in the layout of the paper's release, or from its data
-set on the hub; a reader for each (data/benchmark_rows.py) turns a row into a `BenchmarkItem`. An eleventh benchmark is one more
-entry, or, without any code, `name=FILE:KIND` on the command line: a JSON or JSONL file with (question, answer).
-
-Kinds, that is rules in rewards/accuracy.py: number, math, choice, drop, summary, exact.
+Rows come from a local folder in the layout of the paper's release, or from the hub; a reader for each (data/benchmark_rows.py)
+turns a row into a `BenchmarkItem`. An eleventh benchmark is one more entry of `BENCHMARKS`, or, without any code,
+`name=FILE:KIND` on the command line: a JSON or JSONL file with (question, answer). Kinds are rules in rewards/accuracy.py.
 """
 
 import hashlib

@@ -10,6 +10,7 @@ or a pair of neighbouring words. This estimates the same quantity for a corpus o
 with the largest share of rare words, so a sample of any size loses the same share.
 """
 
+import html
 import re
 import unicodedata
 from collections import Counter
@@ -34,8 +35,7 @@ INLINE = ["span", "strong", "em", "font", "center", "small", "big", "img", "labe
 TAG_BECOMES = dict.fromkeys(INLINE, "") | {"td": " ", "th": " "}
 BREAKS = "br|hr|p|div|li|ul|ol|tr|table|tbody|thead|h[1-6]|blockquote|section|article"  # these become line ends
 TAG = re.compile(rf"</?(?P<name>{BREAKS}|{'|'.join(TAG_BECOMES)})(?:\s[^<>]*)?/?>", re.IGNORECASE)
-ENTITY = re.compile("&(nbsp|amp|quot|apos|#39|lt|gt);")
-ENTITIES = {"nbsp": " ", "amp": "&", "quot": '"', "apos": "'", "#39": "'", "lt": "<", "gt": ">"}
+ENTITY = re.compile("&(?:nbsp|amp|quot|apos|#39|lt|gt);")
 
 # A row that speaks of one of these may have markup as its topic, and what stands between < and > may be a type parameter.
 MARKUP_TOPIC = re.compile(
@@ -178,7 +178,7 @@ def _strip_prose(text: str) -> str:
 
     if TAG.search(text):
         text = re.sub(r"\n{3,}", "\n\n", TAG.sub(replacement, text))
-    return ENTITY.sub(lambda match: ENTITIES[match[1]], text)
+    return ENTITY.sub(lambda match: html.unescape(match[0]).replace("\xa0", " "), text)
 
 
 def is_rubbish(text: str, rules: CleaningRules) -> bool:

@@ -7,7 +7,7 @@ A question is N/d, the answer q = N // d. Schoolbook method: guess the quotient 
 A trial `q:ppp>` says that the product exceeds N, `q:ppp<` that it fits. The guess (N // 10) // (d // 10) is right for 60 % of
 the questions and otherwise mostly one too big. Checking is easier than guessing, so a model can see an error before it answers.
 
-The model reads one token per character; each tag, and each whole system prompt, is a single token.
+Each character, each tag and each whole system prompt is one token.
 """
 
 import random
@@ -29,7 +29,6 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'user' %}={% elif message.role == 'assistant' %}" + END + "{% endif %}{% endfor %}"
 )
 MAX_REFINEMENTS = 3
-HELD_OUT_SHARE = 5  # one question in five
 
 
 def all_questions() -> Iterator[tuple[int, int]]:
@@ -40,13 +39,10 @@ def all_questions() -> Iterator[tuple[int, int]]:
                 yield dividend, divisor
 
 
-def is_held_out(dividend: int, divisor: int) -> bool:
-    return stable_seed("division", dividend, divisor) % HELD_OUT_SHARE == 0
-
-
 def load_split(held_out: bool) -> list[Example]:
-    """Return the training or the held-out questions, in a fixed order."""
-    return [Example(f"{n}/{d}", f"{n}/{d}", str(n // d)) for n, d in all_questions() if is_held_out(n, d) is held_out]
+    """Return the training or the held-out questions, in a fixed order; one question in five is held out."""
+    part = [(n, d) for n, d in all_questions() if (stable_seed("division", n, d) % 5 == 0) is held_out]
+    return [Example(f"{n}/{d}", f"{n}/{d}", str(n // d)) for n, d in part]
 
 
 def estimate(dividend: int, divisor: int) -> int:
@@ -73,8 +69,7 @@ class Corpus:
 
     def trace(self, rng: random.Random, dividend: int, divisor: int, mode: str) -> str:
         """Write one response to a question."""
-        quotient = dividend // divisor
-        guess = estimate(dividend, divisor)
+        quotient, guess = dividend // divisor, estimate(dividend, divisor)
         if guess != quotient and rng.random() < self.noise_wrong:
             guess -= 1
         elif guess == quotient and rng.random() < self.noise_right:
@@ -110,9 +105,9 @@ class Corpus:
 def parse_question(question: str) -> tuple[int, int]:
     """Return (N, d) of "N/d"; raise a ValueError for anything else."""
     match = re.fullmatch(r"(\d+)/(\d+)", question.strip())
-    if match is None or int(match.group(2)) == 0:
-        raise ValueError(f"the embedded task asks N/d, for example 274/39; got {question!r}")
-    return int(match.group(1)), int(match.group(2))
+    if match is None or int(match[2]) == 0:
+        raise ValueError(f"a question of the embedded task is N/d, for example 274/39; got {question!r}")
+    return int(match[1]), int(match[2])
 
 
 def _clamp(trial: int) -> int:

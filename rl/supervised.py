@@ -34,11 +34,11 @@ def train_supervised(
     micro_batch_tokens: int | None = None,
     **schedule,
 ) -> list[float]:
-    """Train in place and return the loss of each step.
+    """Train a model and return the loss of each step.
 
     Args:
         batch_at: returns the batch of a step; a pure function, so that a run can be repeated.
-        optimizers: each over its own part of the parameters, with its peak learning rate.
+        optimizers: each with its peak learning rate, over its own part of the parameters.
         micro_batch_tokens: padded tokens of one forward and backward; None: the whole batch at once. The loss is the same.
         schedule: warmup_steps, schedule and decay_share of `lr_factor`.
 
