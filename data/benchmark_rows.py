@@ -94,16 +94,12 @@ def find_options(question: str) -> Options:
 def choice(
     row: Row, question: str, label: str, key: str, texts: Sequence[str] = (), labels: Sequence[str] = LETTERS
 ) -> BenchmarkItem:
-    """Make an item of a choice. The options stand in the question, or are `texts`, which are written below it.
-
-    Args:
-        key: the key of the right option's label, for an error.
-    """
+    """Make an item of a choice. The options stand in the question, or are `texts`, which are written below it."""
     options = tuple(zip(labels, texts, strict=False)) or find_options(question)
     if not options:
         raise ValueError(f"{row.source}: the question lists no options, one a line as 'A: text'")
     if label not in dict(options):
-        raise row.error(key, f"is {label!r}, which is none of the options {', '.join(name for name, _ in options)}")
+        raise row.error(key, f"is {label!r}, which is none of the options {', '.join(dict(options))}")
     written = "".join(f"\n{label}: {text}" for label, text in options) if texts else ""
     return BenchmarkItem("", question + written, (label,), options)
 

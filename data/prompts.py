@@ -84,11 +84,8 @@ class PromptRenderer:
     """A renderer of questions in the two modes, for one tokenizer.
 
     The refine prompt never ends with an open or empty think block, because the format reward reads the `<think>` that the
-    policy writes. A template's own block is cut off.
-
-    Args:
-        plain_thinking: False renders the plain prompt with thinking switched off, for templates that know the switch
-            (Qwen3); True leaves the template's default.
+    policy writes. A template's own block is cut off. Without `plain_thinking` the plain prompt has thinking switched off, in
+    templates that know the switch (Qwen3).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, plain_thinking: bool = True) -> None:
@@ -96,11 +93,10 @@ class PromptRenderer:
         self._ids: dict[tuple[str, str], array] = {}  # templates are slow; questions come back every epoch
 
     def text(self, question: str, mode: str, turns: Sequence[tuple[str, str]] = ()) -> str:
-        """Return the rendered prompt, up to where the model goes on.
+        """Return the rendered prompt of a question and the `turns` after it, up to where the model goes on.
 
-        Args:
-            turns: what came after the question: pairs of a response and the user's reply to it. Responses should come without
-                their native thinking, because some templates (Qwen3's) leave earlier thinking out and others do not.
+        A turn is a response and the user's reply to it. Responses should come without their native thinking, because some
+        templates (Qwen3's) leave earlier thinking out and others do not.
         """
         assert mode in MODES, mode
         system = self.prompts.refine if mode == "refine" else self.prompts.plain
