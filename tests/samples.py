@@ -47,40 +47,40 @@ def fake_hub(monkeypatch, folder: Path, rows: list[dict]) -> list[tuple]:
 
 
 def rollout_config(**changes) -> Config:
-    """Of small rollouts with plain answers."""
+    """Return the configuration of small rollouts with plain answers."""
     small = {"max_new_tokens": 20, "group_size": 4, "num_plain": 3, "plain_policy": "current"}
     return Config(**{**PRESETS["demo"], "preset": "demo", **small, **changes})
 
 
 def sample(text: str, mode: str = "refine", accuracy=None) -> Sample:
-    """A sample as a rollout makes it of a text, with its score; its ids do not matter."""
+    """Make a sample of a text as a rollout does, with its score; its ids do not matter."""
     made = make_sample(Request([1], 1, 1, 1.0, 0), Completion([2], [-1.0], "stop", 1.0), text, mode)
     made.accuracy = accuracy
     return made
 
 
 def rewarded(text: str, accuracy: float, baseline: float | None, **flags) -> Sample:
-    """A sample with the rewards that a run with these flags gives it."""
+    """Make a sample with the rewards that a run with these flags gives it."""
     group = Group("id", "q", "r", refine_samples=[sample(text, accuracy=accuracy)], baseline=baseline)
     assign_rewards([group], Config(**flags))
     return group.refine_samples[0]
 
 
 def update_config(**changes) -> Config:
-    """Of updates on `sampled_groups`, which are drawn at this temperature."""
+    """Return the configuration of updates on `sampled_groups`, which are drawn at this temperature."""
     return replace(Config(**{**PRESETS["demo"], "preset": "demo"}), temperature=0.9, **changes)
 
 
 def sampled_groups(model, rewards, new_tokens=(6, 9, 4)) -> list[Group]:
-    """One group for each row of rewards (None: the judge failed), sampled from the model."""
+    """Sample one group from the model for each row of rewards (None: the judge failed)."""
     prompts = random_prompts([4, 7, 5][: len(rewards)])
-    asked = [
+    requests = [
         Request(p, len(row), n, 0.9, ("group", i))
         for i, (p, row, n) in enumerate(zip(prompts, rewards, new_tokens, strict=False))
     ]
-    drawn = Sampler(model, stop_ids=[STOP, 7, 8], max_slots=64, max_len=64).generate(asked)
+    drawn = Sampler(model, stop_ids=[STOP, 7, 8], max_slots=64, max_len=64).generate(requests)
     groups = []
-    for request, completions, row in zip(asked, drawn, rewards, strict=True):
+    for request, completions, row in zip(requests, drawn, rewards, strict=True):
         samples = [Sample(request.prompt_ids, c, "", "refine", reward=r) for c, r in zip(completions, row, strict=True)]
         groups.append(Group("id", "q", "a", refine_samples=samples))
     return groups
