@@ -1,1 +1,1 @@
-"""Where text comes from: questions and reference answers, prompts, the embedded task."""
+"""The sources of text: questions and reference answers, benchmarks, prompts, the embedded task."""

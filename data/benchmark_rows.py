@@ -1,31 +1,30 @@
-"""From the rows of benchmark files to questions with references. Keys differ from file to file: one reader for each shape."""
+"""Readers of benchmark rows: each turns a row into a question with references. Keys differ from file to file.
+
+A name with `_hub` is the reader of the data set on the hub, one without reads the released file.
+"""
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.examples import stable_seed
 
 RELEASED_GPQA_INSTRUCTION = re.compile(r"\AAnswer the following multiple choice question\.[^\n]*\n+")  # we add one of ours
 OPTION_LINE = re.compile(r"^[ \t]*(?:Option[ \t]*)?([A-Za-z]|\d)[ \t]*[:.)][ \t]*", re.MULTILINE)
+LETTERS = "ABCDEFGHIJ"
+
+Options = tuple[tuple[str, str], ...]  # (label, text) of each option of a choice, in order
 
 
 @dataclass(frozen=True)
 class BenchmarkItem:
-    """One question of a benchmark.
+    """One question of a benchmark."""
 
-    Attributes:
-        id: unique within the benchmark.
-        question: what a model is asked.
-        references: accepted answers; any of them will do. For a choice: the label of the right option.
-        options: (label, text) of each option of a choice, in order.
-    """
-
-    id: str
+    id: str  # unique within the benchmark
     question: str
-    references: tuple[str, ...]
-    options: tuple[tuple[str, str], ...] = ()
+    references: tuple[str, ...]  # accepted answers; for a choice the label of the right option
+    options: Options = ()
 
     @property
     def reference(self) -> str:
@@ -35,52 +34,48 @@ class BenchmarkItem:
 
 
 class Row:
-    """The fields of one row, read with errors that name the file, the row and the key.
+    """The fields of one row, read with ValueErrors that name the file and row (`source`) and the key."""
 
-    Args:
-        fields: what was parsed.
-        place: file and row, for messages.
-
-    Raises:
-        ValueError: not an object.
-    """
-
-    def __init__(self, fields: object, place: str) -> None:
+    def __init__(self, fields: object, source: str) -> None:
         if not isinstance(fields, dict):
-            raise ValueError(f"{place}: expected a JSON object, found {type(fields).__name__}")
-        self.fields, self.place = fields, place
+            raise ValueError(f"{source}: expected a JSON object, found {type(fields).__name__}")
+        self.fields, self.source = fields, source
 
-    def fail(self, key: str, problem: str) -> ValueError:
-        return ValueError(f"{self.place}: {key!r} {problem}; the row has the keys {sorted(self.fields)}")
+    def error(self, key: str, problem: str) -> ValueError:
+        return ValueError(f"{self.source}: {key!r} {problem}; the row has the keys {sorted(self.fields)}")
 
     def text(self, key: str) -> str:
-        """A text that is not blank; numbers are taken as they are written."""
+        """Return a text that is not blank; a number becomes its text."""
         value = self.fields.get(key)
-        if key not in self.fields or value is None:
-            raise self.fail(key, "is missing")
+        if value is None:
+            raise self.error(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise self.fail(key, f"is no text but {type(value).__name__}")
+            raise self.error(key, f"is no text but {type(value).__name__}")
         if not str(value).strip():
-            raise self.fail(key, "is empty")
+            raise self.error(key, "is empty")
         return str(value).strip()
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts, at least one."""
+        """Return a list of texts, at least one."""
         value = self.fields.get(key)
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise self.fail(key, "is missing, empty or no list")
-        return [Row({key: entry}, self.place).text(key) for entry in value]
+            raise self.error(key, "is missing, empty or no list")
+        return [Row({key: entry}, self.source).text(key) for entry in value]
 
     def row(self, key: str) -> "Row":
-        """A nested object."""
+        """Return a nested object."""
         if not isinstance(self.fields.get(key), dict):
-            raise self.fail(key, "is missing or no object")
-        return Row(self.fields[key], f"{self.place}, in {key!r}")
+            raise self.error(key, "is missing or no object")
+        return Row(self.fields[key], f"{self.source}, in {key!r}")
 
 
-def find_options(question: str) -> tuple[tuple[str, str], ...]:
-    """The options that a question lists, one a line as `A: text`, `B. text`, `C) text`, `1: text` or `Option2: text`, from A or
-    1 on without a gap. Labels as they are written; the last such list counts, and an option may take several lines.
+Reader = Callable[[Row], BenchmarkItem]
+
+
+def find_options(question: str) -> Options:
+    """Return the options that a question lists, one a line as `A: text`, `B. text`, `C) text`, `1: text` or `Option2: text`.
+
+    Labels run from A or 1 on without a gap. The last such list counts, and an option may take several lines.
     """
     lines = list(OPTION_LINE.finditer(question))
     for start in range(len(lines) - 1, -1, -1):
@@ -96,71 +91,27 @@ def find_options(question: str) -> tuple[tuple[str, str], ...]:
     return ()
 
 
-def write_options(question: str, texts: Sequence[str], labels: Sequence[str] = "ABCDEFGHIJ") -> str:
-    return question + "".join(f"\n{label}: {text}" for label, text in zip(labels, texts, strict=False))
-
-
-def choice(row: Row, question: str, label: str, key: str, options: tuple[tuple[str, str], ...] = ()) -> BenchmarkItem:
-    """A choice whose options are given or stand in the question; `key` is where the label came from, for the message."""
-    options = options or find_options(question)
+def choice(
+    row: Row, question: str, label: str, key: str, texts: Sequence[str] = (), labels: Sequence[str] = LETTERS
+) -> BenchmarkItem:
+    """Make an item of a choice. The options stand in the question, or are `texts`, which are written below it."""
+    options = tuple(zip(labels, texts, strict=False)) or find_options(question)
     if not options:
-        raise ValueError(f"{row.place}: the question lists no options, one a line as 'A: text'")
+        raise ValueError(f"{row.source}: the question lists no options, one a line as 'A: text'")
     if label not in dict(options):
-        raise row.fail(key, f"is {label!r}, which is none of the options {', '.join(name for name, _ in options)}")
-    return BenchmarkItem("", question, (label,), options)
+        raise row.error(key, f"is {label!r}, which is none of the options {', '.join(dict(options))}")
+    written = "".join(f"\n{label}: {text}" for label, text in options) if texts else ""
+    return BenchmarkItem("", question + written, (label,), options)
 
 
-def pair(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("question"), (row.text("answer"),))
+def pair(question: str = "question", answer: str = "answer") -> Reader:
+    """Make the reader of an open question."""
+    return lambda row: BenchmarkItem("", row.text(question), (row.text(answer),))
 
 
-def lettered(row: Row) -> BenchmarkItem:
-    """(question, answer) with the options in the question: ARC, WinoGrande, CommonsenseQA as released; a choice of your own."""
-    return choice(row, row.text("question"), row.text("answer"), "answer")
-
-
-def gpqa(row: Row) -> BenchmarkItem:
-    return choice(row, RELEASED_GPQA_INSTRUCTION.sub("", row.text("question")), row.text("answer"), "answer")
-
-
-def mmlu(row: Row) -> BenchmarkItem:
-    return choice(row, row.text("Question"), row.text("Ground_truth"), "Ground_truth")
-
-
-def gsm8k(row: Row) -> BenchmarkItem:
-    """The reference is what stands behind `####` at the end of the worked solution."""
-    _, mark, answer = row.text("answer").rpartition("####")
-    if not mark or not answer.strip():
-        raise row.fail("answer", "has no '#### NUMBER' at its end")
-    return BenchmarkItem("", row.text("question"), (answer.strip(),))
-
-
-def math(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("question"), (row.text("answer"),))
-
-
-def aime(row: Row) -> BenchmarkItem:
-    """The released solution is nothing but the boxed result."""
-    found = re.search(r"\\boxed\{\s*(\d+)\s*\}", row.text("solution"))
-    if not found:
-        raise row.fail("solution", r"holds no \boxed{integer}")
-    return BenchmarkItem("", row.text("problem"), (found.group(1),))
-
-
-def drop(row: Row) -> BenchmarkItem:
-    """`ref_text` holds every annotator's answer, with | between them; the spans of one answer are joined by "and"."""
-    references = tuple(filter(None, (part.strip() for part in row.text("ref_text").split("|"))))
-    if not references:
-        raise row.fail("ref_text", "holds no answer")
-    return BenchmarkItem("", row.text("question"), references)
-
-
-def math_hub(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("problem"), (row.text("answer"),))
-
-
-def aime_hub(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("problem"), (row.text("answer"),))
+def choice_pair(question: str = "question", answer: str = "answer") -> Reader:
+    """Make the reader of a choice whose options stand in the question."""
+    return lambda row: choice(row, row.text(question), row.text(answer), answer)
 
 
 def labelled_hub(row: Row) -> BenchmarkItem:
@@ -168,39 +119,58 @@ def labelled_hub(row: Row) -> BenchmarkItem:
     choices = row.row("choices")
     labels, texts = choices.texts("label"), choices.texts("text")
     if len(labels) != len(texts):
-        raise choices.fail("label", "and 'text' have different lengths")
-    question = write_options(row.text("question"), texts, labels)
-    return choice(row, question, row.text("answerKey"), "answerKey", tuple(zip(labels, texts, strict=True)))
+        raise choices.error("label", "and 'text' have different lengths")
+    return choice(row, row.text("question"), row.text("answerKey"), "answerKey", texts, labels)
+
+
+def gsm8k(row: Row) -> BenchmarkItem:
+    """The reference is what stands behind `####` at the end of the worked solution."""
+    _, mark, answer = row.text("answer").rpartition("####")
+    if not mark or not answer.strip():
+        raise row.error("answer", "has no '#### NUMBER' at its end")
+    return BenchmarkItem("", row.text("question"), (answer.strip(),))
+
+
+def aime(row: Row) -> BenchmarkItem:
+    """The released solution is nothing but the boxed result."""
+    found = re.search(r"\\boxed\{\s*(\d+)\s*\}", row.text("solution"))
+    if not found:
+        raise row.error("solution", r"holds no \boxed{integer}")
+    return BenchmarkItem("", row.text("problem"), (found.group(1),))
+
+
+def gpqa(row: Row) -> BenchmarkItem:
+    return choice(row, RELEASED_GPQA_INSTRUCTION.sub("", row.text("question")), row.text("answer"), "answer")
 
 
 def gpqa_hub(row: Row) -> BenchmarkItem:
-    """The right answer's place among the four is drawn from the question's text, so it is the same for everybody."""
+    """The right option's position among the four is drawn from the question's text, so it is the same for everybody."""
     right = row.text("Correct Answer")
     texts = [right] + [row.text(f"Incorrect Answer {i}") for i in (1, 2, 3)]
     random.Random(stable_seed("options", row.text("Question"))).shuffle(texts)
-    options = tuple(zip("ABCD", texts, strict=True))
-    label = next(label for label, text in options if text == right)
-    return choice(row, write_options(row.text("Question"), texts), label, "Correct Answer", options)
+    return choice(row, row.text("Question"), LETTERS[texts.index(right)], "Correct Answer", texts)
 
 
 def winogrande_hub(row: Row) -> BenchmarkItem:
-    texts = [row.text("option1"), row.text("option2")]
-    question = f"{row.text('sentence')}\nOption1: {texts[0]}\nOption2: {texts[1]}"
-    return choice(row, question, row.text("answer"), "answer", tuple(zip("12", texts, strict=True)))
+    question = f"{row.text('sentence')}\nOption1: {row.text('option1')}\nOption2: {row.text('option2')}"
+    return choice(row, question, row.text("answer"), "answer")
 
 
 def mmlu_hub(row: Row) -> BenchmarkItem:
     texts, index = row.texts("choices"), row.text("answer")
     if index not in map(str, range(len(texts))):
-        raise row.fail("answer", f"is {index}, which is no index of the {len(texts)} choices")
-    options = tuple(zip("ABCDEFGHIJ", texts, strict=False))
-    return choice(row, write_options(row.text("question"), texts), "ABCDEFGHIJ"[int(index)], "answer", options)
+        raise row.error("answer", f"is {index}, which is no index of the {len(texts)} choices")
+    return choice(row, row.text("question"), LETTERS[int(index)], "answer", texts)
+
+
+def drop(row: Row) -> BenchmarkItem:
+    """`ref_text` holds every annotator's answer, with | between them; the spans of one answer are joined by "and"."""
+    references = tuple(filter(None, (part.strip() for part in row.text("ref_text").split("|"))))
+    if not references:
+        raise row.error("ref_text", "holds no answer")
+    return BenchmarkItem("", row.text("question"), references)
 
 
 def drop_hub(row: Row) -> BenchmarkItem:
     question = f"{row.text('passage')}\nHere is the question: {row.text('question')}"
     return BenchmarkItem("", question, tuple(dict.fromkeys(row.row("answers_spans").texts("spans"))))
-
-
-def xsum_hub(row: Row) -> BenchmarkItem:
-    return BenchmarkItem("", row.text("document"), (row.text("summary"),))

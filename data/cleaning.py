@@ -5,11 +5,12 @@
 3. Frequency filter: rare, long-tail queries and low-frequency phrases are dropped.
 
 The paper gives no thresholds; each field of `CleaningRules` says what was chosen, and why. Source: arXiv 2508.12903, training
-data. What "frequency" means is not said there either. Here it is document frequency, the share of the *other* questions that a
-word or a pair of neighbouring words occurs in: an estimate of the same quantity whatever the size of the corpus. And what
-is dropped is a tail, the questions with the largest share of rare words, so that a sample of any size loses the same share.
+data. It does not define "frequency" either. Here it is document frequency: the share of the *other* questions that have a word
+or a pair of neighbouring words. This estimates the same quantity for a corpus of any size. The rule drops a tail, the questions
+with the largest share of rare words, so a sample of any size loses the same share.
 """
 
+import html
 import re
 import unicodedata
 from collections import Counter
@@ -34,8 +35,7 @@ INLINE = ["span", "strong", "em", "font", "center", "small", "big", "img", "labe
 TAG_BECOMES = dict.fromkeys(INLINE, "") | {"td": " ", "th": " "}
 BREAKS = "br|hr|p|div|li|ul|ol|tr|table|tbody|thead|h[1-6]|blockquote|section|article"  # these become line ends
 TAG = re.compile(rf"</?(?P<name>{BREAKS}|{'|'.join(TAG_BECOMES)})(?:\s[^<>]*)?/?>", re.IGNORECASE)
-ENTITY = re.compile("&(nbsp|amp|quot|apos|#39|lt|gt);")
-ENTITIES = {"nbsp": " ", "amp": "&", "quot": '"', "apos": "'", "#39": "'", "lt": "<", "gt": ">"}
+ENTITY = re.compile("&(?:nbsp|amp|quot|apos|#39|lt|gt);")
 
 # A row that speaks of one of these may have markup as its topic, and what stands between < and > may be a type parameter.
 MARKUP_TOPIC = re.compile(
@@ -44,6 +44,15 @@ MARKUP_TOPIC = re.compile(
     r"|code|coding|scripts?|programming|algorithms?|regex|front-?end)(?!\w)",
     re.IGNORECASE,
 )
+
+REASONS = {  # in the order of the rules; a row counts for the first rule that removes it
+    "long_answer": "1. over-long reference answer",
+    "empty": "2. noise: empty question or answer",
+    "rubbish": "2. noise: non-alphanumeric rubbish",
+    "duplicate": "2. noise: duplicate question",
+    "rare_query": "3. frequency: long-tail query",
+    "rare_phrases": "3. frequency: low-frequency phrases",
+}
 
 
 @dataclass(frozen=True)
@@ -54,80 +63,53 @@ class CleaningRules:
     rule 2 (few duplicates), and 78 % of what is left rule 3: 70,000 x .75 x .98 x .78 = 40,100.
     """
 
-    # Rule 1, in characters. The longest quarter of the sample's answers; what passes has at most 583 tokens of Qwen2.5
-    # (median 4.97 characters a token), so that an answer as long as its reference leaves 900 of the paper's 1,500 new tokens to
-    # thinking and refining. Characters, because a length in tokens would make the training set depend on the model.
+    # Rule 1, in characters, because a length in tokens would make the training set depend on the model. It removes the longest
+    # quarter of the sample's answers. The rest has at most 583 tokens of Qwen2.5 (median 4.97 characters a token), so that
+    # an answer as long as its reference leaves 900 of the paper's 1,500 new tokens to thinking and refining.
     max_answer_chars: int = 2400
-    # Rule 2. Letters, digits and combining marks among the characters that are neither space, code nor ruler. The lowest
-    # in the sample is .81 (unfenced HTML); formulas and tables reach down to about .6. Below one half it is symbols.
+    # Rule 2. Share of letters, digits and combining marks in the characters that are neither space, code nor ruler. The lowest
+    # in the sample is .81 (unfenced HTML); formulas and tables reach down to about .6.
     min_alnum_share: float = 0.5
-    # Rule 2. Texts with fewer characters than this only need one letter or digit: "C++" is a proper answer, at .33.
-    short_text_chars: int = 20
-    # Rule 3. A word or phrase is rare when fewer than this share of the other questions use it. One in 200: in a sample of
-    # 200 or fewer that means no other question, in the full set fewer than 350 others.
+    short_text_chars: int = 20  # rule 2; shorter texts only need one letter or digit: "C++" is a proper answer, at .33
+    # Rule 3. A word or phrase is rare when fewer than this share of the other questions use it: in a sample of 200 or fewer
+    # no other question, in the full set fewer than 350 others.
     rare_below: float = 0.005
-    # Rule 3. The share of rare words in a question is averaged with this many words of average rarity, or else the tail would
-    # be all short questions: "Generate a Shakespearean insult." has two rare words of four.
+    # Rule 3. The share of rare words in a question is averaged with this many words of average rarity, because the tail would
+    # else be all short questions: "Generate a Shakespearean insult." has two rare words of four.
     prior_words: int = 20
-    # Rule 3. The share of the rows that goes as long-tail queries: most rare words. Both shares of rule 3 follow from the
-    # paper's 40,000, in equal parts: nothing in the sample says where a tail begins, the distribution is smooth.
+    # Rule 3. The shares of the rows that go as long-tail queries (most rare words) and for low-frequency phrases (most rare
+    # pairs of neighbouring words). They follow from the paper's 40,000 rows, in equal parts, because the distribution in the
+    # sample is smooth and shows no beginning of a tail.
     rare_query_share: float = 0.11
-    # Rule 3. The share of the rows that goes for low-frequency phrases: most rare pairs of neighbouring words.
     rare_phrase_share: float = 0.11
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, is_share = getattr(self, field.name), field.type is float
-            if not (0 <= value <= 1 if is_share else value >= 0):  # not by negation: NaN must fail
+            if not (0 <= value <= 1 if is_share else value >= 0):  # NaN fails both
                 raise ValueError(f"{field.name} must be {'a share from 0 to 1' if is_share else '0 or more'}, not {value}")
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Rows in, removed by each rule (a row counts for the first rule that removes it), and out."""
-
-    rows_in: int
-    long_answer: int
-    empty: int
-    rubbish: int
-    duplicate: int
-    rare_query: int
-    rare_phrases: int
-    rows_out: int
-    tags_stripped: int  # kept or not, these rows went on without their stray tags
-
-    def table(self) -> str:
-        """One line for each count."""
-        words = {
-            "rows_in": "rows in",
-            "long_answer": "1. over-long reference answer",
-            "empty": "2. noise: empty question or answer",
-            "rubbish": "2. noise: non-alphanumeric rubbish",
-            "duplicate": "2. noise: duplicate question",
-            "rare_query": "3. frequency: long-tail query",
-            "rare_phrases": "3. frequency: low-frequency phrases",
-            "rows_out": "rows out",
-            "tags_stripped": "(rows freed of stray HTML tags)",
-        }
-        return "\n".join(f"{words[field.name]:40} {getattr(self, field.name):>7,}" for field in fields(self))
-
-
-REASONS = ("long_answer", "empty", "rubbish", "duplicate", "rare_query", "rare_phrases")
-
-
-def clean(rows: list[Example], rules: CleaningRules) -> tuple[list[Example], Counts]:
-    """The rows that all rules leave, in their order, with tidied texts, and how many each rule removed."""
-    texts, reasons = sort_out(rows, rules)
+def clean(rows: list[Example], rules: CleaningRules) -> tuple[list[Example], dict[str, int]]:
+    """Return the tidied rows that all rules leave, in their order, and counts: rows in, removed for each reason, rows out."""
+    texts, reasons = apply_rules(rows, rules)
     kept = [text for text, reason in zip(texts, reasons, strict=True) if not reason]
-    removed = Counter(reasons)
+    counts = {"rows_in": len(rows)} | {reason: reasons.count(reason) for reason in REASONS} | {"rows_out": len(kept)}
     stripped = sum(text != tidy(row) for text, row in zip(texts, rows, strict=True))
-    counts = {reason: removed[reason] for reason in REASONS}
-    return kept, Counts(rows_in=len(rows), rows_out=len(kept), tags_stripped=stripped, **counts)
+    return kept, counts | {"tags_stripped": stripped}
 
 
-def sort_out(rows: list[Example], rules: CleaningRules) -> tuple[list[Example], list[str]]:
-    """The tidied rows, and for each the rule that removes it (one of REASONS) or an empty text."""
+def count_table(counts: dict[str, int]) -> str:
+    """Return one line for each count."""
+    labels = {"rows_in": "rows in", **REASONS, "rows_out": "rows out", "tags_stripped": "(rows freed of stray HTML tags)"}
+    return "\n".join(f"{labels[name]:40} {count:>7,}" for name, count in counts.items())
+
+
+def apply_rules(rows: list[Example], rules: CleaningRules) -> tuple[list[Example], list[str]]:
+    """Return the tidied rows, and for each the reason of its removal (one of REASONS) or an empty text."""
     texts = [strip_tags(tidy(row)) for row in rows]
+
+    # rules 1 and 2, row by row
     reasons, seen = [], set()
     for row in texts:
         reason, key = _noise(row, rules), duplicate_key(row.question)
@@ -136,13 +118,15 @@ def sort_out(rows: list[Example], rules: CleaningRules) -> tuple[list[Example], 
         elif not reason:
             seen.add(key)
         reasons.append(reason)
+
+    # rule 3: both parts count over all rows that came through rules 1 and 2, whatever the first part removed
     for reason, share in (("rare_query", rules.rare_query_share), ("rare_phrases", rules.rare_phrase_share)):
-        # both count over all rows that came through rules 1 and 2, whatever the first of them removed
         present = [i for i, r in enumerate(reasons) if not r or r in TERMS]
-        rarity = rare_shares([TERMS[reason](texts[i].question) for i in present], rules)
-        budget = int(share * len(present))
-        for i in _tail({i: r for i, r in zip(present, rarity, strict=True) if not reasons[i]}, budget):
-            reasons[i] = reason
+        shares = rare_shares([TERMS[reason](texts[i].question) for i in present], rules)
+        rarity = {i: value for i, value in zip(present, shares, strict=True) if not reasons[i]}
+        ordered, budget = sorted(rarity.values(), reverse=True), int(share * len(present))
+        cut = ordered[budget] if budget < len(ordered) else -1.0  # of rows as rare as the first that stays all stay
+        reasons = [reason if rarity.get(i, cut) > cut else old for i, old in enumerate(reasons)]
     return texts, reasons
 
 
@@ -155,7 +139,7 @@ def _noise(row: Example, rules: CleaningRules) -> str:
 
 
 def tidy(row: Example) -> Example:
-    """One kind of line ending, no invisible characters, nothing that cannot be written as UTF-8, no space around."""
+    """Give texts one kind of line ending, and remove invisible characters, what UTF-8 cannot write and space around."""
 
     def tidied(text: str) -> str:
         text = INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -165,10 +149,10 @@ def tidy(row: Example) -> Example:
 
 
 def strip_tags(row: Example) -> Example:
-    """Without the formatting tags and entities that scraping left in prose; the text between the tags stays.
+    """Remove the formatting tags and entities that scraping left in prose; the text between the tags stays.
 
     A row that may have markup as its topic (MARKUP_TOPIC, in the question or the answer) keeps every character, as does
-    code between backticks: a question about HTML is worth nothing without its tags, and a tag too many does no harm.
+    code between backticks, because a question about HTML is worth nothing without its tags.
     """
     texts = (row.question, row.reference)
     if not any(TAG.search(text) or ENTITY.search(text) for text in texts):
@@ -179,11 +163,8 @@ def strip_tags(row: Example) -> Example:
 
 
 def _strip(text: str) -> str:
-    pieces, end = [], 0
-    for code in CODE.finditer(text):
-        pieces += [_strip_prose(text[end : code.start()]), code.group()]
-        end = code.end()
-    return "".join([*pieces, _strip_prose(text[end:])]).strip()
+    prose, codes = CODE.split(text), [*CODE.findall(text), ""]
+    return "".join(_strip_prose(part) + code for part, code in zip(prose, codes, strict=True)).strip()
 
 
 def _strip_prose(text: str) -> str:
@@ -197,11 +178,11 @@ def _strip_prose(text: str) -> str:
 
     if TAG.search(text):
         text = re.sub(r"\n{3,}", "\n\n", TAG.sub(replacement, text))
-    return ENTITY.sub(lambda match: ENTITIES[match[1]], text)
+    return ENTITY.sub(lambda match: html.unescape(match[0]).replace("\xa0", " "), text)
 
 
 def is_rubbish(text: str, rules: CleaningRules) -> bool:
-    """Mostly symbols, code and rulers left aside; or code without a single letter or digit."""
+    """Tell if a text is mostly symbols, code and rulers left aside; or code without a single letter or digit."""
     prose = RULER.sub(r"\1", CODE.sub(" ", text))
     characters = "".join(prose.split())
     if not characters:
@@ -213,33 +194,26 @@ def is_rubbish(text: str, rules: CleaningRules) -> bool:
 
 
 def duplicate_key(question: str) -> str:
-    """Equal for questions that differ in case, spaces, the composition of accents, or the mark at the end.
+    """Return a key that is equal for questions that differ in case, spaces, composition of accents, or the mark at the end.
 
     Symbols count, so that 3 + 4 and 3 - 4 remain two questions, and so do exclamation marks: 5! is not 5.
     """
     return " ".join(unicodedata.normalize("NFC", question).casefold().split()).rstrip(".? ")
 
 
-def query_words(question: str) -> set[str]:
-    """The distinct words of a question; numbers are not words."""
-    return set(_words(question))
-
-
-def query_phrases(question: str) -> set[tuple[str, str]]:
-    """The distinct pairs of neighbouring words of a question."""
-    return set(pairwise(_words(question)))
-
-
-def _words(question: str) -> list[str]:
-    """Outside code, whose names are rare however common the question is."""
+def query_words(question: str) -> list[str]:
+    """Return the words of a question outside code, because names in code are rare in a common question too."""
     return WORD.findall(CODE_LINE.sub(" ", CODE.sub(" ", question)).casefold())
 
 
-TERMS = {"rare_query": query_words, "rare_phrases": query_phrases}  # what the two frequency rules count
+TERMS = {  # the distinct terms that the two frequency rules count: words, and pairs of neighbouring words
+    "rare_query": lambda question: set(query_words(question)),
+    "rare_phrases": lambda question: set(pairwise(query_words(question))),
+}
 
 
 def rare_terms(documents: list[set[Hashable]], rules: CleaningRules) -> Iterator[set[Hashable]]:
-    """For each document its terms that fewer than `rare_below` of the *other* documents have."""
+    """Yield for each document its terms that fewer than `rare_below` of the *other* documents have."""
     frequency = Counter(term for document in documents for term in document)
     limit = rules.rare_below * (len(documents) - 1)
     for document in documents:
@@ -247,18 +221,7 @@ def rare_terms(documents: list[set[Hashable]], rules: CleaningRules) -> Iterator
 
 
 def rare_shares(documents: list[set[Hashable]], rules: CleaningRules) -> list[float]:
-    """For each document the share of its terms that are rare, drawn towards the corpus mean by `prior_words`.
-
-    A document without terms gets the mean.
-    """
-    rare = [len(terms) for terms in rare_terms(documents, rules)]
+    """Return for each document the share of its terms that are rare, drawn towards the corpus mean by `prior_words`."""
+    rare, prior = [len(terms) for terms in rare_terms(documents, rules)], rules.prior_words
     mean = sum(rare) / max(1, sum(map(len, documents)))
-    prior = rules.prior_words
     return [(r + prior * mean) / max(1, len(d) + prior) for r, d in zip(rare, documents, strict=True)]
-
-
-def _tail(rarity: dict[int, float], budget: int) -> list[int]:
-    """The keys of the up to `budget` largest values; equals of the first that does not fit stay, all of them."""
-    ordered = sorted(rarity.values(), reverse=True)
-    cut = ordered[budget] if budget < len(ordered) else -1.0
-    return [key for key, value in rarity.items() if value > cut]

@@ -5,9 +5,9 @@ A question is N/d, the answer q = N // d. Schoolbook method: guess the quotient 
     274/39   <think>9:351><refine>8:312></refine><refine>7:273<</refine></think><answer>7</answer>
 
 A trial `q:ppp>` says that the product exceeds N, `q:ppp<` that it fits. The guess (N // 10) // (d // 10) is right for 60 % of
-the questions and otherwise mostly one too big: checking is easier than guessing, so an error can be seen before it is answered.
+the questions and otherwise mostly one too big. Checking is easier than guessing, so a model can see an error before it answers.
 
-The model reads one token per character; each tag, and each whole system prompt, is a single token.
+Each character, each tag and each whole system prompt is one token.
 """
 
 import random
@@ -29,36 +29,24 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'user' %}={% elif message.role == 'assistant' %}" + END + "{% endif %}{% endfor %}"
 )
 MAX_REFINEMENTS = 3
-HELD_OUT_SHARE = 5  # one question in five
-
-
-def question_text(dividend: int, divisor: int) -> str:
-    return f"{dividend}/{divisor}"
 
 
 def all_questions() -> Iterator[tuple[int, int]]:
-    """Every (N, d) with N in 100..999, d in 31..79 and a quotient in 2..9: 21,180 questions."""
+    """Yield every (N, d) with N in 100..999, d in 31..79 and a quotient in 2..9: 21,180 questions."""
     for divisor in range(31, 80):
         for dividend in range(100, 1000):
             if 2 <= dividend // divisor <= 9:
                 yield dividend, divisor
 
 
-def is_held_out(dividend: int, divisor: int) -> bool:
-    return stable_seed("division", dividend, divisor) % HELD_OUT_SHARE == 0
-
-
 def load_split(held_out: bool) -> list[Example]:
-    """The training or the held-out questions, in a fixed order."""
-    return [
-        Example(question_text(n, d), question_text(n, d), str(n // d))
-        for n, d in all_questions()
-        if is_held_out(n, d) is held_out
-    ]
+    """Return the training or the held-out questions, in a fixed order; one question in five is held out."""
+    part = [(n, d) for n, d in all_questions() if (stable_seed("division", n, d) % 5 == 0) is held_out]
+    return [Example(f"{n}/{d}", f"{n}/{d}", str(n // d)) for n, d in part]
 
 
 def estimate(dividend: int, divisor: int) -> int:
-    """The guess from the leading digits: the systematic error that refinement can mend."""
+    """Return the guess from the leading digits: its systematic error is what refinement can mend."""
     return min(9, (dividend // 10) // (divisor // 10))
 
 
@@ -66,8 +54,8 @@ def estimate(dividend: int, divisor: int) -> int:
 class Corpus:
     """The habits of the warm-start corpus: refinements occur, mend errors more often than not, and are rarer than needed.
 
-    They must stay rare (refine_wrong well below one half), so that the greedy warm-started model never refines and the habit
-    has to be learnt from the reward; and useful on average, or they die out in the first steps of RL.
+    They must stay rare (refine_wrong well below one half), so that the greedy warm-started model never refines and learns the
+    habit from the reward. They must be useful on average, or they die out in the first steps of RL.
     """
 
     plain_share: float = 0.45  # traces under the plain prompt, which never refine
@@ -80,9 +68,8 @@ class Corpus:
     harm: float = 0.05  # a refinement of a right trial leaves it
 
     def trace(self, rng: random.Random, dividend: int, divisor: int, mode: str) -> str:
-        """One response to a question, as the corpus would write it."""
-        quotient = dividend // divisor
-        guess = estimate(dividend, divisor)
+        """Write one response to a question."""
+        quotient, guess = dividend // divisor, estimate(dividend, divisor)
         if guess != quotient and rng.random() < self.noise_wrong:
             guess -= 1
         elif guess == quotient and rng.random() < self.noise_right:
@@ -90,16 +77,12 @@ class Corpus:
         trial = _clamp(guess)
         think = _trial_text(trial, dividend, divisor)
         for count in range(MAX_REFINEMENTS if mode == "refine" else 0):
-            if rng.random() >= self._refine_probability(trial == quotient, is_first=count == 0):
+            right_rate = self.refine_right if count == 0 else self.refine_again
+            if rng.random() >= (right_rate if trial == quotient else self.refine_wrong):
                 break
             trial = self._refine(rng, trial, quotient)
             think += f"<refine>{_trial_text(trial, dividend, divisor)}</refine>"
         return f"<think>{think}</think><answer>{trial}</answer>"
-
-    def _refine_probability(self, is_right: bool, is_first: bool) -> float:
-        if not is_right:
-            return self.refine_wrong
-        return self.refine_right if is_first else self.refine_again
 
     def _refine(self, rng: random.Random, trial: int, quotient: int) -> int:
         if trial == quotient:
@@ -109,7 +92,7 @@ class Corpus:
         return _clamp(rng.choice((trial, trial + 1, trial - 2)))
 
     def batch(self, examples: list[Example], size: int, *seed: object) -> list[tuple[Example, str, str]]:
-        """`size` draws of (question, mode, response): a pure function of the seed."""
+        """Draw `size` rows of (question, mode, response): a pure function of the seed."""
         rng = random.Random(stable_seed("corpus", *seed))
         rows = []
         for _ in range(size):
@@ -120,15 +103,11 @@ class Corpus:
 
 
 def parse_question(question: str) -> tuple[int, int]:
-    """(N, d) of "N/d".
-
-    Raises:
-        ValueError: not of that form.
-    """
+    """Return (N, d) of "N/d"; raise a ValueError for anything else."""
     match = re.fullmatch(r"(\d+)/(\d+)", question.strip())
-    if match is None or int(match.group(2)) == 0:
-        raise ValueError(f"the embedded task asks N/d, for example 274/39; got {question!r}")
-    return int(match.group(1)), int(match.group(2))
+    if match is None or int(match[2]) == 0:
+        raise ValueError(f"a question of the embedded task is N/d, for example 274/39; got {question!r}")
+    return int(match[1]), int(match[2])
 
 
 def _clamp(trial: int) -> int:
@@ -142,25 +121,17 @@ def _trial_text(trial: int, dividend: int, divisor: int) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial read back from a response.
-
-    Attributes:
-        quotient: the trial quotient.
-        is_right: it is the answer.
-        too_big: the product exceeds N (by arithmetic, whatever the response claims).
-        check_is_right: the response's own comparison sign agrees with the arithmetic.
-        refined: a refinement follows.
-    """
+    """One trial read back from a response."""
 
     quotient: int
-    is_right: bool
-    too_big: bool
-    check_is_right: bool
-    refined: bool
+    is_right: bool  # it is the answer
+    too_big: bool  # the product exceeds N (by arithmetic, whatever the response claims)
+    check_is_right: bool  # the response's own comparison sign agrees with the arithmetic
+    refined: bool  # a refinement follows
 
 
 def read_trials(question: str, text: str) -> list[Trial]:
-    """The trials of a response, in order; malformed parts are skipped."""
+    """Return the trials of a response, in order; malformed parts are skipped."""
     dividend, divisor = parse_question(question)
     return [
         Trial(
@@ -175,7 +146,7 @@ def read_trials(question: str, text: str) -> list[Trial]:
 
 
 def build_tokenizer(prompts: Prompts) -> PreTrainedTokenizerFast:
-    """One token per character, per tag and per whole system prompt."""
+    """Make a tokenizer with one token for each character, each tag and each whole system prompt."""
     vocabulary = {token: index for index, token in enumerate((UNKNOWN, END, *CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")

@@ -1,4 +1,4 @@
-"""Questions with reference answers: read from JSON, JSONL or the hub, in an order that is a pure function of the seed."""
+"""Questions with reference answers, from JSON, JSONL or the hub, in an order that is a pure function of the seed."""
 
 import hashlib
 import json
@@ -6,31 +6,24 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 from huggingface_hub import snapshot_download
 
 KEYS = (("question", "answer"), ("instruction", "output"))
 HUB = "hub:"  # begins the name of a data set on the hub
+REVISION = "refs/convert/parquet"  # the hub's own branch: one layout for all data sets, and no loading script is run
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question.
+    """One question with its reference answer."""
 
-    Attributes:
-        id: unique within its data set; part of the seed of every sample drawn for it.
-        question: the user's text.
-        reference: the answer it is judged against.
-    """
-
-    id: str
+    id: str  # unique within its data set; part of the seed of every sample drawn for it
     question: str
-    reference: str
+    reference: str  # answers are judged against it
 
 
 def load_examples(source: str | Path) -> list[Example]:
-    """Read objects with (question, answer) or (instruction, output).
+    """Read rows of (question, answer) or (instruction, output), the second with an optional `input`.
 
     Args:
         source: a JSON list, or JSONL; or `hub:OWNER/NAME:CONFIG:SPLIT`, a data set on the hub.
@@ -39,93 +32,122 @@ def load_examples(source: str | Path) -> list[Example]:
         ValueError: it cannot be had, is not JSON, a row is without question or answer (it is named), or there are no rows.
     """
     if str(source).startswith(HUB):
-        rows, stem = _hub_rows(str(source)), str(source).removeprefix(HUB)
+        stem = str(source).removeprefix(HUB)
+        parts = stem.split(":")
+        if len(parts) != 3 or not all(parts):
+            raise ValueError(f"{source}: a data set on the hub is hub:OWNER/NAME:CONFIG:SPLIT, say hub:openai/gsm8k:main:train")
+        rows = HubSplit(*parts).rows()
     elif Path(source).is_file():
         rows, stem = read_rows(Path(source)), Path(source).stem
     else:
         raise ValueError(f"no data file at {source}")
     if not rows:
         raise ValueError(f"{source} holds no examples")
-    return [_to_example(row, f"{source}, {place}", f"{stem}-{index}") for index, (place, row) in enumerate(rows)]
-
-
-def _hub_rows(source: str) -> list[tuple[str, object]]:
-    from data.examples import HubSplit  # late: pyarrow takes a while, and files need none
-
-    parts = source.removeprefix(HUB).split(":")
-    if len(parts) != 3 or not all(parts):
-        raise ValueError(f"{source}: a data set on the hub is hub:OWNER/NAME:CONFIG:SPLIT, say hub:openai/gsm8k:main:train")
-    return HubSplit(*parts).rows()
+    return [_to_example(row, f"{source}, {where}", f"{stem}-{index}") for index, (where, row) in enumerate(rows)]
 
 
 def read_rows(path: Path) -> list[tuple[str, object]]:
-    """Every row with the words that say where it stands. A file that starts with `[` is one JSON list.
-
-    Raises:
-        ValueError: not UTF-8, or not JSON; the place is named.
-    """
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        return [(f"item {i}", row) for i, row in enumerate(parse_json(text, str(path)), start=1)]
-    lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return [(place, parse_json(line, f"{path}, {place}")) for place, line in lines]
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        ValueError: it is not UTF-8.
-    """
+    """Read ("line N" or "item N", row) pairs of a UTF-8 file. A file that starts with `[` is one JSON list."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from error
+    if text.lstrip().startswith("["):
+        return [(f"item {i}", row) for i, row in enumerate(_parse_json(text, str(path)), start=1)]
+    lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [(where, _parse_json(line, f"{path}, {where}")) for where, line in lines]
 
 
-def parse_json(text: str, place: str) -> object:
-    """A value from JSON.
-
-    Raises:
-        ValueError: not JSON, or it holds half of a surrogate pair, which no tokenizer and no file can take; `place` is named.
-    """
+def _parse_json(text: str, where: str) -> object:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         inside = f", line {error.lineno}" if "\n" in text else ""
-        raise ValueError(f"{place}{inside}: not valid JSON ({error.msg})") from error
+        raise ValueError(f"{where}{inside}: not valid JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested thousands deep
-        raise ValueError(f"{place}: cannot be read as JSON ({error})") from error
-    if "\\ud" in text.lower():
+        raise ValueError(f"{where}: cannot be read as JSON ({error})") from error
+    if "\\ud" in text.lower():  # no tokenizer and no file can take half of a surrogate pair
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"{place}: holds half of a surrogate pair (such as \\ud83d alone); mend the text") from error
+            raise ValueError(f"{where}: holds half of a surrogate pair (such as \\ud83d alone); mend the text") from error
     return value
 
 
-def _to_example(row: object, place: str, fallback_id: str) -> Example:
+def _to_example(row: object, where: str, fallback_id: str) -> Example:
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected a JSON object, found {type(row).__name__}")
-    for question_key, answer_key in KEYS:
-        if question_key in row:
-            question, answer = row[question_key], row.get(answer_key)
-            if not isinstance(question, str) or not question.strip():
-                raise ValueError(f"{place}: {question_key!r} is empty or not a text")
-            if not isinstance(answer, (str, int, float)) or not str(answer).strip():
-                raise ValueError(f"{place}: {answer_key!r} is missing or empty")
-            return Example(str(row.get("id", fallback_id)), question.strip(), str(answer).strip())
-    raise ValueError(f"{place}: needs 'question' and 'answer', or 'instruction' and 'output'; found {sorted(row)}")
+        raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    question_key, answer_key = next((keys for keys in KEYS if keys[0] in row), (None, None))
+    if question_key is None:
+        raise ValueError(f"{where}: needs 'question' and 'answer', or 'instruction' and 'output'; found {sorted(row)}")
+    question, answer = row[question_key], row.get(answer_key)
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"{where}: {question_key!r} is empty or not a text")
+    if not isinstance(answer, (str, int, float)) or not str(answer).strip():
+        raise ValueError(f"{where}: {answer_key!r} is missing or empty")
+    if question_key == "instruction":
+        question = join_input(row, where)
+    return Example(str(row.get("id", fallback_id)), question.strip(), str(answer).strip())
+
+
+def join_input(row: dict, where: str) -> str:
+    """Return the instruction of an Alpaca-style row, followed by its `input` if that is not empty."""
+    text = row.get("input") or ""
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: 'input' is not a text")
+    return f"{row['instruction']}\n\n{text}" if text.strip() else row["instruction"]
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """One split of a data set on the hub."""
+
+    repository: str
+    config: str
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.repository} ({self.config}, {self.split})"
+
+    def rows(self) -> list[tuple[str, dict]]:
+        """Return ("row N", row) pairs; the files are downloaded once, then read from the hub's cache."""
+        pattern = f"{self.config}/{self.split}/*.parquet"
+        try:
+            folder = snapshot_download(self.repository, repo_type="dataset", revision=REVISION, allow_patterns=pattern)
+            files = sorted(Path(folder).glob(pattern))
+            if not files:
+                raise ValueError("it has no such configuration or split")
+        except (OSError, ValueError) as error:  # every error of the hub and its connection is one of these
+            raise download_error(
+                str(self), error, "give files of your own (train.py: --data, evaluate.py: --data-dir); a data set with terms "
+                "of use needs them accepted on its page, and HF_TOKEN set"
+            ) from error  # fmt: skip
+        return [(f"row {i}", row) for i, row in enumerate(row for file in files for row in _read_parquet(file))]
+
+
+def download_error(name: str, error: Exception, advice: str) -> ValueError:
+    """Make the error of a file that the hub did not give, with what to do without network."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return ValueError(f"{name} is not in the hub's cache and could not be downloaded: {reason}. Without network, {advice}")
+
+
+def _read_parquet(file: Path) -> list[dict]:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{file} is no readable Parquet file: {error}") from error
 
 
 def stable_seed(*parts: object) -> int:
-    """A 63-bit seed from any values with a stable repr; the same on every machine and in every process."""
+    """Return a 63-bit seed from values with a stable repr; the same on every machine and in every process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def shuffled(examples: list[Example], seed: int, epoch: int) -> list[Example]:
-    """The order of one epoch: a pure function of (seed, epoch)."""
+    """Return the examples in the order of one epoch: a pure function of (seed, epoch)."""
     order = list(examples)
     random.Random(stable_seed("data order", seed, epoch)).shuffle(order)
     return order
@@ -139,55 +161,11 @@ class ExampleStream:
         self._epoch, self._order = -1, examples
 
     def take(self, step: int, count: int) -> list[Example]:
-        """The `count` questions of step `step` (from 0)."""
+        """Return the `count` questions of step `step` (from 0)."""
         return [self._at(index) for index in range(step * count, (step + 1) * count)]
 
     def _at(self, index: int) -> Example:
-        epoch, place = divmod(index, len(self.examples))
+        epoch, offset = divmod(index, len(self.examples))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, shuffled(self.examples, self.seed, epoch)
-        return self._order[place]
-
-
-REVISION = "refs/convert/parquet"  # the hub's own branch: one layout for all data sets, and no loading script is run
-
-
-@dataclass(frozen=True)
-class HubSplit:
-    """One split of a data set."""
-
-    repository: str
-    config: str
-    split: str
-
-    def __str__(self) -> str:
-        return f"{self.repository} ({self.config}, {self.split})"
-
-    def rows(self) -> list[tuple[str, dict]]:
-        """Every row with the words that say where it stands; downloaded once, then from the hub's cache.
-
-        Raises:
-            ValueError: neither cached nor to be downloaded, or not readable as Parquet.
-        """
-        where = f"{self.config}/{self.split}/*.parquet"
-        try:
-            folder = snapshot_download(self.repository, repo_type="dataset", revision=REVISION, allow_patterns=where)
-            files = sorted(Path(folder).glob(where))
-            if not files:
-                raise ValueError("it has no such configuration or split")
-        except (OSError, ValueError) as error:  # every error of the hub and its connection is one of these
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise ValueError(
-                f"{self} is not in the hub's cache and could not be downloaded: {reason}. Without network, give files of your "
-                "own (train.py: --data, evaluate.py: --data-dir); a data set with terms of use needs them accepted on its "
-                "page, and HF_TOKEN set"
-            ) from error
-        rows = [row for file in files for row in _read(file)]
-        return [(f"row {i}", row) for i, row in enumerate(rows)]
-
-
-def _read(file: Path) -> list[dict]:
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{file} is no readable Parquet file: {error}") from error
+        return self._order[offset]

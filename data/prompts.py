@@ -1,4 +1,4 @@
-"""From a question to the ids a model completes: system prompts, chat rendering, and the ids that end a completion."""
+"""The way from a question to the ids that a model completes: system prompts, chat templates, ids that end a completion."""
 
 import json
 import re
@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 REFINE_PROMPT = """\
@@ -26,49 +25,38 @@ PLAIN_PROMPT = "You are a helpful assistant. Do the task the user gives you."
 
 PROMPTS_FILE = "prompts.json"
 MODES = ("refine", "plain")
-SMALL_VOCABULARY = 100  # tokens; all that such a tokenizer knows can be said in a message
+SMALL_VOCABULARY = 100  # tokens of a tokenizer whose characters all fit into an error message
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What models are told.
-
-    Attributes:
-        refine, plain: the two system prompts.
-        judge, grade: what a judge behind a server (a number from 0 to 1) and an in-process one (a digit) is asked, with
-            {question}, {reference} and {answer}; None: its own default.
-    """
+    """The two system prompts, and the judges' prompts with {question}, {reference} and {answer} (None: the judge's own)."""
 
     refine: str = REFINE_PROMPT
     plain: str = PLAIN_PROMPT
-    judge: str | None = None
-    grade: str | None = None
+    judge: str | None = None  # for a judge behind a server: a number from 0 to 1
+    grade: str | None = None  # for an in-process judge: a digit
 
     @classmethod
     def load(cls, path: str | Path) -> "Prompts":
-        """Read a JSON object with any of "refine", "plain", "judge" and "grade"; what is absent keeps its default.
-
-        Raises:
-            ValueError: no such file, not a JSON object of texts, or an unknown name.
-        """
+        """Read a JSON object with any of "refine", "plain", "judge" and "grade"; what is absent keeps its default."""
         try:
-            given = json.loads(Path(path).read_text(encoding="utf-8"))
+            texts = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read prompts from {path}: {error}") from error
         names = [field.name for field in fields(cls)]
-        if not isinstance(given, dict) or not all(n in names and isinstance(t, str) for n, t in given.items()):
+        if not isinstance(texts, dict) or not all(n in names and isinstance(t, str) for n, t in texts.items()):
             raise ValueError(f"{path} must be a JSON object with texts under {names}")
-        return cls(**given)
+        return cls(**texts)
 
     def save(self, folder: Path) -> None:
-        """Write prompts.json, so that a trained model is later asked with the prompts it was trained with."""
-        given = {name: text for name, text in asdict(self).items() if text is not None}
-        text = json.dumps(given, indent=2, ensure_ascii=False)
-        (folder / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
+        """Write prompts.json, so that a trained model later gets the prompts it was trained with."""
+        texts = {name: text for name, text in asdict(self).items() if text is not None}
+        (folder / PROMPTS_FILE).write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_prompts(file: str | None, model_folder: Path) -> Prompts:
-    """`--prompts` if given, else those saved with the model, else the defaults."""
+    """Return the prompts of `--prompts`, else those saved with the model, else the defaults."""
     if file:
         return Prompts.load(file)
     saved = model_folder / PROMPTS_FILE
@@ -76,42 +64,28 @@ def load_prompts(file: str | None, model_folder: Path) -> Prompts:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder; runs no code from it.
-
-    Raises:
-        ValueError: the folder holds no tokenizer that transformers can load.
-    """
+    """Load the tokenizer of a checkpoint folder, without running code from it. A damaged one is a ValueError."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except StrictDataclassError as error:
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # whichever way its files are damaged
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # its files may be damaged in many ways
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{folder} holds no usable tokenizer: {reason[0]}") from error
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for. The reverse is usual: embeddings are padded.
-
-    Args:
-        rows: of the model's embedding.
-
-    Raises:
-        ValueError: some ids have no row.
-    """
+    """Raise a ValueError if the tokenizer has ids beyond the embedding's `rows`. Fewer are usual: embeddings are padded."""
     if len(tokenizer) > rows:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows: another model's?")
 
 
 class PromptRenderer:
-    """Renders a question in one of the two modes, for one tokenizer.
+    """A renderer of questions in the two modes, for one tokenizer.
 
-    The refine prompt never contains an opened or empty think block: the policy has to write `<think>` itself, because that
-    is what the format reward reads. Templates that end with one get it cut off.
-
-    Args:
-        plain_thinking: False renders the plain prompt with thinking switched off, for templates that know the switch
-            (Qwen3); True leaves the template's default.
+    The refine prompt never ends with an open or empty think block, because the format reward reads the `<think>` that the
+    policy writes. A template's own block is cut off. Without `plain_thinking` the plain prompt has thinking switched off, in
+    templates that know the switch (Qwen3).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, *, plain_thinking: bool = True) -> None:
@@ -119,17 +93,18 @@ class PromptRenderer:
         self._ids: dict[tuple[str, str], array] = {}  # templates are slow; questions come back every epoch
 
     def text(self, question: str, mode: str, turns: Sequence[tuple[str, str]] = ()) -> str:
-        """The rendered prompt, up to where the model goes on.
+        """Return the rendered prompt of a question and the `turns` after it, up to where the model goes on.
 
-        Args:
-            turns: what came after the question: pairs of a response and the user's reply to it. Responses should come without
-                their native thinking: some templates (Qwen3's) leave earlier thinking out, others show whatever they are given.
+        A turn is a response and the user's reply to it. Responses should come without their native thinking, because some
+        templates (Qwen3's) leave earlier thinking out and others do not.
         """
         assert mode in MODES, mode
         system = self.prompts.refine if mode == "refine" else self.prompts.plain
         if not self.tokenizer.chat_template:
             replies = "".join(f" {response}\n\nUser: {reply}\n\nAssistant:" for response, reply in turns)
             return f"{system}\n\nUser: {question}\n\nAssistant:{replies}"
+        from jinja2 import TemplateError  # chat templates alone need it
+
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         for response, reply in turns:
             messages += [{"role": "assistant", "content": response}, {"role": "user", "content": reply}]
@@ -141,54 +116,45 @@ class PromptRenderer:
         return re.sub(r"<think>\s*(</think>\s*)?\Z", "", text) if mode == "refine" else text
 
     def ids(self, question: str, mode: str) -> list[int]:
-        """Token ids of the rendered prompt.
-
-        Raises:
-            ValueError: the question holds characters that the tokenizer has no token for.
-        """
+        """Return the token ids of the rendered prompt. A question that the tokenizer cannot represent is a ValueError."""
         if (question, mode) not in self._ids:
             self._ids[question, mode] = array("I", self.encode(self.text(question, mode), question))  # 4 bytes an id
         return self._ids[question, mode].tolist()
 
     def encode(self, prompt: str, question: str) -> list[int]:
-        """Token ids of a prompt that `text` rendered for a question; errors as in `ids`."""
+        """Return the token ids of a prompt that `text` rendered for a question; errors as in `ids`."""
         try:
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"the question {question[:80]!r} is no valid Unicode: half of a surrogate pair") from error
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
-            known = "".join(sorted(token for token in self.tokenizer.get_vocab() if len(token) == 1))
-            hint = f"; it knows only {known}" if len(self.tokenizer) < SMALL_VOCABULARY else ""
+            characters = "".join(sorted(token for token in self.tokenizer.get_vocab() if len(token) == 1))
+            hint = f"; it knows only {characters}" if len(self.tokenizer) < SMALL_VOCABULARY else ""
             raise ValueError(f"the tokenizer of this model cannot represent the question {question[:80]!r}{hint}")
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of generated ids, tags and special tokens included."""
+        """Return the text of generated ids, tags and special tokens included."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[int, list[str]]:
-    """Every id that ends a completion, with where it was found.
+    """Return every id that ends a completion, with its sources.
 
-    No single source is enough: the config of a base model ends documents with one token while its chat template ends turns
-    with another.
-
-    Raises:
-        ValueError: no source names any, or a configuration is damaged.
+    No single source is enough, because the config of a base model ends documents with one token while its chat template ends
+    turns with another.
     """
-    found: dict[int, list[str]] = {}
+    named: list[tuple[str, object]] = []  # (source, an id or a list of ids or None)
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            eos = _eos_of(folder / name)
-            for token_id in eos if isinstance(eos, list) else [eos]:
-                if token_id is not None:
-                    found.setdefault(token_id, []).append(name)
-    if tokenizer.eos_token_id is not None:
-        found.setdefault(tokenizer.eos_token_id, []).append("tokenizer")
-    turn_end = _turn_end_id(tokenizer)
-    if turn_end is not None:
-        found.setdefault(turn_end, []).append("chat template")
+            named.append((name, _eos_of(folder / name)))
+    named += [("tokenizer", tokenizer.eos_token_id), ("chat template", _turn_end_id(tokenizer))]
+    found: dict[int, list[str]] = {}
+    for name, ids in named:
+        for token_id in ids if isinstance(ids, list) else [ids]:
+            if token_id is not None:
+                found.setdefault(token_id, []).append(name)
     if not found:
         raise ValueError(f"{folder} names no end-of-text token in its configs, tokenizer or chat template")
     return dict(sorted(found.items()))
@@ -205,7 +171,7 @@ def _eos_of(file: Path) -> object:
 
 
 def _turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts right behind an assistant's turn, if it does."""
+    """Return the special token that the chat template puts right behind an assistant's turn, if it does."""
     if not tokenizer.chat_template:
         return None
     marker = "0"  # a text that every tokenizer can represent

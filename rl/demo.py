@@ -1,6 +1,6 @@
-"""The demo behind `python train.py`: makes the tiny model that RL starts from, and says in words what RL changed.
+"""The demo behind `python train.py`: the tiny model that RL starts from, its evaluation, and what RL changed, in words.
 
-The model is written as a Hugging Face folder with its own tokenizer and chat template, and from then on treated like any other.
+The model is a Hugging Face folder with its own tokenizer and chat template, and everything else treats it like any other.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import torch
 
 from data.division import END, Corpus, build_tokenizer, load_split, read_trials
 from data.examples import Example
-from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer
-from model import ModelConfig, Transformer, load_model, save_model
+from data.prompts import PromptRenderer, Prompts
+from model import ModelConfig, Transformer, save_model
 from rewards.accuracy import score_by_rule
 from rewards.format import is_plain_wellformed, parse_response
 from rl.config import Config
@@ -28,14 +28,13 @@ from rl.rollout import judged_text
 from rl.sampler import Sampler
 from rl.supervised import Pair, train_supervised
 
-MIN_CHECK_ACCURACY = 0.92
-MIN_REFINE_CONTRAST = 2.0
-MIN_REFINE_RATE = 0.05
+MIN_CHECK_ACCURACY, MIN_REFINE_CONTRAST = 0.92, 2.0  # of the model that RL starts from
+MIN_REFINE_RATE, MIN_WELLFORMED, MAX_PLAIN_LOSS = 0.05, 0.9, 0.1  # at the end
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The recipe of the supervised warm start. Muon on the matrices is what makes it minutes instead of an hour."""
+    """The recipe of the supervised warm start. It takes minutes instead of an hour because the matrices use Muon."""
 
     hidden_size: int = 64
     intermediate_size: int = 128
@@ -51,36 +50,30 @@ class WarmStart:
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         return ModelConfig(
-            model_type="qwen3",
-            vocab_size=vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            head_dim=self.hidden_size // self.heads,
-            rope_theta=10_000.0,
-            tie_word_embeddings=True,
-            max_position_embeddings=256,
-        )
+            "qwen3", vocab_size=vocab_size, hidden_size=self.hidden_size, intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.heads,
+            head_dim=self.hidden_size // self.heads, rope_theta=10_000.0, tie_word_embeddings=True, max_position_embeddings=256,
+        )  # fmt: skip
 
 
 def warm_started_model(config: Config) -> Path:
-    """The folder of the warm-started model, made on first use and shared by all runs of the same recipe."""
+    """Return the folder of the warm-started model, made on first use and shared by all runs of the same recipe."""
+    # the recipe names the folder; the system prompts belong to it because they are tokens of the model's vocabulary
     recipe, prompts = WarmStart(), Prompts.load(config.prompts) if config.prompts else Prompts()
-    told = [prompts.refine, prompts.plain]  # they are tokens of the model's vocabulary
-    identity = asdict(recipe) | {"steps": config.sft_steps, "seed": config.sft_seed, "prompts": told}
-    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+    identity = {"steps": config.sft_steps, "seed": config.sft_seed, "prompts": [prompts.refine, prompts.plain]}
+    text = json.dumps(asdict(recipe) | identity, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     folder = Path(config.runs_dir) / "warm_start" / digest
     if folder.is_dir():
         print(f"warm start: {folder} (made before by the same recipe)")
         return folder
+
+    # train in a temporary folder, which gets its name when it is complete
     folder.parent.mkdir(parents=True, exist_ok=True)
     print("warm start: a tiny model learns from written traces, in which an error is mended one time in three")
     part = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=folder.parent))
     try:
-        _write_untrained(recipe, prompts, config.sft_seed, part)
-        _train(recipe, config, part)
+        _train(recipe, prompts, config, part)
         if not folder.is_dir():  # another process may have made the same one meanwhile
             part.rename(folder)
     finally:
@@ -88,45 +81,34 @@ def warm_started_model(config: Config) -> Path:
     return folder
 
 
-def _write_untrained(recipe: WarmStart, prompts: Prompts, seed: int, folder: Path) -> None:
+def _train(recipe: WarmStart, prompts: Prompts, config: Config, folder: Path) -> None:
+    """Train a new model on the corpus, and save it with tokenizer and prompts."""
+    # the untrained model
     tokenizer = build_tokenizer(prompts)
     model = Transformer(recipe.model_config(len(tokenizer)))
-    model.init_weights(torch.Generator().manual_seed(seed))
-    save_model(model, tokenizer, folder)
-    prompts.save(folder)
+    model.init_weights(torch.Generator().manual_seed(config.sft_seed))
 
-
-def _train(recipe: WarmStart, config: Config, folder: Path) -> None:
-    """Supervised training of the model in `folder` on the corpus, in place."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    renderer = PromptRenderer(tokenizer, load_prompts(None, folder))
-    questions = load_split(held_out=False)
+    # batches of written traces
+    renderer, questions = PromptRenderer(tokenizer, prompts), load_split(held_out=False)
 
     def batch_at(step: int) -> list[Pair]:
         rows = recipe.corpus.batch(questions, recipe.batch_size, config.sft_seed, step)
         responses = tokenizer([text + END for _, _, text in rows], add_special_tokens=False)["input_ids"]
         return [(renderer.ids(e.question, mode), ids) for (e, mode, _), ids in zip(rows, responses, strict=True)]
 
+    # train and save
     matrices, rest = matrices_and_rest(model)
+    muon, adam = Muon(matrices, lr=recipe.matrix_lr), adamw(rest, lr=recipe.other_lr, betas=(0.9, 0.95))
     train_supervised(
-        model,
-        batch_at,
-        [
-            (Muon(matrices, lr=recipe.matrix_lr), recipe.matrix_lr),
-            (adamw(rest, lr=recipe.other_lr, betas=(0.9, 0.95)), recipe.other_lr),
-        ],
-        steps=config.sft_steps,
-        warmup_steps=recipe.warmup_steps,
-        schedule="linear",
-        decay_share=recipe.decay_share,
-        max_grad_norm=recipe.max_grad_norm,
-        title="warm start",
-    )
+        model, batch_at, [(muon, recipe.matrix_lr), (adam, recipe.other_lr)], steps=config.sft_steps, title="warm start",
+        max_grad_norm=recipe.max_grad_norm, warmup_steps=recipe.warmup_steps, schedule="linear", decay_share=recipe.decay_share,
+    )  # fmt: skip
     save_model(model, tokenizer, folder)
+    prompts.save(folder)
 
 
 def mean_or_zero(values) -> float:
-    """The mean; 0 where there is nothing to take it of: a share of no answers."""
+    """Return the mean, and 0 for no values: a share of no answers."""
     values = list(values)
     return sum(values) / len(values) if values else 0.0
 
@@ -148,37 +130,34 @@ class Evaluation:
 
 
 def evaluate_division(sampler: Sampler, renderer: PromptRenderer, examples: list[Example], max_new_tokens: int) -> Evaluation:
-    """Answer every question with both prompts, greedily and at T = 1. Several ranks share the questions out among them."""
+    """Answer every question with both prompts, greedily and at T = 1. Several ranks share the questions."""
     metrics: dict[str, float] = {}
-    samples: dict[str, list[Sample]] = {}
+    answers: dict[str, list[dict]] = {}
     for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        samples: dict[str, list[Sample]] = {}
         for mode in ("plain", "refine"):
+            # one response to each question
             requests = [
                 Request(renderer.ids(e.question, mode), 1, max_new_tokens, temperature, ("evaluation", mode, e.id))
                 for e in examples
             ]
             drawn = gather_split([completions[0] for completions in sampler.generate(split_over_ranks(requests))])
-            rows = [
-                Sample(request.prompt_ids, completion, renderer.decode(completion.text_ids), mode)
-                for request, completion in zip(requests, drawn, strict=True)
-            ]
-            for example, row in zip(examples, rows, strict=True):
-                row.accuracy = score_by_rule(judged_text(row, "answer"), example.reference)
-            samples[f"{decoding}/{mode}"] = rows
-        metrics |= _answer_metrics(decoding, samples)
-        metrics |= behaviour(decoding, examples, samples[f"{decoding}/refine"])
-    answers = {
-        name: [
-            {"question": e.question, "text": s.text, "accuracy": s.accuracy, "tokens": len(s.completion.ids)}
-            for e, s in zip(examples, rows, strict=True)
-        ]
-        for name, rows in samples.items()
-    }
+
+            # scored, and kept for the examples at the end of a run
+            samples[mode], answers[f"{decoding}/{mode}"] = [], []
+            for example, request, completion in zip(examples, requests, drawn, strict=True):
+                sample = Sample(request.prompt_ids, completion, renderer.decode(completion.text_ids), mode)
+                sample.accuracy = score_by_rule(judged_text(sample, "answer"), example.reference)
+                answer = {"question": example.question, "text": sample.text, "accuracy": sample.accuracy}
+                samples[mode].append(sample)
+                answers[f"{decoding}/{mode}"].append(answer | {"tokens": len(completion.ids)})
+        metrics |= answer_metrics(decoding, samples["plain"], samples["refine"])
+        metrics |= behaviour(decoding, examples, samples["refine"])
     return Evaluation(metrics, answers)
 
 
-def _answer_metrics(decoding: str, samples: dict[str, list[Sample]]) -> dict[str, float]:
-    plain, refine = samples[f"{decoding}/plain"], samples[f"{decoding}/refine"]
+def answer_metrics(decoding: str, plain: list[Sample], refine: list[Sample]) -> dict[str, float]:
+    """Return accuracy, form and length of the answers to both prompts."""
     parsed = [parse_response(sample.text) for sample in refine]
     return {
         f"{decoding}/plain_accuracy": mean_or_zero(sample.accuracy for sample in plain),
@@ -193,21 +172,24 @@ def _answer_metrics(decoding: str, samples: dict[str, list[Sample]]) -> dict[str
 
 
 def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> dict[str, float]:
-    """Whether, when and how.
+    """Return when the model refines, and to what effect.
 
     p_refine_wrong, p_refine_right: P(a refinement follows | the trial just written is wrong / right), over all trials.
     p_refine_too_big, p_refine_fits: the same by what the trial's product says, for the check before RL.
-    fix, harm, useless share: of the answers that refine, how many went from a wrong first trial to a right answer, from
-        right to wrong, or neither.
+    fix, harm, useless share: share of the refining answers that went from a wrong first trial to a right answer, from right
+        to wrong, or neither.
     check_accuracy: share of trials whose comparison sign is right.
     """
+    # trials, and (first trial is right, answer is right) of the answers that refine
     responses = [read_trials(e.question, s.text) for e, s in zip(examples, samples, strict=True)]
     trials = [trial for response in responses for trial in response]
     refined = [
         (response[0].is_right, sample.accuracy == 1.0)
         for response, sample in zip(responses, samples, strict=True)
-        if response and any(trial.refined for trial in response)
+        if any(trial.refined for trial in response)
     ]
+
+    # their rates
     fix = mean_or_zero(not before and after for before, after in refined)
     harm = mean_or_zero(before and not after for before, after in refined)
     return {
@@ -223,7 +205,7 @@ def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> 
 
 
 def trial_metrics(groups: list[Group]) -> dict[str, float]:
-    """p_refine_wrong and p_refine_right of a rollout batch of the embedded task: known at every step, for nothing."""
+    """Return p_refine_wrong and p_refine_right of a rollout batch of the embedded task."""
     trials = [t for group in groups for sample in group.refine_samples for t in read_trials(group.question, sample.text)]
     return {
         "pasr/p_refine_wrong": mean(trial.refined for trial in trials if not trial.is_right),
@@ -232,34 +214,31 @@ def trial_metrics(groups: list[Group]) -> dict[str, float]:
 
 
 def warm_start_problems(before: dict[str, float]) -> list[str]:
-    """What about the warm-started model makes it likely that refinement dies out in RL instead of being learnt."""
-    problems = []
-    if before["sampled/check_accuracy"] < MIN_CHECK_ACCURACY:
-        problems.append(
-            f"only {before['sampled/check_accuracy']:.0%} of its comparison signs are right "
-            f"({MIN_CHECK_ACCURACY:.0%} are needed): it cannot see its errors. Warm up longer (--sft-steps)"
-        )
-    if before["sampled/p_refine_too_big"] < MIN_REFINE_CONTRAST * before["sampled/p_refine_fits"]:
-        problems.append(
-            f"it refines after a product that is too big with {before['sampled/p_refine_too_big']:.2f}, after one that fits "
-            f"with {before['sampled/p_refine_fits']:.2f}: refining does not pay, and may be unlearnt within 30 steps"
-        )
-    return problems
+    """Return the reasons for which refinement would probably die out in RL instead of being learnt."""
+    signs, too_big, fits = (before[f"sampled/{name}"] for name in ("check_accuracy", "p_refine_too_big", "p_refine_fits"))
+    problems = [
+        (signs < MIN_CHECK_ACCURACY,
+         f"only {signs:.0%} of its comparison signs are right ({MIN_CHECK_ACCURACY:.0%} are needed): it cannot see its errors. "
+         "Warm up longer (--sft-steps)"),
+        (too_big < MIN_REFINE_CONTRAST * fits,
+         f"it refines after a product that is too big with {too_big:.2f}, after one that fits with {fits:.2f}: refining does "
+         "not pay, and may be unlearnt within 30 steps"),
+    ]  # fmt: skip
+    return [text for is_so, text in problems if is_so]
 
 
 def end_problems(before: dict[str, float], after: dict[str, float]) -> list[str]:
-    """The two ways in which the demo can fail: refinement collapsed, or the plain baseline was sandbagged."""
-    problems = []
-    if after["sampled/refine_rate"] < MIN_REFINE_RATE:
-        problems.append(f"refinement collapsed: only {after['sampled/refine_rate']:.0%} of the sampled answers refine")
-    if after["sampled/plain_wellformed"] < 0.9:
-        problems.append(
-            f"the plain mode drifted: {after['sampled/plain_wellformed']:.0%} of its answers are well formed, "
-            f"{after['sampled/plain_leak']:.0%} refine (accuracy {after['sampled/plain_accuracy']:.2f})"
-        )
-    if after["sampled/plain_accuracy"] < before["sampled/plain_accuracy"] - 0.1:
-        problems.append(f"plain accuracy fell to {after['sampled/plain_accuracy']:.2f}: was the baseline sandbagged?")
-    return problems
+    """Return the signs of the two ways in which the demo can fail: refinement collapses, or plain answers get worse."""
+    refining, plain = after["sampled/refine_rate"], after["sampled/plain_accuracy"]
+    wellformed, leak = after["sampled/plain_wellformed"], after["sampled/plain_leak"]
+    problems = [
+        (refining < MIN_REFINE_RATE, f"refinement collapsed: only {refining:.0%} of the sampled answers refine"),
+        (wellformed < MIN_WELLFORMED,
+         f"the plain mode drifted: {wellformed:.0%} of its answers are well formed, {leak:.0%} refine (accuracy {plain:.2f})"),
+        (plain < before["sampled/plain_accuracy"] - MAX_PLAIN_LOSS,
+         f"plain accuracy fell to {plain:.2f}: was the baseline sandbagged?"),
+    ]  # fmt: skip
+    return [text for is_so, text in problems if is_so]
 
 
 ROWS = (
@@ -279,7 +258,7 @@ ROWS = (
 
 
 def result_table(before: dict[str, float], after: dict[str, float]) -> str:
-    """What changed, for a reader who has seen none of the names."""
+    """Return the table of changes, for a reader who has seen none of the names."""
     lines = [f"{'held-out questions, greedy or T = 1':36s}{'before':>9s}{'after':>9s}", "-" * 54]
     for label, name in ROWS:
         digits = 1 if name.endswith("tokens") else 3
@@ -295,7 +274,7 @@ def one_line(metrics: dict[str, float]) -> str:
 
 
 def example_answers(before: Evaluation, after: Evaluation, count: int = 3) -> str:
-    """The greedy refine-prompt answers to the first questions that were answered wrong before and right after."""
+    """Return the greedy refine-prompt answers to the first questions that were wrong before and right after."""
     pairs = list(zip(before.answers["greedy/refine"], after.answers["greedy/refine"], strict=True))
     mended = [pair for pair in pairs if pair[0]["accuracy"] == 0.0 and pair[1]["accuracy"] == 1.0]
     lines = []

@@ -1,4 +1,4 @@
-"""Supervised training: maximise log pi of given responses. Behind the demo's warm start (demo.py) and PASR(+IFT) (sft.py).
+"""Supervised training: maximise log pi of written responses. The demo's warm start (demo.py) and PASR(+IFT) (sft.py) use it.
 
 Shapes: B sequences, T tokens.
 """
@@ -17,7 +17,7 @@ Pair = tuple[list[int], list[int]]  # prompt ids, response ids with the stop tok
 
 
 def supervised_loss(model: Transformer, pairs: list[Pair], denominator: int | None = None) -> torch.Tensor:
-    """Sum of -log pi over the response tokens / denominator (default: their number); the prompts carry no loss."""
+    """Return the sum of -log pi over the response tokens / denominator (default: their number); prompts carry no loss."""
     ids_BT, mask_BT = pad_sequences(pairs, model.device)
     logp_BT, _ = token_logprobs(model, ids_BT, mask_BT, temperature=1.0)
     return -logp_BT.sum() / (denominator or mask_BT.sum())
@@ -29,24 +29,18 @@ def train_supervised(
     optimizers: list[tuple[torch.optim.Optimizer, float]],
     *,
     steps: int,
-    warmup_steps: int,
-    schedule: str,
-    decay_share: float,
     max_grad_norm: float,
     title: str,
     micro_batch_tokens: int | None = None,
+    **schedule,
 ) -> list[float]:
-    """Train in place.
+    """Train a model and return the loss of each step.
 
     Args:
-        batch_at: the batch of a step; a pure function, so that a run can be repeated.
-        optimizers: each over its own part of the parameters, with its peak learning rate.
-        steps, warmup_steps, schedule, decay_share: see `lr_factor`.
-        title: of the progress bar.
+        batch_at: returns the batch of a step; a pure function, so that a run can be repeated.
+        optimizers: each with its peak learning rate, over its own part of the parameters.
         micro_batch_tokens: padded tokens of one forward and backward; None: the whole batch at once. The loss is the same.
-
-    Returns:
-        The loss of each step.
+        schedule: warmup_steps, schedule and decay_share of `lr_factor`.
 
     Raises:
         RuntimeError: a gradient that is not finite; the weights are those of the last good step.
@@ -55,17 +49,18 @@ def train_supervised(
     losses = []
     bar = tqdm(range(steps), desc=title, mininterval=1.0)
     for step in bar:
-        pairs = batch_at(step)
+        # gradient of the batch, with one denominator for all its parts
+        pairs, loss = batch_at(step), 0.0
         tokens = sum(len(response) for _, response in pairs)
-        loss = 0.0
         for part in split_pairs(pairs, micro_batch_tokens):
             part_loss = supervised_loss(model, part, tokens)
             part_loss.backward()
             loss += part_loss.item()
+
+        # clip and step
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm, error_if_nonfinite=True)
-        factor = lr_factor(step, warmup_steps=warmup_steps, total_steps=steps, schedule=schedule, decay_share=decay_share)
         for optimizer, lr in optimizers:
-            set_lr(optimizer, lr * factor)
+            set_lr(optimizer, lr * lr_factor(step, total_steps=steps, **schedule))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
@@ -76,7 +71,7 @@ def train_supervised(
 
 
 def split_pairs(pairs: list[Pair], budget: int | None) -> list[list[Pair]]:
-    """A batch in parts of at most `budget` padded tokens, one pair at least, neighbours in length together."""
+    """Split a batch into parts of at most `budget` padded tokens, one pair at least, neighbours in length together."""
     if budget is None:
         return [pairs]
     parts: list[list[Pair]] = []

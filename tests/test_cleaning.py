@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import SHARED
 
-from data.cleaning import CleaningRules, Counts, clean, duplicate_key, query_words, rare_shares, sort_out, strip_tags
+from data.cleaning import CleaningRules, apply_rules, clean, duplicate_key, query_words, rare_shares, strip_tags
 from data.examples import Example
 
 GSM8K = SHARED / "open_qa" / "gsm8k_train_1500.jsonl"
@@ -20,7 +20,7 @@ def row(question: str, answer: str = "An answer.", place: int = 1) -> Example:
 
 
 def reason(question: str, answer: str = "An answer.", rules: CleaningRules = ALL) -> str:
-    return sort_out([row(question, answer)], rules)[1][0]
+    return apply_rules([row(question, answer)], rules)[1][0]
 
 
 def test_over_long_answers_go():
@@ -30,65 +30,48 @@ def test_over_long_answers_go():
     assert reason("q", "a" * 11, rules) == "long_answer"
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\ufeff\u200b"])
-def test_empty_texts_go(text):
-    """Bug guarded: the published set's empty questions reach the loader, which stops the training run."""
-    assert reason(text) == reason("What?", text) == "empty"
-
-
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        "42",
-        "C++",
-        "+1 / -1",
-        "Ответ: сорок два, и это не шутка.",
-        "什么是机器学习？请用简单的语言解释。",
-        "पीली मछली ली थी, की भी, दी भी, सी भी, पी भी ही",  # half of it combining marks
-        "∫ f(x) dx = F(b) - F(a), with x² ≤ 4π and 𝑤(𝑡) = 𝑥(𝑡)",
-        "| a | b |\n|------------|------------|\n| 1 | 2 |",
-        "Fill in: success takes ________, ________ and ________.",
-        "```c\na[i]^=*(p+(~(j)<<2))&((*q)[-1]);\n```",
-        "Use `}{)(*&^%$#@!}{)(*&^%$#@!}{)(*&^%$#@!` here.",
+        ("", "empty"),
+        (" \n", "empty"),
+        ("\ufeff\u200b", "empty"),
+        ("?", "rubbish"),
+        ("--------", "rubbish"),
+        ("!@#$%^&*(){}|:<>? x !@#$%^&*()", "rubbish"),
+        ("�" * 40 + " ok", "rubbish"),
+        ("```\n;;;\n```", "rubbish"),
+        ("😀 😀 😀", "rubbish"),
+        ("42", ""),
+        ("C++", ""),
+        ("+1 / -1", ""),
+        ("Ответ: сорок два, и это не шутка.", ""),
+        ("什么是机器学习？请用简单的语言解释。", ""),
+        ("पीली मछली ली थी, की भी, दी भी, सी भी, पी भी ही", ""),  # half of it combining marks
+        ("∫ f(x) dx = F(b) - F(a), with x² ≤ 4π and 𝑤(𝑡) = 𝑥(𝑡)", ""),
+        ("| a | b |\n|------------|------------|\n| 1 | 2 |", ""),
+        ("Fill in: success takes ________, ________ and ________.", ""),
+        ("```c\na[i]^=*(p+(~(j)<<2))&((*q)[-1]);\n```", ""),
+        ("Use `}{)(*&^%$#@!}{)(*&^%$#@!}{)(*&^%$#@!` here.", ""),
     ],
 )
-def test_unusual_text_is_not_rubbish(text):
-    """Bug guarded: scripts with combining marks, formulas, tables and code taken for noise."""
-    assert reason(text) == reason("What?", text) == ""
-
-
-@pytest.mark.parametrize(
-    "text", ["?", "--------", "!@#$%^&*(){}|:<>? x !@#$%^&*()", "�" * 40 + " ok", "```\n;;;\n```", "😀 😀 😀"]
-)
-def test_rubbish_goes(text):
-    """Bug guarded: symbol soup that trains the policy on nothing."""
-    assert reason(text) == reason("What?", text) == "rubbish"
+def test_noise_goes_and_unusual_text_stays(text, why):
+    """Bug guarded: empty texts, which the loader refuses; symbol soup trained on; scripts, formulas, code taken for noise."""
+    assert reason(text) == reason("What?", text) == why
 
 
 def test_duplicates_go_and_the_first_stays():
-    """Bug guarded: duplicates that differ in case, spaces or accents' composition; different sums taken for one."""
-    texts = [
-        "What is  café?",
-        "what is cafe\u0301",
-        "WHAT IS\r\nCAFÉ ?",
-        "3 + 4",
-        "3 - 4",
-        "What is C?",
-        "What is C++?",
-        "5!",
-        "5",
-    ]
+    """Bug guarded: duplicates that differ in case, spaces or accents' composition; different sums taken for one; both lost."""
+    texts = ["What is  café?", "what is cafe\u0301", "WHAT IS\r\nCAFÉ ?"]
+    texts += ["3 + 4", "3 - 4", "What is C?", "What is C++?", "5!", "5"]
     kept, counts = clean([row(text, f"{i}.", i) for i, text in enumerate(texts)], ALL)
     assert [r.id for r in kept] == ["0", "3", "4", "5", "6", "7", "8"]
-    assert counts.duplicate == 2
+    assert counts["duplicate"] == 2
     assert duplicate_key("x² = 4") != duplicate_key("x2 = 4")
-
-
-def test_a_removed_row_does_not_shadow_its_duplicate():
-    """Bug guarded: both copies lost because the first had an over-long answer."""
+    # a removed row does not shadow its duplicate
     kept, counts = clean([row("Why?", "a" * 9999, 0), row("Why?", "So.", 1)], ALL)
     assert [r.id for r in kept] == ["1"]
-    assert counts == Counts(2, 1, 0, 0, 0, 0, 0, 1, 0)
+    assert [name for name, count in counts.items() if count] == ["rows_in", "long_answer", "rows_out"]
 
 
 def test_stray_tags_are_stripped_and_the_text_stays():
@@ -100,7 +83,7 @@ def test_stray_tags_are_stripped_and_the_text_stays():
     after = strip_tags(before)
     assert after.question == "Why is the sky blue?\nExplain it."
     assert after.reference.split() == ["Scattering.", "red", "far", "<end>"]
-    assert clean([before, row("Plain?")], ALL)[1].tags_stripped == 1
+    assert clean([before, row("Plain?")], ALL)[1]["tags_stripped"] == 1
     assert reason("<br><br/> <p></p>") == "empty"
 
 
@@ -133,7 +116,7 @@ def test_the_long_tail_goes_and_nothing_else():
     rules = replace(ALL, rare_query_share=0.05)
     kept, counts = clean([*common[:10], odd, *common[10:]], rules)
     assert kept == common
-    assert counts.rare_query == 1
+    assert counts["rare_query"] == 1
     # known words, unheard-of pairs: only the phrase rule sees it
     shuffled = row("house garden how of can my the roof find I", place=98)
     assert clean([*common, shuffled], replace(ALL, rare_phrase_share=0.05))[0] == common
@@ -145,21 +128,20 @@ def test_equals_and_small_corpora_lose_nothing():
     assert clean(same, CleaningRules())[0] == same
     few = [row("Whence quarks?", place=1), row("Define osmosis.", place=2), row("苹果是什么？", place=3)]
     assert clean(few, CleaningRules())[0] == few
-    assert clean([], CleaningRules())[1] == Counts(*[0] * 9)
+    assert not any(clean([], CleaningRules())[1].values())
 
 
 def test_names_in_code_are_not_rare_words():
     """Bug guarded: every programming question in the long tail because of its identifiers."""
-    assert query_words("Fix my loop `fooBar`:\n```py\nqux = 1\n```\nfor (int zig = 0; zig < 9; zig++) {\nimport zag\n") == {
-        "fix", "my", "loop",
-    }  # fmt: skip
-    assert query_words("Don't say 苹果, says O'Neil 42 times") == {"don't", "say", "苹", "果", "says", "o'neil", "times"}
+    code = "`fooBar`:\n```py\nqux = 1\n```\nfor (int zig = 0; zig < 9; zig++) {\nimport zag\n"
+    assert set(query_words(f"Fix my loop {code}")) == {"fix", "my", "loop"}
+    assert set(query_words("Don't say 苹果, says O'Neil 42 times")) == {"don't", "say", "苹", "果", "says", "o'neil", "times"}
 
 
 @needs_gsm8k
 def test_rarity_hardly_depends_on_the_size_of_the_corpus():
     """Bug guarded: an absolute frequency limit, under which a sample is all rare words and the full set has none."""
-    documents = [query_words(json.loads(line)["question"]) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    documents = [set(query_words(json.loads(line)["question"])) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
     whole = rare_shares(documents, CleaningRules())
     for size, least in ((120, 0.6), (400, 0.8)):
         part = rare_shares(documents[:size], CleaningRules())

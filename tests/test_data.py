@@ -1,13 +1,11 @@
 """Where text comes from: files, prompts, stop ids, the embedded task."""
 
-import json
-import random
 from pathlib import Path
 
 import pytest
 from conftest import SHARED, needs_tokenizers, write_task_folder
 
-from data.division import Corpus, all_questions, build_tokenizer, estimate, is_held_out, load_split, read_trials
+from data.division import Corpus, all_questions, build_tokenizer, estimate, load_split, read_trials
 from data.examples import ExampleStream, load_examples
 from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer, stop_ids
 from rewards.format import format_reward, parse_response
@@ -22,14 +20,14 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"question": "q1", "answer": "a"}\n\n{"instruction": "q2", "output": 7}\n',
-        '[{"question": "q1", "answer": "a"},\n {"instruction": "q2", "output": 7}]',
-        '{"question": "q1", "answer": "a"}\n{"instruction": "q2", "output": "7"}',
+        '{"question": "a\u2028b", "answer": "a"}\n\n{"instruction": "q2", "output": 7}\n',
+        '[{"question": "a\u2028b", "answer": "a"},\n {"instruction": "q2", "output": "7"}]',
     ],
 )
 def test_files_are_read(tmp_path, text):
+    """Bug guarded: rows cut at U+2028, which JSON allows inside a string; a blank line or a number that is no row or answer."""
     examples = load_examples(write(tmp_path / "data.jsonl", text))
-    assert [(e.question, e.reference) for e in examples] == [("q1", "a"), ("q2", "7")]
+    assert [(e.question, e.reference) for e in examples] == [("a\u2028b", "a"), ("q2", "7")]
     assert len({e.id for e in examples}) == 2
 
 
@@ -52,12 +50,6 @@ def test_bad_rows_are_named(tmp_path, text, message):
     """Bug guarded: a row that is skipped silently, or an error that does not say which row."""
     with pytest.raises(ValueError, match=message):
         load_examples(write(tmp_path / "data.jsonl", text))
-
-
-def test_line_separators_inside_strings_do_not_split_rows(tmp_path):
-    """Bug guarded: str.splitlines cuts rows at U+2028, which JSON allows inside a string."""
-    row = json.dumps({"question": "a\u2028b", "answer": "c"}, ensure_ascii=False)
-    assert load_examples(write(tmp_path / "d.jsonl", row + "\n"))[0].question == "a\u2028b"
 
 
 def test_order_is_a_pure_function_of_seed_and_step():
@@ -92,21 +84,14 @@ def test_task_tokenizer(tmp_path):
 
 
 def test_prompts_travel_with_the_model(tmp_path):
+    """Bug guarded: a trained model that is asked with other prompts, a misspelt name in the file that changes nothing."""
     assert load_prompts(None, tmp_path) == Prompts()
     Prompts(refine="R").save(tmp_path)
     assert load_prompts(None, tmp_path).refine == "R"
-    given = write(tmp_path / "mine.json", '{"plain": "P"}')
-    assert load_prompts(str(given), tmp_path) == Prompts(plain="P")
+    assert load_prompts(str(write(tmp_path / "mine.json", '{"plain": "P"}')), tmp_path) == Prompts(plain="P")
     for bad in ('{"grader": "x"}', "[]", "{", '{"plain": 3}'):
         with pytest.raises(ValueError):
             Prompts.load(write(tmp_path / "bad.json", bad))
-
-
-def test_a_model_without_chat_template():
-    tokenizer = build_tokenizer(Prompts())
-    tokenizer.chat_template = None
-    text = PromptRenderer(tokenizer, Prompts(refine="R")).text("1/2", "refine")
-    assert text == "R\n\nUser: 1/2\n\nAssistant:"
 
 
 @needs_tokenizers
@@ -127,9 +112,11 @@ def test_real_templates():
     assert renderer.decode(ids) == "<think>"
 
 
-def test_a_think_block_in_the_template_is_cut_off():
+def test_templates_with_a_think_block_and_without_any():
     """Bug guarded: the policy completes an open or empty think block, and every response is malformed."""
     tokenizer = build_tokenizer(Prompts())
+    tokenizer.chat_template = None
+    assert PromptRenderer(tokenizer, Prompts(refine="R")).text("1/2", "refine") == "R\n\nUser: 1/2\n\nAssistant:"
     for ending in ("<think>\\n", "<think>\\n\\n</think>\\n\\n"):
         tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}={{ '" + ending + "' }}"
         assert PromptRenderer(tokenizer, Prompts(refine="R<think>")).text("1", "refine") == "R<think>1="
@@ -149,11 +136,11 @@ def test_long_prompts_are_dropped_and_counted(capsys):
 
 
 def test_split_is_disjoint_and_complete():
+    """Bug guarded: an evaluation on questions of the training set."""
     train, held_out = load_split(held_out=False), load_split(held_out=True)
     assert len(train) + len(held_out) == len(list(all_questions())) == 21_180
     assert not {e.id for e in train} & {e.id for e in held_out}
     assert 0.18 < len(held_out) / 21_180 < 0.22
-    assert is_held_out(*map(int, held_out[0].question.split("/")))
     assert 0.55 < sum(estimate(n, d) == n // d for n, d in all_questions()) / 21_180 < 0.62
 
 
@@ -179,6 +166,7 @@ def test_corpus_writes_wellformed_traces_with_the_stated_habits():
 
 
 def test_trials_are_read_back():
+    """Bug guarded: a comparison sign that is believed instead of computed, a trial counted twice."""
     text = "<think>9:351><refine>8:312><refine></refine>7:273<</think>"
     trials = read_trials("274/39", text)
     assert [t.is_right for t in trials] == [False, False, True]
@@ -187,17 +175,3 @@ def test_trials_are_read_back():
     assert not read_trials("274/39", "<think>7:273></think>")[0].check_is_right
     with pytest.raises(ValueError, match="N/d"):
         read_trials("274", text)
-
-
-def test_random_tag_soup_never_crashes_and_rarely_passes():
-    """Bug guarded: a parser that raises on what a model can write."""
-    rng = random.Random(0)
-    pieces = ["<think>", "</think>", "<refine>", "</refine>", "<answer>", "</answer>", "a", " "]
-    for _ in range(20_000):
-        text = "".join(rng.choices(pieces, k=rng.randint(0, 9)))
-        response = parse_response(text)
-        assert (response is None) == (format_reward(text) == -1.0)
-        if response is not None:
-            skeleton = [tag for tag in pieces[:6] if tag not in ("<refine>", "</refine>")]
-            assert all(text.count(tag) == 1 for tag in skeleton)
-            assert text.count("<refine>") == text.count("</refine>") == len(response.refinements)

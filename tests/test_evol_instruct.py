@@ -1,6 +1,7 @@
 """The paper's training set as files: the cache, the manifest, the way from the hub, the command line."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from conftest import SHARED, run_command, run_here
@@ -23,10 +24,21 @@ def write(path, rows):
     return path
 
 
-def test_texts_are_tidied(tmp_path):
-    """Bug guarded: a lone surrogate, which JSON can spell and UTF-8 cannot, stops the writing of 70,000 rows."""
-    text = '[{"instruction": " a\\r\\nb\\u0000\\ufeff ", "output": "broken \\ud83d emoji \\ud83d\\ude00"}]'
-    example = load_examples(prepare(write(tmp_path / "in.json", text), tmp_path))[0]
+def test_texts_are_joined_and_tidied(tmp_path):
+    """Bug guarded: an Alpaca-style question without its input; a lone surrogate, which UTF-8 cannot write, ends the work."""
+    extras = [{"input": "It is 7."}, {"input": " "}, {"input": None}, {}]
+    rows = [{"instruction": f"What is the {n}. number?", "output": "7"} | extra for n, extra in enumerate(extras)]
+    questions = [row["instruction"] for row in rows]
+    questions[0] += "\n\nIt is 7."
+    source = write(tmp_path / "in.json", rows)
+    assert [e.question for e in load_examples(source)] == questions
+    assert [e.question for e in load_examples(prepare(source, tmp_path))] == questions
+    write(source, [rows[0] | {"input": ["It is 7."]}])
+    for read in (load_examples, read_instructions):
+        with pytest.raises(ValueError, match="item 1: 'input' is not a text"):
+            read(source)
+    write(source, '[{"instruction": " a\\r\\nb\\u0000\\ufeff ", "output": "broken \\ud83d emoji \\ud83d\\ude00"}]')
+    example = load_examples(prepare(source, tmp_path))[0]
     assert (example.question, example.reference) == ("a\nb", "broken ? emoji 😀")
 
 
@@ -41,9 +53,9 @@ def test_prepared_data_manifest_and_cache(tmp_path, capsys, monkeypatch):
     manifest = json.loads((path.parent / MANIFEST_FILE).read_text())
     assert manifest["source"] == {"name": "in.json", "sha256": sha256(source)}
     assert manifest["output"]["sha256"] == sha256(path)
-    assert manifest["rules"]["max_answer_chars"] == CleaningRules().max_answer_chars
-    assert manifest["counts"]["rows_in"] == 8
-    assert (manifest["counts"]["duplicate"], manifest["counts"]["empty"], manifest["counts"]["rows_out"]) == (1, 1, 6)
+    assert manifest["rules"] == asdict(CleaningRules())
+    counts = {name: count for name, count in manifest["counts"].items() if count}
+    assert counts == {"rows_in": 8, "empty": 1, "duplicate": 1, "rows_out": 6}
     assert sorted(p.name for p in path.parent.iterdir()) == ["evol_instruct.jsonl", MANIFEST_FILE]
 
     def runs_again(rules=CleaningRules()) -> bool:  # noqa: B008
@@ -62,7 +74,7 @@ def test_prepared_data_manifest_and_cache(tmp_path, capsys, monkeypatch):
     assert runs_again()
 
 
-@pytest.mark.parametrize("damage", ["cut", "edit", "no manifest", "half a manifest", "empty manifest", "other json"])
+@pytest.mark.parametrize("damage", ["cut", "edit", "none", '{"version": 2, "ru', "", "[3]"])
 def test_half_written_or_edited_output_is_made_anew(tmp_path, damage, capsys):
     """Bug guarded: what a kill left behind is taken for the whole training set."""
     source = write(tmp_path / "in.json", ROWS)
@@ -72,11 +84,10 @@ def test_half_written_or_edited_output_is_made_anew(tmp_path, damage, capsys):
         path.write_bytes(whole[:-20])
     elif damage == "edit":
         path.write_bytes(whole.replace(b"price", b"prize"))
-    elif damage == "no manifest":
+    elif damage == "none":
         manifest.unlink()
     else:
-        keep = {"half a manifest": manifest.read_text()[:50], "empty manifest": "", "other json": "[3]"}
-        manifest.write_text(keep[damage])
+        manifest.write_text(damage)
     capsys.readouterr()
     assert prepare(source, tmp_path / "out").read_bytes() == whole
     assert "up to date" not in capsys.readouterr().out
@@ -170,10 +181,11 @@ def test_the_real_sample(tmp_path, capsys):
     path = prepare(SAMPLE, tmp_path / "a")
     assert path.read_bytes() == prepare(SAMPLE, tmp_path / "b").read_bytes()
     kept, counts = clean(read_instructions(SAMPLE)[0], CleaningRules())
-    assert counts.rows_in == 160
-    assert counts.rows_out == len(kept) == len(load_examples(path))
-    assert 0.54 < counts.rows_out / counts.rows_in < 0.62
-    assert counts.empty == 1
-    assert counts.rare_query == counts.rare_phrases == int(0.11 * (160 - counts.long_answer - counts.empty)) == 13
+    assert counts["rows_in"] == 160
+    assert counts["rows_out"] == len(kept) == len(load_examples(path))
+    assert 0.54 < counts["rows_out"] / 160 < 0.62
+    assert counts["empty"] == 1
+    tail = int(0.11 * (160 - counts["long_answer"] - counts["empty"]))
+    assert counts["rare_query"] == counts["rare_phrases"] == tail == 13
     half = clean(read_instructions(SAMPLE)[0][:80], CleaningRules())[1]
-    assert half.rows_out / half.rows_in == pytest.approx(counts.rows_out / counts.rows_in, abs=0.08)
+    assert half["rows_out"] / 80 == pytest.approx(counts["rows_out"] / 160, abs=0.08)

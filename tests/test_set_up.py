@@ -4,14 +4,12 @@ import io
 import json
 from dataclasses import asdict, fields, replace
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
-from conftest import ROOT, make_model, write_questions, write_task_folder
+from conftest import make_model, write_questions, write_task_folder
+from samples import fake_hub
 from tqdm import tqdm
 
-import data.examples
 import evaluate
 import train
 from data.division import build_tokenizer
@@ -27,48 +25,47 @@ from rl.session import open_session
 from rl.weights.policy import WholeWeights
 
 
-def test_without_kl_no_reference_is_loaded(tmp_path, monkeypatch):
-    """Bug guarded: 14 GiB for a reference that nothing asks."""
+@pytest.fixture
+def session_flags(tmp_path) -> list[str]:
+    """The flags of a session with a small model and some questions."""
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
+    return ["--model", str(folder), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
+
+
+def test_without_kl_no_reference_is_loaded(session_flags, monkeypatch):
+    """Bug guarded: 14 GiB for a reference that nothing asks."""
     loads = []
     monkeypatch.setattr("rl.weights.policy.load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
-    arguments = ["--model", str(folder), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
     for beta, plain_policy, count in (("0", "current", 1), ("0.04", "current", 2), ("0", "reference", 2)):
         loads.clear()
-        session = open_session(
-            parse_config([*arguments, "--beta", beta, "--plain-policy", plain_policy, "--run", f"{beta}{count}"])
-        )
+        more = ["--beta", beta, "--plain-policy", plain_policy, "--run", f"{beta}{count}"]
+        session = open_session(parse_config([*session_flags, *more]))
         assert len(loads) == count
-        assert (session.updater.reference is None) == (beta == "0")
+        assert (session.state.reference is None) == (beta == "0")
         session.run.close()
 
 
 @pytest.mark.parametrize(("judge", "entered"), [("rules", 0), ("self", 1)])
-def test_the_reference_is_made_whole_for_a_judge_alone(tmp_path, monkeypatch, judge, entered):
+def test_the_reference_is_made_whole_for_a_judge_alone(session_flags, monkeypatch, judge, entered):
     """Bug guarded: a copy of the reference on every GPU while a run is set up that only takes log-probs of it."""
-    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     enter, entries = WholeWeights.__enter__, []
     monkeypatch.setattr(WholeWeights, "__enter__", lambda self: entries.append(1) or enter(self))
-    monkeypatch.setattr(
-        "rl.judging.judge.LocalJudge", lambda *_, **__: RuleScorer()
-    )  # the task's tokenizer has no words for one
-    flags = ["--model", str(folder), "--data", str(data), "--judge", judge, "--runs-dir", str(tmp_path)]
-    open_session(parse_config(flags)).run.close()
+    # the task's tokenizer has no words for a judge
+    monkeypatch.setattr("rl.judging.judge.LocalJudge", lambda *_, **__: RuleScorer())
+    open_session(parse_config([*session_flags, "--judge", judge])).run.close()
     assert len(entries) == entered
 
 
-def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
+def test_prompt_and_answer_fit_into_the_models_context(session_flags, tmp_path):
     """Bug guarded: positions beyond those that a model was trained on, in training and when it is asked."""
     model = make_model("qwen3", torch.float32, vocab_size=len(build_tokenizer(Prompts())), max_position_embeddings=20)
     save_model(model, build_tokenizer(Prompts()), tmp_path / "model")
-    data = write_questions(tmp_path / "data.jsonl")
-    flags = ["--model", str(tmp_path / "model"), "--data", str(data), "--judge", "rules", "--runs-dir", str(tmp_path)]
     with pytest.raises(ValueError, match="fills the model's context of 20 tokens"):
-        open_session(parse_config([*flags, "--max-new-tokens", "20"]))
+        open_session(parse_config([*session_flags, "--max-new-tokens", "20"]))
     with pytest.raises(ValueError, match="no prompt fits into 2 tokens"):
-        open_session(parse_config([*flags, "--max-new-tokens", "18"]))
-    open_session(parse_config([*flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
-    loaded = load_for_asking(str(tmp_path / "model"), revision=None, prompts=None, device="cpu")
+        open_session(parse_config([*session_flags, "--max-new-tokens", "18"]))
+    open_session(parse_config([*session_flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
+    loaded = load_for_asking(str(tmp_path / "model"), prompts=None, device="cpu")
     asker = Asker(loaded, max_new_tokens=1500, temperature=1.0, top_p=1.0, seed=0)
     asked = [asker.answer(f"{n}/31", "refine").ids for n in range(100, 110)]
     assert max(map(len, asked)) <= 20 - 8
@@ -77,18 +74,17 @@ def test_prompt_and_answer_fit_into_the_models_context(tmp_path):
 def test_the_papers_preset_takes_a_question_on_each_gpu(tmp_path, monkeypatch):
     """Bug guarded: one question for eight GPUs, seven of which wait."""
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert parse_config(["--model", "m", "--preset", "paper"]).questions_per_step == 8
-    assert parse_config(["--model", "m", "--preset", "paper", "--gpus", "4", "--plan"]).questions_per_step == 4
-    assert parse_config(["--model", "m", "--preset", "paper", "--questions-per-step", "3"]).questions_per_step == 3
-    assert parse_config(["--model", "m", "--preset", "paper", "--gpus", "4"]).questions_per_step == 8, "a flag of --plan"
-    assert "--questions-per-step" not in group_name(parse_config(["--model", "m", "--preset", "paper"]))
+    flags = ["--model", "m", "--preset", "paper"]
+    cases = [([], 8), (["--gpus", "4", "--plan"], 4), (["--questions-per-step", "3"], 3), (["--gpus", "4"], 8)]  # only --plan
+    assert [parse_config([*flags, *more]).questions_per_step for more, _ in cases] == [count for _, count in cases]
+    assert "--questions-per-step" not in group_name(parse_config(flags))
     monkeypatch.delenv("WORLD_SIZE")
-    paper = parse_config(["--model", "m", "--preset", "paper"])
+    paper = parse_config(flags)
     assert paper.questions_per_step == 1
     (tmp_path / "config.json").write_text(json.dumps({"config": asdict(paper) | {"questions_per_step": 8}}))
     assert _with_its_batch(paper, tmp_path / "config.json").questions_per_step == 8, "a run keeps its batch on fewer GPUs"
-    given = replace(paper, questions_per_step=3)
-    assert _with_its_batch(given, tmp_path / "config.json") == given
+    chosen = replace(paper, questions_per_step=3)
+    assert _with_its_batch(chosen, tmp_path / "config.json") == chosen
     with pytest.raises(ValueError, match="--preset paper needs --model"):
         parse_config(["--preset", "paper"])
 
@@ -102,20 +98,17 @@ def test_presets_set_known_fields_and_flags_win():
     paper = parse_config([*model, "--preset", "paper", "--zeta", "0.1"])
     assert (paper.temperature, paper.max_grad_norm, paper.aggregation, paper.zeta) == (0.9, None, "seq", 0.1)
     assert parse_config(["--max-grad-norm", "none"]).max_grad_norm is None
-    assert (ROOT / "train.py").exists()
 
 
-def test_a_judge_of_ones_own_is_a_class_and_its_name(tmp_path, monkeypatch):
+def test_a_judge_of_ones_own_is_a_class_and_its_name(session_flags, monkeypatch):
     """Bug guarded: the plan, the cache of baselines or the demo taking its name for a folder or a hub id."""
     monkeypatch.setitem(NAMED_JUDGES, "length", type("LengthJudge", (RuleScorer,), {}))
-    folder, questions = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
-    flags = ["--model", str(folder), "--data", str(questions), "--judge", "length", "--runs-dir", str(tmp_path)]
-    session = open_session(parse_config([*flags, "--plain-policy", "reference"]))
+    session = open_session(parse_config([*session_flags, "--judge", "length", "--plain-policy", "reference"]))
     session.run.close()
-    assert type(session.rollout.scorer).__name__ == "LengthJudge"
+    assert type(session.rollout.scores.scorer).__name__ == "LengthJudge"
     assert parse_config(["--judge", "length"]).judge_kind == "named"
     with pytest.raises(ValueError, match="no judge is called lenght; say rules, length, self"):
-        parse_config([*flags, "--judge", "lenght"])
+        open_session(parse_config([*session_flags, "--judge", "lenght"]))
 
 
 def test_folders_that_are_no_model(tmp_path):
@@ -124,26 +117,17 @@ def test_folders_that_are_no_model(tmp_path):
     (tmp_path / "runs" / "a" / "config.json").write_text("{}")
     for folder, words in (("runs", "no model's folder"), ("runs/a", "has no complete checkpoint yet")):
         with pytest.raises(ValueError, match=words):
-            load_for_asking(str(tmp_path / folder), revision=None, prompts=None, device="cpu")
+            load_for_asking(str(tmp_path / folder), prompts=None, device="cpu")
 
 
 def test_training_data_from_the_hub(tmp_path, monkeypatch):
     """Bug guarded: the first file of several alone, another split than was asked for, a row without an answer trained on."""
-    rows, asked = [{"question": "1 + 1?", "answer": "so #### 2"}, {"question": "2 + 2?", "answer": "#### 4"}], []
-
-    def download(repository, *, allow_patterns, repo_type, **_):
-        asked.append((repository, allow_patterns, repo_type))
-        folder = (tmp_path / allow_patterns).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        for n, row in enumerate(rows):
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / f"{n:04d}.parquet")
-        return str(tmp_path)
-
-    monkeypatch.setattr(data.hub_rows, "snapshot_download", download)
+    rows = [{"question": "1 + 1?", "answer": "so #### 2"}, {"question": "2 + 2?", "answer": "#### 4"}]
+    requests = fake_hub(monkeypatch, tmp_path, rows)
     found = load_examples("hub:openai/gsm8k:main:train")
     assert [(e.question, e.reference) for e in found] == [("1 + 1?", "so #### 2"), ("2 + 2?", "#### 4")]
     assert len({e.id for e in found}) == 2
-    assert asked == [("openai/gsm8k", "main/train/*.parquet", "dataset")]
+    assert requests == [("openai/gsm8k", "main/train/*.parquet", "dataset", "refs/convert/parquet")]
     rows[1] = {"question": "2 + 2?", "answer": ""}
     with pytest.raises(ValueError, match=r"hub:openai/gsm8k:main:train, row 1: 'answer' is missing or empty"):
         load_examples("hub:openai/gsm8k:main:train")

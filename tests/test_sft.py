@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import ROOT, flags, lines_of, make_model, random_prompts, run_here, write_questions, write_task_folder
-from test_local_judge import character_tokenizer
+from samples import character_tokenizer
 from transformers import AutoModelForCausalLM
 
 import train
@@ -17,7 +17,7 @@ from model import load_model
 from rl import sft
 from rl.config import Config
 from rl.optim import adamw
-from rl.refinement_paths import REASONS, Selection, collect_paths, fault
+from rl.refinement_paths import REASONS, Selection, collect_paths, find_fault
 from rl.supervised import split_pairs, supervised_loss, train_supervised
 
 GOOD = {
@@ -25,6 +25,7 @@ GOOD = {
     "text": "<think>4:008><refine>3:006<</refine></think><answer>3</answer>", "format": 1.0, "accuracy": 1.0, "refine": 1.0,
     "reward": 3.0, "baseline": 0.25, "policy_version": 5,
 }  # fmt: skip
+SELECTION = Selection(zeta=0.05)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ GOOD = {
 )
 def test_what_is_a_good_path(change, reason):
     """Bug guarded: refinements learnt from that were wrong, cut off, unrewarded by Eq. 6, or only written for the reward."""
-    assert fault(GOOD | change, Selection(zeta=0.05)) == reason
+    assert find_fault(GOOD | change, SELECTION) == reason
 
 
 def write_run(folder, rows_by_step: dict[int, list[dict]], **config):
@@ -68,27 +69,24 @@ def test_paths_are_chosen_and_everything_is_accounted_for(tmp_path):
             4: [GOOD, GOOD | other | {"text": longer, "accuracy": 0.95}, GOOD | other | {"accuracy": 0.9, "tokens": 2}],
         },
     )
-    paths, dropped = collect_paths(run, Selection())
+    paths, dropped = collect_paths(run, SELECTION)
     assert [(p["question"], p["response"], p["step"]) for p in paths] == [("7/2", GOOD["text"], 4), ("9/2", longer, 4)]
     assert paths[0]["run"] == "run"
     assert set(dropped) == set(REASONS)
-    assert {name: n for name, n in dropped.items() if n} == {
-        "not right": 1,
-        "duplicate": 2,
-        "more than enough of its question": 2,
-    }
+    counts = {name: n for name, n in dropped.items() if n}
+    assert counts == {"not right": 1, "duplicate": 2, "more than enough of its question": 2}
     assert len(paths) + sum(dropped.values()) == 7
-    assert len(collect_paths(run, Selection(per_question=0))[0]) == 4
-    assert len(collect_paths(run, Selection(per_question=2, last_step=3))[0]) == 2
-    with pytest.raises(ValueError, match=r"no good refinement path.*1 not right, 3 refinement did not win.*--min-accuracy"):
-        collect_paths(run, Selection(zeta=0.9, last_step=3))
-    with pytest.raises(ValueError, match="not a single refine-prompt response"):
-        collect_paths(run, Selection(first_step=9))
-    with pytest.raises(ValueError, match="no rollouts in"):
-        collect_paths(tmp_path, Selection())
+    assert len(collect_paths(run, replace(SELECTION, per_question=0))[0]) == 4
+    assert len(collect_paths(run, replace(SELECTION, per_question=2, last_step=3))[0]) == 2
     (run / "rollouts" / "step_000004.jsonl").write_text('{"mode": "refine"}\n')
-    with pytest.raises(ValueError, match=r"step_000004\.jsonl, line 1: not a rollout"):
-        collect_paths(run, Selection())
+    for folder, change, problem in (
+        (run, {"zeta": 0.9, "last_step": 3}, "no good refinement path.*1 not right, 3 refinement did not win.*--min-accuracy"),
+        (run, {"first_step": 9}, "not a single refine-prompt response"),
+        (tmp_path, {}, "no rollouts in"),
+        (run, {}, r"step_000004\.jsonl, line 1: not a rollout"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            collect_paths(folder, replace(SELECTION, **change))
 
 
 def test_sampled_ids_are_trained_on():
@@ -97,16 +95,9 @@ def test_sampled_ids_are_trained_on():
     renderer = PromptRenderer(tokenizer, Prompts(refine="think", plain="say"))
     a, b, ab, stop, turn = tokenizer.convert_tokens_to_ids(["a", "b", "ab", "~", "|"])
     stops = {stop: ["config.json", "tokenizer"], turn: ["chat template"]}
-    rows = [
-        ("ab", [a, b, stop]),
-        ("ab", [a, b, a]),
-        ("ab", None),
-        ("ab", [a, stop]),
-        ("ab", [a, b]),
-        ("ab", [10**6, stop]),
-        ("é", None),
-    ]
-    pairs, how = sft.to_pairs([{"question": "q", "response": text, "ids": ids} for text, ids in rows], renderer, stops)
+    sampled = [[a, b, stop], [a, b, a], None, [a, stop], [a, b], [10**6, stop]]
+    paths = [{"question": "q", "response": "ab", "ids": ids} for ids in sampled]
+    pairs, how = sft.to_pairs([*paths, {"question": "q", "response": "é", "ids": None}], renderer, stops)
     assert [response for _, response in pairs] == [[a, b, stop]] + 5 * [[ab, turn]]
     assert how == {"as sampled": 1, "tokenised again": 5, "not in this vocabulary": 1}
     assert {tuple(prompt) for prompt, _ in pairs} == {tuple(renderer.ids("q", "refine"))}
@@ -115,36 +106,31 @@ def test_sampled_ids_are_trained_on():
 
 
 def test_micro_batches_change_nothing(family):
-    """Bug guarded: a mean of means; a gradient that is lost or counted twice between micro-batches."""
+    """Bug guarded: a mean of means; a gradient lost or counted twice between micro-batches; a model of NaN as the result."""
     prompts, responses = random_prompts([3, 9, 5, 7, 4]), random_prompts([4, 1, 12, 6, 3], seed=2)
     pairs = list(zip(prompts, responses, strict=True))
     assert sorted(map(len, split_pairs(pairs, 30))) == [1, 2, 2]
     assert all(max(len(p) + len(r) for p, r in part) * len(part) <= 30 for part in split_pairs(pairs, 30))
     assert sorted(pair for part in split_pairs(pairs, 1) for pair in part) == sorted(pairs)
     results = []
+
+    def train_on(model, budget) -> list[float]:
+        optimizers = [(adamw(model.parameters(), lr=1e-2, betas=(0.9, 0.99)), 1e-2)]
+        settings = dict(steps=3, warmup_steps=1, schedule="cosine", max_grad_norm=1.0, title="test")
+        return train_supervised(model, lambda step: pairs, optimizers, **settings, micro_batch_tokens=budget)
+
     for budget in (None, 30, 1):
         model = make_model(family)
-        optimizer = adamw(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
-        settings = dict(steps=3, warmup_steps=1, schedule="cosine", decay_share=1.0, max_grad_norm=1.0, title="test")
-        losses = train_supervised(model, lambda step: pairs, [(optimizer, 1e-2)], **settings, micro_batch_tokens=budget)
-        results.append((losses, model))
+        results.append((train_on(model, budget), model))
     assert results[0][0][-1] < results[0][0][0]
     for losses, model in results[1:]:
         assert losses == pytest.approx(results[0][0], abs=1e-9)
         for name, weight in results[0][1].named_parameters():
             torch.testing.assert_close(dict(model.named_parameters())[name], weight, atol=1e-8, rtol=0)
-
-
-def test_a_gradient_that_is_not_finite_ends_it(family):
-    """Bug guarded: a model of NaN that is exported as a result."""
-    model = make_model(family)
     with torch.no_grad():
         model.lm_head.weight[0, 0] = torch.inf
-    settings = dict(steps=1, warmup_steps=0, schedule="constant", decay_share=1.0, max_grad_norm=1.0, title="test")
     with pytest.raises(RuntimeError, match="non-finite"):
-        train_supervised(
-            model, lambda step: [([3, 4], [5, 6])], [(torch.optim.SGD(model.parameters(), lr=1.0), 1.0)], **settings
-        )
+        train_on(model, None)
 
 
 def corpus_rollouts(tokenizer, count: int) -> list[dict]:
