@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import make_model
 from fault_proxy import FakeJudge, running
+from samples import character_tokenizer
 from test_behaviour import answer_of, response
-from test_local_judge import character_tokenizer
 
 from rewards.judge import Judgement, RuleScorer
 from rewards.judge_prompts import INSTRUCTIONS, KINDS, check_template, option_of, option_score, parse_option

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from conftest import make_model, write_task_folder
 from fault_proxy import FakeJudge, running
-from test_local_judge import character_tokenizer
+from samples import character_tokenizer
 
 import rl.judging.judge
 from data.prompts import Prompts

@@ -6,8 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import SHARED, make_model, needs_tokenizers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from samples import character_tokenizer
 
 from data.prompts import load_tokenizer
 from model.attention import PackedAttention
@@ -24,17 +23,6 @@ ITEMS = [
     Judgement("Name a fruit.", "apple", "a brick"), Judgement("What is 6 * 7?", "forty-two", "42"),
     Judgement("What is 6 * 7?", "42", "42"),
 ]  # fmt: skip
-
-
-def character_tokenizer(pieces=(), without: str = "", chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token a character, but for `pieces`; ASCII only, and nothing of `without`."""
-    characters = [c for c in ("\n", *map(chr, range(32, 127))) if c not in without]
-    vocab = {token: n for n, token in enumerate(dict.fromkeys([*characters, *pieces, "<unk>"]))}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    pattern = "|".join([*pieces, r"[\s\S]"])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", chat_template=chat_template)
 
 
 def make_judge(family: str, dtype=torch.float64, **options) -> LocalJudge:
