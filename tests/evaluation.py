@@ -7,7 +7,7 @@ from reader import make_answerer, write_rows
 from data.benchmarks import Benchmark, load_benchmark, own_benchmark
 from rl.evaluation.methods import METHODS
 from rl.evaluation.records import AnswerRecord, OutputFolder
-from rl.evaluation.run import run_benchmark
+from rl.evaluation.run import BenchmarkRun
 
 SETTINGS = {
     "model": "m", "temperature": 0.0, "samples": 1, "max_new_tokens": 8, "limit": None, "seed": 0, "paper_decoding": False,
@@ -25,7 +25,7 @@ def run(benchmark, folder, method="vanilla", judges=None, **decoding) -> list[An
     out = OutputFolder(folder, SETTINGS)
     try:
         items = load_benchmark(benchmark, None)
-        return run_benchmark(make_answerer(**decoding), benchmark, items, METHODS[method], out.path, judges or {})
+        return BenchmarkRun(make_answerer(**decoding), benchmark, items, METHODS[method], out.path).run(judges or {})
     finally:
         out.close()
 

@@ -13,19 +13,21 @@ from rewards.http_judge import HttpJudge
 from rewards.judge_prompts import KINDS
 from rewards.refinements import answer_change, find_refinements
 from rl.config import Config
-from rl.evaluation import behaviour_report as analyse
-from rl.evaluation.behaviour import analyse as analyse_answers
-from rl.evaluation.behaviour import share, wilson
-from rl.evaluation.records import Answer, read_records
+from rl.evaluation import behaviour_report
+from rl.evaluation.behaviour import analyse, share, wilson
+from rl.evaluation.methods import Turn
+from rl.evaluation.records import AnswerRecord, read_records
 from rl.judging.cache import BaselineCache
+from rl.judging.judge import JudgeSpec
 
 
 def response(think: str, answer: str = "7") -> str:
     return f"<think>{think}</think><answer>{answer}</answer>"
 
 
-def answer_of(id: str, text: str, score: float | None, sample: int = 0, benchmark: str = "gsm8k") -> Answer:
-    return Answer(benchmark, id, sample, f"question {id}", text, 20, score)
+def answer_of(id: str, text: str, score: float | None, sample: int = 0, benchmark: str = "gsm8k") -> AnswerRecord:
+    turn = Turn(prompt="p", response=text, tokens=20, finish_reason="stop")
+    return AnswerRecord(benchmark, "m", id, sample, f"question {id}", "7", [turn], None, 0, 20, {"rule": score})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_transitions_counted_by_hand():
         answer_of("a", response("1<refine>1</refine>", "1"), 1.0, sample=1),  # wrong -> right
         answer_of("a", response("1", "1"), 0.0, benchmark="arc"),  # wrong -> wrong
     ]
-    found = analyse_answers(plain, refined)
+    found = analyse(plain, refined, "rule")
     counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
     assert counts == {"right->right": 1, "wrong->wrong": 2, "wrong->right": 2, "right->wrong": 1}
     assert (found["transitions"]["pairs"], found["transitions"]["questions"]) == (6, 5)
@@ -138,14 +140,14 @@ def test_how_many_when_and_what_cannot_be_told():
     """Bug guarded: two refinements counted as many, a late one in an early bin, answers in words counted as compared."""
     words, one = response("It is Rome <refine>no</refine>", "Paris"), "<refine>r</refine>"
     texts = [response("7"), words, response(f"7{one}7{one}"), response(f"7{one}7{one}8{one}"), response(f"7{one * 4}")]
-    found = analyse_answers([], [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)])
+    found = analyse([], [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)], "rule")
     counts = {name: value["count"] for name, value in found["whether"]["refinements"].items()}
     assert counts == {"0": 1, "1": 1, "2": 1, "3+": 2}
     assert found["effect"]["not_comparable"] == 1
     assert sum(value["count"] for value in found["effect"]["answer"].values()) == 3
     text = response("a" * 860 + one + "b" * 20)
     assert 0.9 < find_refinements(text)[0].begin < 1.0
-    assert analyse_answers([], [answer_of("a", text, 1.0)])["when"]["bins"] == [0] * 9 + [1]
+    assert analyse([], [answer_of("a", text, 1.0)], "rule")["when"]["bins"] == [0] * 9 + [1]
 
 
 def record(benchmark: str, id: str, text: str, rule: float | None, judge: float | None = None) -> dict:
@@ -186,15 +188,17 @@ def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     assert found["source"]["refined"] == f"pasr of {evaluation}"
     counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
     assert counts == {"right->right": 0, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's, and no other"
-    by_rule = {n: v["count"] for n, v in analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()}
+    by_rule = {
+        n: v["count"] for n, v in behaviour_report.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()
+    }
     assert by_rule == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 1, "right->wrong": 0}
     assert found["source"]["left out"] == "1, of questions that could not be asked", "and are not malformed answers"
     assert found["whether"]["wellformed"]["of"] == 3
-    assert [answer.text for answer in read_records(evaluation, "self-refine", "rule")] == ["7", "all is well"]
+    assert [record.response for record in read_records(evaluation, "self-refine")] == ["7", "all is well"]
     base = tmp_path_factory.mktemp("base")
     (base / "records").mkdir()
     (base / "records" / "arc.vanilla.jsonl").write_text(json.dumps(record("arc", "1", "8", 0.0)) + "\n")
-    of_base = analyse.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
+    of_base = behaviour_report.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
     assert (of_base["pairs"], of_base["shares"]["wrong->right"]["count"]) == (1, 1)
     assert (evaluation / "analysis" / "behaviour.md").read_text().startswith("# How the model refines")
     for name in ("transitions", "whether", "when", "how_long", "effect"):
@@ -205,27 +209,27 @@ def test_self_is_the_model_that_answered(evaluation, tmp_path, monkeypatch):
     """Bug guarded: --judge self refused, or taken for a folder called self."""
     (evaluation / "settings.json").write_text(json.dumps({"model": "some/model", "benchmarks": {}, "data": {}}))
     judges = []
-    monkeypatch.setattr(analyse, "make_scorers", lambda config, *_, **__: judges.append(config.judge) or {})
-    analyse.run_analysis(evaluation, Config(judge="self"))
-    analyse.run_analysis(evaluation, Config(judge="rules"))
+    monkeypatch.setattr(behaviour_report, "make_scorers", lambda spec, *_, **__: judges.append(spec.name) or {})
+    for judge in ("self", "rules"):
+        behaviour_report.run_analysis(evaluation, JudgeSpec.of(Config(judge=judge), evaluation))
     assert judges == ["some/model"]
 
 
 def test_a_judge_that_is_away_is_an_error_before_anything_is_asked(evaluation, monkeypatch):
     """Bug guarded: an analysis that asks hundreds of times, and reports that all of them failed."""
-    monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=1))
+    monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=1))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
         with pytest.raises(ValueError, match="does not answer"):
-            analyse.run_analysis(evaluation, Config(judge=url, judge_model="m", runs_dir=str(evaluation)))
+            behaviour_report.run_analysis(evaluation, JudgeSpec.of(Config(judge=url, judge_model="m"), evaluation))
 
 
 def test_an_evaluation_that_is_running_can_be_analysed(evaluation):
     """Bug guarded: a half-written last line taken for a broken file."""
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text(file.read_text() + '{"benchmark": "a')
-    assert len(read_records(evaluation, "pasr", "rule")) == 4
+    assert len(read_records(evaluation, "pasr")) == 4
 
 
 def test_rollouts_are_paired_with_the_references_answers(tmp_path):
@@ -238,7 +242,7 @@ def test_rollouts_are_paired_with_the_references_answers(tmp_path):
     rows = [row, row, row, row | {"id": "2", "question": "asked of nobody"}]
     for step in (1, 2):
         (run / "rollouts" / f"step_00000{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    analysis = analyse.analyse_folder(run)
+    analysis = behaviour_report.analyse_folder(run)
     assert analysis["source"]["plain answers"] == "the initial policy's"
     found = analysis["transitions"]
     assert {name: value["count"] for name, value in found["shares"].items() if value["count"]} == {
@@ -251,24 +255,24 @@ def test_rollouts_are_paired_with_the_references_answers(tmp_path):
 def test_report_of_an_analysis_with_judge_and_without_refinements():
     """Bug guarded: a division by no refinements, a figure of kinds without a kind."""
     shares = partial(dict.fromkeys)
-    found = analyse_answers([], [answer_of("a", response("1"), 1.0)])
+    found = analyse([], [answer_of("a", response("1"), 1.0)], "rule")
     nothing = {"there_are": 0, "asked": 0, "failed": 0}
     found["judge"] = {
         "coherence": nothing | {"mean": None, "shares": shares(("high", "middle", "low"), share(0, 0))},
         "kind": nothing | {"shares": shares(KINDS, share(0, 0))},
     }
-    text = analyse.summary(found)
+    text = behaviour_report.summary(found)
     assert "0 refinements." in text
     assert "none to count" in text
-    assert set(analyse.figures(found)) == {"transitions", "whether", "when", "how_long", "effect", "coherence", "kind"}
+    assert set(behaviour_report.figures(found)) == {"transitions", "whether", "when", "how_long", "effect", "coherence", "kind"}
 
 
 def test_mistakes_are_named(evaluation, tmp_path):
     with pytest.raises(ValueError, match="neither records/"):
-        analyse.analyse_folder(tmp_path / "nowhere")
+        behaviour_report.analyse_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no records of 'pasr-prompt'"):
-        read_records(evaluation, "pasr-prompt", "rule")
+        read_records(evaluation, "pasr-prompt")
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text('{"benchmark": "arc"}\n')
     with pytest.raises(ValueError, match=r"arc\.pasr\.jsonl, line 1 is no record of an answer"):
-        analyse.analyse_folder(evaluation)
+        behaviour_report.analyse_folder(evaluation)

@@ -11,7 +11,7 @@ import evaluate
 from data.benchmarks import load_benchmark, own_benchmark
 from rl.evaluation.methods import METHODS
 from rl.evaluation.records import OutputFolder, RecordFile
-from rl.evaluation.run import run_benchmark
+from rl.evaluation.run import BenchmarkRun
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_answers_with_less_room_are_told_once(sums, tmp_path, monkeypatch, capsy
     answerer.context = prompt + 9
     out = OutputFolder(tmp_path / "out", SETTINGS)
     for method in ("vanilla", "vanilla"):
-        run_benchmark(answerer, sums, load_benchmark(sums, None), METHODS[method], out.path, {})
+        BenchmarkRun(answerer, sums, load_benchmark(sums, None), METHODS[method], out.path).run({})
     out.close()
     assert {request.max_new_tokens for call in calls for request in call} == {9}
     assert capsys.readouterr().out.count("6 answers had less room than --max-new-tokens") == 1

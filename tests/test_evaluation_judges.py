@@ -4,7 +4,6 @@ import json
 from concurrent.futures import Future
 
 import pytest
-import torch
 from evaluation import arguments, run, write_sums
 from fault_proxy import FakeJudge as FakeServer
 from fault_proxy import running
@@ -16,8 +15,9 @@ import rl.evaluation.scores
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rewards.judge_prompts import JUDGE_KINDS, benchmark_score, check_template, instruction
 from rl.config import Config
-from rl.evaluation.run import ASKED
-from rl.judging.judge import make_scorers
+from rl.evaluation.asking import load_for_asking
+from rl.evaluation.run import JUDGE_PROMPTS
+from rl.judging.judge import JudgeSpec, make_scorers
 
 
 @pytest.fixture
@@ -91,11 +91,9 @@ def test_summaries_keep_degrees():
 
 def test_the_model_itself_can_judge(tmp_path, capsys):
     """Bug guarded: in-process judges that are built for training's prompt alone."""
-    from rl.evaluation.asking import load_for_asking
-
-    loaded = load_for_asking(str(write_reader_folder(tmp_path / "m")), revision=None, prompts=None, device="cpu")
-    own, cpu = (loaded.model, loaded.tokenizer), torch.device("cpu")
-    judges = make_scorers(Config(judge="self", runs_dir=str(tmp_path)), ASKED, own, cpu, tried="open")
+    loaded = load_for_asking(str(write_reader_folder(tmp_path / "m")), prompts=None, device="cpu")
+    spec = JudgeSpec.of(Config(judge="self", device="cpu"), tmp_path)
+    judges = make_scorers(spec, JUDGE_PROMPTS, (loaded.model, loaded.tokenizer), tried="open")
     assert set(judges) == set(JUDGE_KINDS)
     assert "WARNING" in capsys.readouterr().out  # a random model cannot judge, and is said not to
 

@@ -21,7 +21,7 @@ from rl.evaluation.methods import (
     without_thinking,
 )
 from rl.evaluation.records import OutputFolder
-from rl.evaluation.run import run_benchmark
+from rl.evaluation.run import BenchmarkRun
 from rl.evaluation.scores import summarise
 
 SETTINGS = {"benchmarks": {}, "data": {}, "judge": None}
@@ -38,11 +38,15 @@ def run(tmp_path):
         answerer = make_answerer(**decoding)
         out = OutputFolder(tmp_path / "out", SETTINGS)
         try:
-            return run_benchmark(answerer, benchmark, items, METHODS[method], out.path, None)
+            return BenchmarkRun(answerer, benchmark, items, METHODS[method], out.path).run({})
         finally:
             out.close()
 
     return run
+
+
+def turn(response: str, prompt: str = "p", finish_reason: str = "stop") -> Turn:
+    return Turn(prompt=prompt, response=response, tokens=5, finish_reason=finish_reason)
 
 
 def answer_sums(prompt: str, sample: int) -> str:
@@ -139,22 +143,22 @@ def test_a_review_that_does_not_fit_leaves_the_answer(run, monkeypatch):
 )  # fmt: skip
 def test_when_a_review_holds(said, holds):
     """Bug guarded: a review with a new answer thrown away because it also praises the old one."""
-    assert says_it_holds(Turn("p", said, 1, "stop")) is holds
+    assert says_it_holds(turn(said)) is holds
 
 
 def test_thinking_that_the_template_opened_is_no_answer():
     """Bug guarded: native thinking opened in the prompt and never closed, scored as the answer."""
-    assert answer_text(Turn("... <think>\n", "it is 72", 5, "length"), "plain") == ""
-    assert answer_text(Turn("... <think>\n", "hm</think>72", 5, "stop"), "plain") == "72"
-    assert without_thinking(Turn("p", "<think>endless", 5, "length")) == "<think>endless"
+    assert answer_text(turn("it is 72", "... <think>\n", "length"), "plain") == ""
+    assert answer_text(turn("hm</think>72", "... <think>\n"), "plain") == "72"
+    assert without_thinking(turn("<think>endless", "p", "length")) == "<think>endless"
 
 
 def test_answer_pairs_in_plain_answers():
     """Bug guarded: a trained model that writes <answer> in plain mode as well scored 0 for its tags; hedging by two pairs."""
-    assert answer_text(Turn("p", "<think>hm</think><answer>72</answer>", 5, "stop"), "plain") == "72"
+    assert answer_text(turn("<think>hm</think><answer>72</answer>"), "plain") == "72"
     two = "<answer>72</answer><answer>73</answer>"
-    assert answer_text(Turn("p", two, 5, "stop"), "plain") == two
-    assert answer_text(Turn("p", two, 5, "stop"), "refine") == ""
+    assert answer_text(turn(two), "plain") == two
+    assert answer_text(turn(two), "refine") == ""
 
 
 def test_dialogue_without_a_chat_template():
@@ -168,8 +172,8 @@ def test_dialogue_without_a_chat_template():
 def test_dialogue_in_real_templates(name):
     """Bug guarded: an answer that a template drops, or thinking shown to the next turn. Qwen3's strips it itself."""
     renderer = PromptRenderer(AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name), Prompts())
-    turn = Turn("p", "<think>secret</think>\n\nFirst answer.", 5, "stop")
-    text = renderer.text("q", "plain", [(without_thinking(turn), REVIEW)])
+    said = turn("<think>secret</think>\n\nFirst answer.")
+    text = renderer.text("q", "plain", [(without_thinking(said), REVIEW)])
     assert "First answer.<|im_end|>\n<|im_start|>user\nGo through" in text
     assert "secret" not in text
     assert text.endswith("<|im_start|>assistant\n")

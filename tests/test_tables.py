@@ -9,12 +9,22 @@ from dataclasses import asdict
 
 import pytest
 
+from data.benchmarks import BENCHMARKS
 from rl.evaluation import tables
-from rl.evaluation.differences import differences, mixed_rules, pair_up, render
 from rl.evaluation.methods import METHODS
-from rl.evaluation.paper_figures import BENCHMARK_ORDER, PAPER, paper_model
 from rl.evaluation.records import AnswerRecord
-from rl.evaluation.scores import majority_score, paired_difference, pass_at_k, question_means, standard_error, summarise
+from rl.evaluation.scores import (
+    differences,
+    majority_score,
+    mixed_rules,
+    pair_up,
+    paired_difference,
+    pass_at_k,
+    question_means,
+    render_differences,
+    standard_error,
+    summarise,
+)  # fmt: skip
 
 
 def record(id: str, score: float | None, sample=0, answer="5", tokens=10, method="vanilla", benchmark="gsm8k", **more):
@@ -145,7 +155,7 @@ def write_evaluation(folder, records, **settings):
 @pytest.fixture
 def full(tmp_path):
     """All ten benchmarks, two methods."""
-    rows = [record(f"{b}-{i}", float(i < 2), benchmark=b, method=m) for b in BENCHMARK_ORDER for m in ("vanilla", "pasr")
+    rows = [record(f"{b}-{i}", float(i < 2), benchmark=b, method=m) for b in BENCHMARKS for m in ("vanilla", "pasr")
             for i in range(4)]  # fmt: skip
     return write_evaluation(tmp_path / "full", rows)
 
@@ -159,7 +169,7 @@ def test_table_with_the_papers_figures(full):
     ours = next(line for line in lines if line.startswith("PASR "))
     assert ours.split()[1:] == ["50.0"] * 10 + ["50.0", "10"]
     theirs = lines[lines.index(ours) + 2].split()
-    assert theirs == ["Qwen2.5-7B", *(f"{x:.1f}" for x in PAPER["Qwen2.5-7B"]["pasr"]), "-"]
+    assert theirs == ["Qwen2.5-7B", *(f"{x:.1f}" for x in tables.paper_figures()["Qwen2.5-7B"]["pasr"].values()), "-"]
     rest = lines[lines.index("Qwen2.5-7B in the paper, not run here:") + 1 :]
     assert rest[1].split()[:2] == ["Self-Refine+", "89.6"]
     assert "| PASR | 50.0 |" in tables.markdown(table)
@@ -179,20 +189,16 @@ def test_the_papers_average_is_over_the_same_ten(tmp_path):
 
 def test_figures_of_the_paper():
     """Bug guarded: a slip of the pen in 19 rows of figures: each average is that of its row, but for rounding."""
-    assert [len(rows) for rows in PAPER.values()] == [8, 6, 5]
-    off = [
-        (model, method)
-        for model, rows in PAPER.items()
-        for method, (*figures, average) in rows.items()
-        if abs(sum(figures) / 10 - average) > 0.0501
-    ]
-    assert not off
-    assert PAPER["Qwen3-8B"]["pasr"][-1] == 69.1
-    assert all(method in METHODS or method.startswith("w/o") for rows in PAPER.values() for method in rows)
-    assert paper_model("paper", "Qwen/Qwen2.5-14B-Instruct") == "Qwen2.5-14B"
+    models = tables.paper_figures()
+    rows = [(method, list(figures.values())) for rows in models.values() for method, figures in rows.items()]
+    assert [len(rows) for rows in models.values()] == [8, 6, 5]
+    assert not [row for _, (*row, average) in rows if abs(sum(row) / 10 - average) > 0.0501]
+    assert all(method in METHODS or method.startswith("w/o") for method, _ in rows)
+    assert models["Qwen3-8B"]["pasr"]["average"] == 69.1
+    assert tables.paper_model("paper", "Qwen/Qwen2.5-14B-Instruct") == "Qwen2.5-14B"
     for name, model in (("paper", "llama"), ("Qwen9", "Qwen3-8B")):
         with pytest.raises(ValueError, match="say --compare with one of"):
-            paper_model(name, model)
+            tables.paper_model(name, model)
 
 
 def test_reading_leaves_a_running_evaluation_alone(full):
@@ -222,9 +228,9 @@ def test_differences_of_two_evaluations(tmp_path):
     two = write_evaluation(tmp_path / "two", [record(f"gsm8k-{i}", 1.0, tokens=14) for i in range(4)])
     found = differences(str(one), str(two))
     assert [(f["score"], f["difference"], f["questions"]) for f in found] == [("accuracy", 1.0, 4), ("tokens", 4.0, 4)]
-    text = render(found, "one", "two")
+    text = render_differences(found, "one", "two")
     assert "+100.0  [+100.0, +100.0]  *" in text
-    assert "-100.0  [-100.0, -100.0]  *" in render(differences(str(two), str(one)), "two", "one")
+    assert "-100.0  [-100.0, -100.0]  *" in render_differences(differences(str(two), str(one)), "two", "one")
     assert question_means([record("a", None)], "rule") == {}
 
 

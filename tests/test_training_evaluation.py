@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from conftest import STEPS, flags, lines_of
 from reader import write_rows
-from rl.judging.waiting.waiting import JudgeUnavailable
 
 import rl.evaluation.training
 import train
@@ -15,6 +14,7 @@ from data.benchmarks import BENCHMARKS
 from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer
+from rewards.judge import JudgeUnavailable
 from rl.config import PRESETS, Config, parse_config
 from rl.demo import Evaluation
 from rl.evaluation.training import BestStep, TrainingEvaluation
