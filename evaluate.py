@@ -26,7 +26,7 @@ from rl.config import Parser, add_flag, judge_kind, option, to_flag
 from rl.distributed import broadcast_from_main, pick_device, print_once
 from rl.evaluation import tables
 from rl.evaluation.asking import Asker, LoadedModel, load_for_asking, read_questions
-from rl.evaluation.behaviour_report import publish, run_analysis
+from rl.evaluation.behaviour_report import analyse_folder, publish
 from rl.evaluation.methods import Answerer, Decoding, parse_methods
 from rl.evaluation.records import OutputFolder, open_next_to
 from rl.evaluation.run import JUDGE_PROMPTS, BenchmarkRun
@@ -233,10 +233,9 @@ def show_analysis(config: EvalConfig) -> None:
     """Print the behaviour analyses of a folder, and write them into it."""
     folder = Path(config.analyse)
     methods = {method.mode: method.name for method in reversed(parse_methods(config.methods))} if config.methods else {}
-    analysis = run_analysis(
-        folder, JudgeSpec.of(config, folder), plain=methods.get("plain"), refined=methods.get("refine"),
-        plain_from=Path(config.plain_from) if config.plain_from else None, last_steps=config.last_steps,
-    )  # fmt: skip
+    plain_from = Path(config.plain_from) if config.plain_from else None
+    names = {"plain": methods.get("plain"), "refined": methods.get("refine"), "plain_from": plain_from}
+    analysis = analyse_folder(folder, JudgeSpec.of(config, folder), **names, last_steps=config.last_steps)
     publish(analysis, folder)
 
 

@@ -211,7 +211,7 @@ def test_self_is_the_model_that_answered(evaluation, tmp_path, monkeypatch):
     judges = []
     monkeypatch.setattr(behaviour_report, "make_scorers", lambda spec, *_, **__: judges.append(spec.name) or {})
     for judge in ("self", "rules"):
-        behaviour_report.run_analysis(evaluation, JudgeSpec.of(Config(judge=judge), evaluation))
+        behaviour_report.analyse_folder(evaluation, JudgeSpec.of(Config(judge=judge), evaluation))
     assert judges == ["some/model"]
 
 
@@ -222,7 +222,7 @@ def test_a_judge_that_is_away_is_an_error_before_anything_is_asked(evaluation, m
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
         with pytest.raises(ValueError, match="does not answer"):
-            behaviour_report.run_analysis(evaluation, JudgeSpec.of(Config(judge=url, judge_model="m"), evaluation))
+            behaviour_report.analyse_folder(evaluation, JudgeSpec.of(Config(judge=url, judge_model="m"), evaluation))
 
 
 def test_an_evaluation_that_is_running_can_be_analysed(evaluation):

@@ -68,7 +68,7 @@ def test_judged_by_a_server(tmp_path, capsys):
         spec = JudgeSpec.of(Config(judge=server.url, judge_model="m", device="cpu"), tmp_path)
         for _ in range(2):  # the second time from the cache
             scorers = make_scorers(spec, JUDGE_PROMPTS, None, tried=TRIED)
-            found = analyse([], refined, "rule", scorers=scorers)["judge"]
+            found = analyse([], refined, "rule", scorers)["judge"]
             for scorer in scorers.values():
                 scorer.close()
     counts = {name: {kind: value["count"] for kind, value in found[name]["shares"].items()} for name in found}
@@ -93,13 +93,14 @@ class KeepsItems(RuleScorer):
         return super().submit(item)
 
 
-def test_a_part_of_the_refinements_is_judged():
+def test_a_part_of_the_refinements_is_judged(monkeypatch):
     """Bug guarded: a limit that is not one, or takes the head of a sorted file; other items in every analysis."""
     refined = [answer_of(str(n), response(f"{n}<refine>more {n}</refine>", str(n)), 1.0) for n in range(20)]
+    monkeypatch.setattr("rl.evaluation.behaviour.JUDGE_LIMIT", 5)
     asked = []
     for answers in (refined, refined[::-1]):
         scorers = {name: KeepsItems() for name in JUDGE_PROMPTS}
-        found = analyse([], answers, "rule", scorers=scorers, judge_limit=5)["judge"]["kind"]
+        found = analyse([], answers, "rule", scorers)["judge"]["kind"]
         assert (found["there_are"], found["asked"]) == (20, 5)
         asked.append(scorers["kind"].items)
     assert asked[0] == asked[1] != [Judgement(f"question {n}", str(n), f"more {n}") for n in range(5)]

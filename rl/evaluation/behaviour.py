@@ -21,16 +21,12 @@ TRANSITIONS = ("right->right", "wrong->wrong", "wrong->right", "right->wrong")
 GRADES = ("high", "middle", "low")
 HIGH, LOW = 0.85, 0.45  # the paper's bins of coherence and alignment
 BINS = 10  # of histograms over [0, 1]
+JUDGE_LIMIT = 300  # items given to the judge for each of its parts; a fixed choice among the refined answers
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 
 def analyse(
-    plain: list[AnswerRecord],
-    refined: list[AnswerRecord],
-    score: str,
-    *,
-    scorers: dict[str, Scorer] | None = None,
-    judge_limit: int = 300,
+    plain: list[AnswerRecord], refined: list[AnswerRecord], score: str, scorers: dict[str, Scorer] | None = None
 ) -> dict:
     """Compute every analysis that the answers allow; a plain dictionary, fit for JSON.
 
@@ -38,7 +34,6 @@ def analyse(
         plain, refined: answers of the two methods, paired by their keys. All of them have a response.
         score: name of the score that says right or wrong.
         scorers: by the names of `JUDGE_PROMPTS`; none: the judge's parts are left out.
-        judge_limit: items given to the judge for each of its parts; a fixed choice among the refined answers.
     """
     analysis = {
         "transitions": transitions(plain, refined, score),
@@ -46,9 +41,7 @@ def analyse(
         **when_and_how_long(refined),
         "effect": effect(refined, score),
     }
-    if scorers:
-        analysis["judge"] = judged(refined, scorers, judge_limit)
-    return analysis
+    return analysis | ({"judge": judged(refined, scorers)} if scorers else {})
 
 
 def is_right(record: AnswerRecord, score: str) -> bool:
@@ -206,7 +199,7 @@ def behaviour_items(question: str, response: str) -> dict[str, list[Judgement]]:
     }
 
 
-def judged(refined: list[AnswerRecord], scorers: dict[str, Scorer], limit: int) -> dict:
+def judged(refined: list[AnswerRecord], scorers: dict[str, Scorer]) -> dict:
     """Compute coherence, alignment and kind of refinements. What the judge failed at is counted and in no share."""
     # the items, in an order that depends on nothing but the answers' keys
     items: dict[str, list[Judgement]] = {name: [] for name in scorers}
@@ -214,7 +207,7 @@ def judged(refined: list[AnswerRecord], scorers: dict[str, Scorer], limit: int) 
         for name, more in behaviour_items(record.question, record.response).items():
             items[name] += more
     # the judge's scores
-    futures = {name: [scorers[name].submit(item) for item in items[name][:limit]] for name in scorers}
+    futures = {name: [scorers[name].submit(item) for item in items[name][:JUDGE_LIMIT]] for name in scorers}
     for scorer in scorers.values():
         scorer.finish()
     # their shares

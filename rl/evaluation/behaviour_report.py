@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rewards.judge import Scorer
-from rewards.judge_prompts import INSTRUCTIONS, KIND
+from rewards.judge_prompts import INSTRUCTIONS
 from rl.evaluation.behaviour import BINS, GRADES, HIGH, JUDGE_PROMPTS, LOW, TRANSITIONS, analyse
 from rl.evaluation.records import AnswerRecord, load_settings, methods_of, read_records, read_rollouts
 from rl.files import write_whole
@@ -31,73 +30,62 @@ ANSWER_LABELS = {
     "written before": "written before, not as the last",
     "kept": "kept: the last candidate before",
 }
-HEAD = """
+NO_PAIRS = "Nothing to compare: no plain answers, or no scores."
+HEAD = """\
 Shares with their counts and 95 % Wilson intervals (several samples of a question are not
 independent). The paper's figures are of its own model and tasks: 384 answers (coherence and
-alignment: 300), compared with the base model's plain answers.
-"""
+alignment: 300), compared with the base model's plain answers."""
 PLAIN, REFINED = ("vanilla",), ("pasr", "pasr-ift", "pasr-prompt")  # methods that are compared, in order of preference
 TRIED = "alignment"  # the prompt by which a judge is tried out, because right and wrong answers differ in it
 
 
-def run_analysis(folder: Path, spec: JudgeSpec, **options) -> dict:
-    """Run `analyse_folder` with a judge.
-
-    Args:
-        spec: the judge. rules: without the judge's parts; self: the model that gave the refined answers.
-        options: arguments of `analyse_folder`.
-    """
-    if spec.kind == "self":
-        model = load_settings(folder)["model"] if methods_of(folder) else folder
-        spec = replace(spec, name=str(newest_model(Path(model))))
-    with ExitStack() as stack:
-        # a named judge scores answers, not behaviour
-        scorers = {} if spec.kind == "named" else make_scorers(spec, JUDGE_PROMPTS, None, tried=TRIED)
-        for scorer in scorers.values():
-            stack.enter_context(closing(scorer))
-        return analyse_folder(folder, scorers=scorers, **options)
-
-
 def analyse_folder(
     folder: Path,
+    judge: JudgeSpec | None = None,
     *,
     plain: str | None = None,
     refined: str | None = None,
     plain_from: Path | None = None,
     score: str | None = None,
     last_steps: int = 10,
-    scorers: dict[str, Scorer] | None = None,
-    judge_limit: int = 300,
 ) -> dict:
     """Analyse the records of an evaluation (FOLDER/records) or the rollouts of a run (FOLDER/rollouts).
 
     Args:
+        judge: the judge. None or rules: without the judge's parts; self: the model that gave the refined answers.
         plain, refined: methods to compare; default vanilla, with the first there is of pasr, pasr-ift and pasr-prompt.
         plain_from: folder of the evaluation with the plain answers; default the same.
         score: "rule" or "judge": whose scores say right or wrong; default the judge's if the refined answers have any.
-        last_steps: newest steps of a run; 0: all. Behaviour changes in training, so an average over a whole run describes no
-            model.
-        scorers: by the names of `JUDGE_PROMPTS`; none: without the judge's parts.
-        judge_limit: items given to the judge for each part.
+        last_steps: newest steps of a run; 0: all. Behaviour changes in training, so all steps together describe no model.
 
     Raises:
-        ValueError: neither records nor rollouts, or no answers of a method.
+        ValueError: neither records nor rollouts, no answers of a method, or a judge that does not answer.
     """
-    # the answers of both sides
-    if methods_of(folder):
-        *sides, score, source = _read_evaluation(folder, plain_from or folder, plain, refined, score)
-    elif (folder / "rollouts").is_dir():
-        *sides, score, source = _read_run(folder, last_steps)
-    else:
-        raise ValueError(f"{folder} has neither records/ (of evaluate.py) nor rollouts/ (of train.py): nothing to analyse")
-    # without the questions that the model could not be given
-    readable = [[record for record in side if record.turns] for side in sides]
-    if not readable[1]:
-        raise ValueError(f"{folder} has no refine-prompt answers to analyse")
-    source["answers"] = f"{len(readable[0])} plain, {len(readable[1])} refined"
-    if unreadable := sum(map(len, sides)) - sum(map(len, readable)):
-        source["left out"] = f"{unreadable}, of questions that could not be asked"
-    return {"source": source} | analyse(*readable, score, scorers=scorers, judge_limit=judge_limit)
+    # the judge, tried out before any answer is read; a named one scores answers, not behaviour
+    with ExitStack() as stack:
+        scorers = {}
+        if judge is not None and judge.kind != "named":
+            if judge.kind == "self":
+                model = load_settings(folder)["model"] if methods_of(folder) else folder
+                judge = replace(judge, name=str(newest_model(Path(model))))
+            scorers = make_scorers(judge, JUDGE_PROMPTS, None, tried=TRIED)
+        for scorer in scorers.values():
+            stack.enter_context(closing(scorer))
+        # the answers of both sides
+        if methods_of(folder):
+            *sides, score, source = _read_evaluation(folder, plain_from or folder, plain, refined, score)
+        elif (folder / "rollouts").is_dir():
+            *sides, score, source = _read_run(folder, last_steps)
+        else:
+            raise ValueError(f"{folder} has neither records/ (of evaluate.py) nor rollouts/ (of train.py): nothing to analyse")
+        # without the questions that the model could not be given
+        readable = [[record for record in side if record.turns] for side in sides]
+        if not readable[1]:
+            raise ValueError(f"{folder} has no refine-prompt answers to analyse")
+        source["answers"] = f"{len(readable[0])} plain, {len(readable[1])} refined"
+        if unreadable := sum(map(len, sides)) - sum(map(len, readable)):
+            source["left out"] = f"{unreadable}, of questions that could not be asked"
+        return {"source": source} | analyse(*readable, score, scorers)
 
 
 Sides = tuple[list[AnswerRecord], list[AnswerRecord], str, dict[str, str]]  # plain, refined, name of the score, source
@@ -110,14 +98,6 @@ def _read_evaluation(folder: Path, plain_from: Path, plain: str | None, refined:
     return *sides, score, {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}", "scored by": score}
 
 
-def _read_run(folder: Path, last_steps: int) -> Sides:
-    plain, refined = read_rollouts(folder, last_steps)
-    steps = sorted({record.id.partition("/")[0] for record in refined})
-    whose = "the initial policy's" if any(record.method == "reference" for record in plain) else "the policy's"
-    shown = f"{steps[0]} to {steps[-1]}" if steps else "without answers"
-    return plain, refined, "accuracy", {"folder": str(folder), "plain answers": whose, "rollouts": shown}
-
-
 def _choose(folder: Path, names: tuple[str, ...]) -> str:
     methods = methods_of(folder)
     for name in names:
@@ -126,23 +106,53 @@ def _choose(folder: Path, names: tuple[str, ...]) -> str:
     raise ValueError(f"{folder / 'records'} has {methods}, none of {list(names)}: name the two with --methods")
 
 
+def _read_run(folder: Path, last_steps: int) -> Sides:
+    plain, refined = read_rollouts(folder, last_steps)
+    steps = sorted({record.id.partition("/")[0] for record in refined})
+    whose = "the initial policy's" if any(record.method == "reference" for record in plain) else "the policy's"
+    shown = f"{steps[0]} to {steps[-1]}" if steps else "without answers"
+    return plain, refined, "accuracy", {"folder": str(folder), "plain answers": whose, "rollouts": shown}
+
+
 def summary(analysis: dict) -> str:
     """Return all of it as Markdown, in lines of at most 100 columns."""
-    source = [f"{name}: {text}  " for name, text in analysis.get("source", {}).items()]
-    parts = [_transitions(analysis["transitions"]), _whether(analysis["whether"])]
-    parts += [_when(analysis["when"], analysis["how_long"]), _effect(analysis["effect"])]
-    parts += [_judged(name, analysis["judge"][name]) for name in INSTRUCTIONS if name in analysis.get("judge", {})]
-    if "judge" not in analysis:
-        parts.append("Coherence, alignment and kinds need a judge: --judge.")
-    return "\n".join(["# How the model refines", "", *source, HEAD, *(f"{part}\n" for part in parts)])
-
-
-def percent(of: dict) -> str:
-    """Return a share with its count and interval: "61.2 % (235 of 384, 56-66 %)"."""
-    if not of["of"]:
-        return "none to count"
-    share, low, high = (100 * of[name] for name in ("share", "low", "high"))
-    return f"{share:.1f} % ({of['count']} of {of['of']}, {low:.1f}-{high:.1f} %)"
+    change, whether, effect = analysis["transitions"], analysis["whether"], analysis["effect"]
+    # from plain to refined answer
+    left_out = f"{change['left_out']['plain']} plain, {change['left_out']['refined']} refined"
+    pairs = f"{change['pairs']} pairs, {change['questions']} questions; without a partner or a score: {left_out}."
+    table = _table("plain -> refined", {kind: change["shares"][kind] for kind in TRANSITIONS}, PAPER["transitions"])
+    parts = {"From plain to refined answer": [pairs, table if change["pairs"] else NO_PAIRS]}
+    # whether, when, how long
+    rows = {
+        "well formed": whether["wellformed"],
+        "refine": whether["refine"],
+        "refine, where the plain one is wrong": whether["refine_where_plain_wrong"],
+        "refine, where the plain one is right": whether["refine_where_plain_right"],
+    }
+    rows |= {f"{count} refinement{'s' * (count != '1')}": value for count, value in whether["refinements"].items()}
+    parts["Whether"] = [_table("refine-prompt answers", rows)]
+    parts["When, and how long"] = _when(analysis["when"], analysis["how_long"])
+    # to what end
+    others = {
+        "refinements that only repeat": effect["repeats"],
+        "right, of answers that refine": effect["right"]["refining"],
+        "right, of answers that do not": effect["right"]["not_refining"],
+    }
+    parts["To what end"] = [
+        _table("final answer, of answers that refine", {ANSWER_LABELS[n]: value for n, value in effect["answer"].items()}),
+        f"Answers of another form, which cannot be compared so: {effect['not_comparable']}.",
+        _table("otherwise", others),
+    ]
+    # the judge's parts
+    for name in [name for name in INSTRUCTIONS if name in analysis.get("judge", {})]:
+        part = analysis["judge"][name]
+        asked = f"{part['asked']} of {part['there_are']} put to the judge; {part['failed']} failed or unreadable, left out."
+        rows = {GRADE_LABELS.get(key, key): value for key, value in part["shares"].items()}
+        parts[f"{name.capitalize()}, by the judge"] = [asked, _table(name, rows, PAPER.get(name))]
+    source = "\n".join(f"{name}: {text}  " for name, text in analysis.get("source", {}).items())
+    blocks = [block for title, content in parts.items() for block in (f"## {title}", *content)]
+    blocks += [] if "judge" in analysis else ["Coherence, alignment and kinds need a judge: --judge."]
+    return "\n\n".join([f"# How the model refines\n\n{source}", HEAD, *blocks]) + "\n"
 
 
 def _table(title: str, rows: dict[str, dict], paper: dict[str, float] | None = None) -> str:
@@ -154,71 +164,24 @@ def _table(title: str, rows: dict[str, dict], paper: dict[str, float] | None = N
     return "\n".join(lines)
 
 
-def _transitions(part: dict) -> str:
-    rows = {kind: part["shares"][kind] for kind in TRANSITIONS}
-    table = _table("plain -> refined", rows, PAPER["transitions"])
-    return f"""\
-## From plain to refined answer
-
-{part["pairs"]} pairs, {part["questions"]} questions; without a partner or a score: \
-{part["left_out"]["plain"]} plain, {part["left_out"]["refined"]} refined.
-
-{table if part["pairs"] else "Nothing to compare: no plain answers, or no scores."}"""
+def percent(of: dict) -> str:
+    """Return a share with its count and interval: "61.2 % (235 of 384, 56-66 %)"."""
+    if not of["of"]:
+        return "none to count"
+    share, low, high = (100 * of[name] for name in ("share", "low", "high"))
+    return f"{share:.1f} % ({of['count']} of {of['of']}, {low:.1f}-{high:.1f} %)"
 
 
-def _whether(part: dict) -> str:
-    rows = {
-        "well formed": part["wellformed"],
-        "refine": part["refine"],
-        "refine, where the plain one is wrong": part["refine_where_plain_wrong"],
-        "refine, where the plain one is right": part["refine_where_plain_right"],
-    }
-    rows |= {f"{count} refinement{'s' * (count != '1')}": value for count, value in part["refinements"].items()}
-    return f"## Whether\n\n{_table('refine-prompt answers', rows)}"
-
-
-def _when(when: dict, long: dict) -> str:
-    head = f"## When, and how long\n\n{when['count']} refinements."
+def _when(when: dict, long: dict) -> list[str]:
+    count = f"{when['count']} refinements."
     if not when["count"]:
-        return head
-    characters, tokens = long["characters"], long["tokens"]
-    return f"""\
-{head}
-
-| of a refinement                      | mean    | median  |
-|---|---|---|
-| begins after this share of the text  | {when["mean"]:>6.1%}  | {when["median"]:>6.1%}  |
-| its share of the text                | {long["mean"]:>6.1%}  | {long["median"]:>6.1%}  |
-| characters                           | {characters["mean"]:>7.1f} | {characters["median"]:>7.1f} |
-| tokens (by its share of the text)    | {tokens["mean"]:>7.1f} | {tokens["median"]:>7.1f} |"""
-
-
-def _effect(part: dict) -> str:
-    answers = {ANSWER_LABELS[name]: value for name, value in part["answer"].items()}
-    others = {
-        "refinements that only repeat": part["repeats"],
-        "right, of answers that refine": part["right"]["refining"],
-        "right, of answers that do not": part["right"]["not_refining"],
-    }
-    return f"""\
-## To what end
-
-{_table("final answer, of answers that refine", answers)}
-
-Answers of another form, which cannot be compared so: {part["not_comparable"]}.
-
-{_table("otherwise", others)}"""
-
-
-def _judged(name: str, part: dict) -> str:
-    labels = {kind: kind for kind in KIND.options} if name == "kind" else GRADE_LABELS
-    rows = {labels[key]: value for key, value in part["shares"].items()}
-    return f"""\
-## {name.capitalize()}, by the judge
-
-{part["asked"]} of {part["there_are"]} put to the judge; {part["failed"]} failed or unreadable, left out.
-
-{_table(name, rows, PAPER.get(name))}"""
+        return [count]
+    shares = {"begins after this share of the text": when, "its share of the text": long}
+    sizes = {"characters": long["characters"], "tokens (by its share of the text)": long["tokens"]}
+    lines = [f"| {'of a refinement':<36} | mean    | median  |", "|---|---|---|"]
+    lines += [f"| {label:<36} | {part['mean']:>6.1%}  | {part['median']:>6.1%}  |" for label, part in shares.items()]
+    lines += [f"| {label:<36} | {part['mean']:>7.1f} | {part['median']:>7.1f} |" for label, part in sizes.items()]
+    return [count, "\n".join(lines)]
 
 
 def figures(analysis: dict) -> dict[str, "Figure"]:
