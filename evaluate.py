@@ -176,16 +176,11 @@ def run_benchmarks(config: EvalConfig, loaded: LoadedModel) -> None:
         for scorer in judges.values():
             stack.enter_context(closing(scorer))
         # answers and scores, then the table
-        answerer = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, loaded.context, decoding_of(config))
+        answerer = Answerer(loaded, Decoding(**{spec.name: getattr(config, spec.name) for spec in fields(Decoding)}))
         for benchmark in benchmarks:
             for method in methods:
                 BenchmarkRun(answerer, benchmark, items[benchmark.name], method, folder).run(judges)
         broadcast_from_main(lambda: show_result(folder, compare))
-
-
-def decoding_of(config: EvalConfig) -> Decoding:
-    sampling = config.temperature, config.top_p, config.samples, config.max_new_tokens
-    return Decoding(*sampling, config.seed, config.max_slots, config.paper_decoding)
 
 
 def answer_settings(config: EvalConfig, loaded: LoadedModel) -> dict:
@@ -225,7 +220,6 @@ def show_tables(config: EvalConfig) -> None:
     table = tables.build([Path(folder) for folder in config.table], compare)
     print(tables.terminal(table))
     if config.out:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
         tables.save(table, Path(config.out))
 
 

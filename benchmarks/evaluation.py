@@ -31,7 +31,7 @@ from rl.evaluation.methods import METHODS, Answerer, Decoding
 def ours(loaded: LoadedModel, items: list[BenchmarkItem], args: argparse.Namespace) -> list[str]:
     """Greedy answers through what `evaluate.py` runs on."""
     decoding = Decoding(max_new_tokens=args.max_new_tokens, max_slots=args.max_slots)
-    answerer, answers = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, loaded.context, decoding), {}
+    answerer, answers = Answerer(loaded, decoding), {}
     mode = METHODS[args.method].mode
     answerer.first_turns(items, mode, lambda item, _, turns: answers.update({item.id: turns[0]["response"]}))
     return [answers[item.id] for item in items]

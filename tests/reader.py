@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.prompts import PromptRenderer, Prompts
 from model import save_model
+from rl.evaluation.asking import LoadedModel
 from rl.evaluation.methods import Answerer, Decoding
 from rl.records import Completion
 
@@ -67,10 +68,10 @@ def scripted(patch, script) -> list[list]:
     """Let `script` answer; returns the list that calls of the sampler are noted in."""
     patch.setattr(ScriptedSampler, "script", staticmethod(script))
     patch.setattr(ScriptedSampler, "calls", [])
-    patch.setattr("rl.evaluation.methods.Sampler", ScriptedSampler)
+    patch.setattr("rl.evaluation.asking.Sampler", ScriptedSampler)
     return ScriptedSampler.calls
 
 
 def make_answerer(template: str = TEMPLATE, context: int = 100_000, **decoding) -> Answerer:
     renderer = PromptRenderer(reader_tokenizer(template), Prompts(refine="REFINE", plain="PLAIN"))
-    return Answerer(None, renderer, [0], context, Decoding(**decoding))
+    return Answerer(LoadedModel(None, renderer.tokenizer, renderer, [0], None, context), Decoding(**decoding))

@@ -173,9 +173,7 @@ def test_answers_to_strange_questions_are_named(sums, tmp_path, monkeypatch):
 def test_answers_with_less_room_are_told_once(sums, tmp_path, monkeypatch, capsys):
     """Bug guarded: a context that is overrun by a token; the answers of one benchmark told of every later one."""
     calls = scripted(monkeypatch, lambda prompt, sample: "Answer: 1")
-    answerer = make_answerer()
-    prompt = len(answerer.renderer.ids("0 + 1?", "plain"))
-    answerer.context = prompt + 9
+    answerer = make_answerer(context=len(make_answerer().loaded.renderer.ids("0 + 1?", "plain")) + 9)
     out = OutputFolder(tmp_path / "out", SETTINGS)
     for method in ("vanilla", "vanilla"):
         BenchmarkRun(answerer, sums, load_benchmark(sums, None), METHODS[method], out.path).run({})

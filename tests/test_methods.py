@@ -110,8 +110,8 @@ def test_pasr_uses_the_refine_prompt_and_the_answer_body(run, monkeypatch):
 def test_temperatures_of_the_paper(run, monkeypatch):
     """Bug guarded: first turns of Self-Refine drawn at another temperature than vanilla, under --paper-decoding."""
     calls = scripted(monkeypatch, answer_sums)
-    run("self-refine", paper=True)
-    run("self-refine-oracle", paper=True)
+    run("self-refine", paper_decoding=True)
+    run("self-refine-oracle", paper_decoding=True)
     assert [{r.temperature for r in call} for call in calls] == [{0.0}, {0.9}, {0.0}, {0.6}]
 
 

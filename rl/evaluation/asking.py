@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +25,7 @@ class LoadedModel:
 
     Attributes:
         folder: folder that the model was loaded from.
+        context: the longest prompt and response together that the model takes, in tokens.
     """
 
     folder: Path
@@ -31,16 +33,15 @@ class LoadedModel:
     renderer: PromptRenderer
     stop_ids: list[int]
     model: Transformer
+    context: int
+
+    def sampler(self, max_slots: int | Literal["auto"]) -> Sampler:
+        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=max_slots, max_len=self.context)
 
     @property
     def is_trained_here(self) -> bool:
         """Return whether training wrote the folder, because then the prompts are saved with it."""
         return (self.folder / PROMPTS_FILE).is_file()
-
-    @property
-    def context(self) -> int:
-        """The longest prompt and response together that the model takes, in tokens."""
-        return self.model.config.max_position_embeddings
 
 
 def load_for_asking(path: str, *, prompts: str | None, device: str, plain_thinking: bool = True) -> LoadedModel:
@@ -55,7 +56,7 @@ def load_for_asking(path: str, *, prompts: str | None, device: str, plain_thinki
     stops = list(stop_ids(folder, tokenizer))
     model = load_frozen(folder, pick_device(device))
     check_vocabulary(tokenizer, model.config.vocab_size)
-    return LoadedModel(folder, tokenizer, renderer, stops, model)
+    return LoadedModel(folder, tokenizer, renderer, stops, model, model.config.max_position_embeddings)
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ class Asker:
         ids, context = self.loaded.renderer.ids(question, mode), self.loaded.context
         if len(ids) >= context:
             raise ValueError(f"the question takes {len(ids):,} tokens, this model reads at most {context:,}: shorten it")
-        sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=context)
         room, key = min(self.max_new_tokens, context - len(ids)), (self.seed, "ask", question, mode)
-        return sampler.generate([Request(ids, 1, room, self.temperature, key, self.top_p)])[0][0]
+        return self.loaded.sampler(max_slots=1).generate([Request(ids, 1, room, self.temperature, key, self.top_p)])[0][0]
 
     def show(self, question: str) -> None:
         """Print the refined and the plain answer, with refinements coloured on a terminal."""

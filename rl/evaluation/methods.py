@@ -5,14 +5,14 @@ review it. Earlier native thinking is left out of it, as Qwen3's chat template d
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypedDict
 
 from data.benchmark_rows import BenchmarkItem
 from data.prompts import PromptRenderer
-from model import Transformer
 from rewards.format import answer_body, plain_answer
+from rl.evaluation.asking import LoadedModel
 from rl.records import Completion, Request
 from rl.sampler import Sampler
 
@@ -98,7 +98,7 @@ class Decoding:
         temperature: 0 is greedy.
         samples: answers to each question.
         seed: seed of every draw, with the question and the turn.
-        paper: second turns are drawn at the method's own temperature.
+        paper_decoding: second turns are drawn at the method's own temperature.
     """
 
     temperature: float = 0.0
@@ -107,7 +107,7 @@ class Decoding:
     max_new_tokens: int = 1500
     seed: int = 0
     max_slots: int | Literal["auto"] = "auto"
-    paper: bool = False
+    paper_decoding: bool = False
 
 
 Deliver = Callable[[BenchmarkItem, int, list[Turn]], None]  # question, number of the answer, its turns
@@ -118,40 +118,36 @@ class Answerer:
     """One model that answers questions by any method.
 
     Attributes:
-        context: the longest prompt and response together that the model takes, in tokens.
         shortened: responses that had less than max_new_tokens of room, since the last time this was set to 0.
     """
 
-    model: Transformer
-    renderer: PromptRenderer
-    stop_ids: list[int]
-    context: int
+    loaded: LoadedModel
     decoding: Decoding
-    shortened: int = field(default=0, init=False)
+    shortened: int = 0
 
     def unreadable(self, item: BenchmarkItem, prompt: str) -> str:
         """Return why the model cannot be given a prompt (no token for a character, or too long), or ""."""
         try:
-            length = len(self.renderer.encode(prompt, item.question))
+            length = len(self.loaded.renderer.encode(prompt, item.question))
         except ValueError:  # the evaluation counts and names these questions
             return "the question holds characters that this model's tokenizer has no token for"
-        return f"the prompt has {length} tokens, the model takes {self.context}" if length >= self.context else ""
+        return f"the prompt has {length} tokens, the model takes {self.loaded.context}" if length >= self.loaded.context else ""
 
     def first_turns(self, items: Iterable[BenchmarkItem], mode: str, deliver: Deliver) -> None:
         """Answer every question `samples` times. Each answer is delivered as soon as it ends."""
-        prompts = [(item, 0, [], self.renderer.text(item.question, mode)) for item in items]
+        prompts = [(item, 0, [], self.loaded.renderer.text(item.question, mode)) for item in items]
         self._draw(prompts, self.decoding.samples, self.decoding.temperature, ("first", mode), deliver)
 
     def second_turns(self, answers: list[tuple[BenchmarkItem, int, Turn]], method: Method, deliver: Deliver) -> None:
         """Let responses be reviewed, and deliver both turns. A response that leaves no room for a review stands alone."""
         prompts = []
         for item, sample, turn in answers:
-            prompt = self.renderer.text(item.question, method.mode, [(without_thinking(turn), method.review)])
+            prompt = self.loaded.renderer.text(item.question, method.mode, [(without_thinking(turn), method.review)])
             if self.unreadable(item, prompt):
                 deliver(item, sample, [turn])
             else:
                 prompts.append((item, sample, [turn], prompt))
-        temperature = method.paper_temperature if self.decoding.paper else self.decoding.temperature
+        temperature = method.paper_temperature if self.decoding.paper_decoding else self.decoding.temperature
         self._draw(prompts, 1, temperature, ("second", method.name), deliver)
 
     def _draw(
@@ -166,8 +162,8 @@ class Answerer:
         # a request for each prompt
         requests = []
         for item, sample, _, prompt in prompts:
-            ids = self.renderer.encode(prompt, item.question)
-            room = min(self.decoding.max_new_tokens, self.context - len(ids))
+            ids = self.loaded.renderer.encode(prompt, item.question)
+            room = min(self.decoding.max_new_tokens, self.loaded.context - len(ids))
             self.shortened += samples * (room < self.decoding.max_new_tokens)
             key = (self.decoding.seed, "benchmark", *purpose, item.id, sample)
             requests.append(Request(ids, samples, room, temperature, key, self.decoding.top_p))
@@ -175,14 +171,14 @@ class Answerer:
         # responses, as they end
         def finish(r: int, i: int, completion: Completion) -> None:
             item, sample, earlier, prompt = prompts[r]
-            deliver(item, sample + i, [*earlier, make_turn(self.renderer, prompt, completion)])
+            deliver(item, sample + i, [*earlier, make_turn(self.loaded.renderer, prompt, completion)])
 
         if requests:
             self._sampler.generate(requests, on_finish=finish)
 
     @cached_property
     def _sampler(self) -> Sampler:
-        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=self.decoding.max_slots, max_len=self.context)
+        return self.loaded.sampler(self.decoding.max_slots)
 
 
 def answer_text(turn: Turn, mode: str) -> str:

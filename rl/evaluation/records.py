@@ -81,20 +81,17 @@ class RecordFile:
         content = self.path.read_bytes() if self.path.exists() else b""
         *lines, cut_off = content.split(b"\n")  # bytes, because a line may be cut within a character
         for number, line in enumerate(lines, start=1):
-            record = self._parse(line, number)
+            try:
+                record = AnswerRecord(**json.loads(line.decode()))
+                if not isinstance(record.scores, dict) or not isinstance(record.turns, list):
+                    raise TypeError("scores or turns are malformed")
+            except (ValueError, TypeError) as error:
+                problem = f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it"
+                raise ValueError(problem) from error
             self.records[record.id, record.sample] = record
         if cut_off and mend:
             print(f"{self.path}: the last line was cut off; that question is asked again")
             write_whole(self.path, "".join(line.decode() + "\n" for line in lines))
-
-    def _parse(self, line: bytes, number: int) -> AnswerRecord:
-        try:
-            record = AnswerRecord(**json.loads(line.decode()))
-            if not isinstance(record.scores, dict) or not isinstance(record.turns, list):
-                raise TypeError("scores or turns are malformed")
-            return record
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it") from error
 
     def append(self, record: AnswerRecord) -> None:
         """Add a line to the file, to which other ranks add theirs."""
@@ -247,19 +244,17 @@ def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[AnswerRecord], l
             try:
                 mode, id = row["mode"], f"{file.stem}/{row['id']}"
                 questions[id] = row["question"], row["reference"]
-                sample, samples[mode, id] = samples[mode, id], samples[mode, id] + 1
-                head = (mode, id, sample, row["question"], row["reference"])
-                answers[mode].append(_rollout(*head, row["text"], row["tokens"], row["accuracy"]))
+                answers[mode].append(_rollout(mode, id, samples[mode, id], row))
+                samples[mode, id] += 1
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{where}: not a rollout ({type(error).__name__}: {error})") from error
     return answers["plain"] or _reference_answers(run, questions), answers["refine"]
 
 
-def _rollout(
-    mode: str, id: str, sample: int, question: str, reference: str, text: str, tokens: int, accuracy: float | None
-) -> AnswerRecord:
-    turn = Turn(prompt="", response=text, tokens=tokens, finish_reason="")
-    return AnswerRecord("rollouts", mode, id, sample, question, reference, [turn], None, 0, tokens, {"accuracy": accuracy})
+def _rollout(method: str, id: str, sample: int, row: dict) -> AnswerRecord:
+    turn = Turn(prompt="", response=row["text"], tokens=row["tokens"], finish_reason="")
+    head, scores = (method, id, sample, row["question"], row["reference"]), {"accuracy": row["accuracy"]}
+    return AnswerRecord("rollouts", *head, [turn], None, 0, row["tokens"], scores)
 
 
 def _reference_answers(run: Path, questions: dict[str, tuple[str, str]]) -> list[AnswerRecord]:
@@ -271,7 +266,8 @@ def _reference_answers(run: Path, questions: dict[str, tuple[str, str]]) -> list
     for id, (question, reference) in questions.items():
         row = rows.get(question_key(question, reference), {"texts": [], "scores": []})
         for sample, (text, score) in enumerate(zip(row["texts"], row["scores"], strict=True)):
-            records.append(_rollout("reference", id, sample, question, reference, text, 0, score))
+            answer = {"question": question, "reference": reference, "text": text, "tokens": 0, "accuracy": score}
+            records.append(_rollout("reference", id, sample, answer))
     return records
 
 

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import textwrap
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -102,32 +101,17 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _shown(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+Line = tuple[str, list[float | None]]  # label; a number for each column, average, tokens. No numbers: it heads the next lines
 
 
-@dataclass(frozen=True)
-class Line:
-    """One row of numbers under a heading; average and tokens may be absent. Without values it heads the rows below it."""
+def _line(label: str, shares: list[float | None], average: float | None = None, tokens: float | None = None) -> Line:
+    return label, [*map(_percent, shares), _percent(average), tokens]
 
-    label: str
-    values: list[float | None]
-    average: float | None = None
-    tokens: float | None = None
 
-    @classmethod
-    def of_shares(cls, label: str, shares: list[float | None]) -> "Line":
-        return cls(label, [_percent(share) for share in shares], _percent(_average(shares)))
-
-    @classmethod
-    def of_paper(cls, label: str, figures: dict[str, float], names: list[str]) -> "Line":
-        """Return a row of the paper. Its average stands beside ours only where both are over the same ten benchmarks."""
-        is_same = {*names, "average"} == figures.keys()
-        return cls(label, [figures.get(name) for name in names], figures["average"] if is_same else None)
-
-    def texts(self, columns: slice = slice(None)) -> list[str]:
-        """Return the numbers of some columns, the average and the tokens, as they are shown."""
-        return [*map(_shown, self.values[columns]), _shown(self.average), _shown(self.tokens, 0)]
+def _paper_line(label: str, figures: dict[str, float], names: list[str]) -> Line:
+    """Return a row of the paper. Its average stands beside ours only where both are over the same ten benchmarks."""
+    is_same = {*names, "average"} == figures.keys()
+    return label, [*(figures.get(name) for name in names), figures["average"] if is_same else None, None]
 
 
 def sections(table: dict) -> list[tuple[str, list[Line]]]:
@@ -138,33 +122,33 @@ def sections(table: dict) -> list[tuple[str, list[Line]]]:
     for score, heading in SCORES.items():
         lines = []
         for row in rows:
-            values = [_percent(value) for value in _values(row, names, score)]
-            if score != "accuracy" and not any(value is not None for value in values):
-                continue
-            lines.append(Line(row["label"], values, _percent(row["average"][score]), row["average"]["tokens"]))
-            errors = [_percent(error) for error in _values(row, names, f"{score}_se")]
-            if any(error is not None for error in errors):
-                lines.append(Line("  ± s.e.", errors))
-            if row["method"] in paper:
-                lines.append(Line.of_paper(f"  {model}", paper[row["method"]], names))
+            shares, errors = _values(row, names, score), _values(row, names, f"{score}_se")
+            if score == "accuracy" or any(share is not None for share in shares):
+                lines.append(_line(row["label"], shares, row["average"][score], row["average"]["tokens"]))
+                lines += [_line("  ± s.e.", errors)] if any(error is not None for error in errors) else []
+                lines += [_paper_line(f"  {model}", paper[row["method"]], names)] if row["method"] in paper else []
         if lines and paper:
-            others = {name: figures for name, figures in paper.items() if name not in {row["method"] for row in rows}}
-            lines.append(Line(f"{model} in the paper, not run here:", []))
+            others = [name for name in paper if name not in {row["method"] for row in rows}]
+            lines.append((f"{model} in the paper, not run here:", []))
             titles = {name: METHODS[name].title if name in METHODS else name for name in others}
-            lines += [Line.of_paper(titles[name], figures, names) for name, figures in others.items()]
+            lines += [_paper_line(titles[name], paper[name], names) for name in others]
         if lines:
             found.append((f"accuracy in %, {heading}", lines))
     # several samples; pass@1 is the accuracy
     passes = [[value or {} for value in _values(row, names, "pass_at")] for row in rows]
     ks = sorted({int(k) for of_row in passes for of_cell in of_row for k in of_cell})
-    for k in ks[1:]:
-        shares = [[of_cell.get(str(k)) for of_cell in of_row] for of_row in passes]
-        lines = [Line.of_shares(row["label"], of_row) for row, of_row in zip(rows, shares, strict=True)]
-        found.append((f"pass@{k} in %, by rule", lines))
+    shares = {f"pass@{k}": [[of_cell.get(str(k)) for of_cell in of_row] for of_row in passes] for k in ks[1:]}
     if ks:
-        lines = [Line.of_shares(row["label"], _values(row, names, "majority")) for row in rows]
-        found.append((f"maj@{ks[-1]} in %, by rule", lines))
+        shares[f"maj@{ks[-1]}"] = [_values(row, names, "majority") for row in rows]
+    for name, of_rows in shares.items():
+        lines = [_line(row["label"], of_row, _average(of_row)) for row, of_row in zip(rows, of_rows, strict=True)]
+        found.append((f"{name} in %, by rule", lines))
     return found
+
+
+def _texts(numbers: list[float | None]) -> list[str]:
+    """Return the numbers of a line as they are shown, the last one (tokens) without decimals."""
+    return ["-" if n is None else f"{n:.1f}" for n in numbers[:-1]] + ["-" if n is None else f"{n:.0f}" for n in numbers[-1:]]
 
 
 def terminal(table: dict) -> str:
@@ -172,28 +156,27 @@ def terminal(table: dict) -> str:
     titles, text = [benchmark_title(name)[:6] for name in table["benchmarks"]], []
     for heading, lines in sections(table):
         for start in range(0, len(titles), PER_BLOCK):
-            part, is_last = slice(start, start + PER_BLOCK), start + PER_BLOCK >= len(titles)
-            widths = [7] * len(titles[part]) + ([6, 7] if is_last else [])  # zip below drops average and tokens before the last
-            columns = zip([*titles[part], "avg", "tokens"], widths, strict=False)
-            text += ["", heading[:WIDTH], " " * 17 + "".join(f"{title:>{width}}" for title, width in columns)]
-            for line in lines:
-                here = [value is not None for value in line.values[part]]
-                if any(value is not None for value in line.values) and not any(here):
+            # the columns of a block; average and tokens end the last one
+            part = slice(start, start + PER_BLOCK if start + PER_BLOCK < len(titles) else None)
+            widths = ([7] * len(titles) + [6, 7])[part]
+            head = "".join(f"{title:>{width}}" for title, width in zip([*titles, "avg", "tokens"][part], widths, strict=True))
+            text += ["", heading[:WIDTH], " " * 17 + head]
+            for label, numbers in lines:
+                columns = numbers[: len(titles)]
+                if any(n is not None for n in columns) and all(n is None for n in columns[part]):
                     continue  # all its numbers stand in other blocks
-                numbers = "".join(f"{number:>{width}}" for number, width in zip(line.texts(part), widths, strict=False))
-                text.append(f"{line.label[:17]:17}{numbers}".rstrip() if line.values else line.label[:WIDTH])
+                shown = "".join(f"{n:>{width}}" for n, width in zip(_texts(numbers)[part], widths, strict=False))
+                text.append(f"{label[:17]:17}{shown}".rstrip() if numbers else label[:WIDTH])
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes(table)]
     return "\n".join([*text, "", *wrapped]).strip("\n")
 
 
 def markdown(table: dict) -> str:
     """Return GitHub tables, one for each section, with the notes as a list."""
-    titles, text = [benchmark_title(name) for name in table["benchmarks"]], []
+    titles, text = [*map(benchmark_title, table["benchmarks"]), "avg", "tokens"], []
     for heading, lines in sections(table):
-        text += [f"### {heading}", "", f"| | {' | '.join(titles)} | avg | tokens |", "|---|" + "---|" * (len(titles) + 2)]
-        for line in lines:
-            numbers = line.texts() if line.values else ["-"] * (len(titles) + 2)
-            text.append(f"| {line.label.strip()} | {' | '.join(numbers)} |")
+        text += [f"### {heading}", "", f"| | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+        text += [f"| {label.strip()} | {' | '.join(_texts(n or [None] * len(titles)))} |" for label, n in lines]
         text.append("")
     return "\n".join([*text, *(f"- {note}" for note in notes(table))]) + "\n"
 
@@ -254,6 +237,7 @@ def notes(table: dict) -> list[str]:
 
 def save(table: dict, folder: Path) -> None:
     """Write table.md, table.csv and table.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "table.md", markdown(table))
     write_whole(folder / "table.csv", csv_text(table))
     write_whole(folder / "table.json", json.dumps(table, indent=2, ensure_ascii=False) + "\n")
