@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import make_model
+from evaluation import record, response
 from fault_proxy import FakeJudge, running
-from test_behaviour import answer_of, response
 from test_local_judge import character_tokenizer
 
 from rewards.judge import Judgement, RuleScorer
@@ -63,7 +63,7 @@ def test_judged_by_a_server(tmp_path, capsys):
             return coherence[n]
         return kinds[n] if "\nD: " in prompt else "1"
 
-    refined = [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)]
+    refined = [record(str(n), 1.0, text=text) for n, text in enumerate(texts)]
     with running(FakeJudge(reply)) as server:
         spec = JudgeSpec.of(Config(judge=server.url, judge_model="m", device="cpu"), tmp_path)
         for _ in range(2):  # the second time from the cache
@@ -95,7 +95,7 @@ class KeepsItems(RuleScorer):
 
 def test_a_part_of_the_refinements_is_judged(monkeypatch):
     """Bug guarded: a limit that is not one, or takes the head of a sorted file; other items in every analysis."""
-    refined = [answer_of(str(n), response(f"{n}<refine>more {n}</refine>", str(n)), 1.0) for n in range(20)]
+    refined = [record(str(n), 1.0, text=response(f"{n}<refine>more {n}</refine>", str(n))) for n in range(20)]
     monkeypatch.setattr("rl.evaluation.behaviour.JUDGE_LIMIT", 5)
     asked = []
     for answers in (refined, refined[::-1]):

@@ -1,17 +1,17 @@
 """The paper's methods: what each turn is given, what goes back, and which answer counts."""
 
 import json
+from functools import partial
 
 import pytest
 from conftest import SHARED, needs_tokenizers
-from reader import make_answerer, reader_tokenizer, scripted, write_rows
+from evaluation import reader_tokenizer, scripted, write_sums
+from evaluation import run as run_method
 from transformers import AutoTokenizer
 
-from data.benchmarks import load_benchmark, own_benchmark
 from data.prompts import PromptRenderer, Prompts
 from rl.evaluation.methods import (
     HOLDS,
-    METHODS,
     REVIEW,
     REVIEW_WRONG,
     Turn,
@@ -20,29 +20,13 @@ from rl.evaluation.methods import (
     says_it_holds,
     without_thinking,
 )
-from rl.evaluation.records import OutputFolder
-from rl.evaluation.run import BenchmarkRun
 from rl.evaluation.scores import summarise
-
-SETTINGS = {"benchmarks": {}, "data": {}, "judge": None}
 
 
 @pytest.fixture
 def run(tmp_path):
     """Runs methods on three sums, in one output folder."""
-    file = write_rows(tmp_path / "sums.jsonl", [{"question": f"{i} + 1?", "answer": i + 1} for i in range(3)])
-    benchmark = own_benchmark(f"sums={file}:number")
-    items = load_benchmark(benchmark, None)
-
-    def run(method: str, **decoding):
-        answerer = make_answerer(**decoding)
-        out = OutputFolder(tmp_path / "out", SETTINGS)
-        try:
-            return BenchmarkRun(answerer, benchmark, items, METHODS[method], out.path).run({})
-        finally:
-            out.close()
-
-    return run
+    return partial(run_method, write_sums(tmp_path, 3), tmp_path / "out")
 
 
 def turn(response: str, prompt: str = "p", finish_reason: str = "stop") -> Turn:
@@ -99,12 +83,12 @@ def test_reviews_share_the_first_turn_with_vanilla(run, monkeypatch):
     assert [r.turns[0] for r in refined] == [r.turns[0] for r in vanilla]
 
 
-def test_pasr_uses_the_refine_prompt_and_the_answer_body(run, monkeypatch):
+@pytest.mark.parametrize("method", ["pasr-prompt", "pasr"])
+def test_pasr_uses_the_refine_prompt_and_the_answer_body(run, monkeypatch, method):
     scripted(monkeypatch, answer_sums)
-    for method in ("pasr-prompt", "pasr"):
-        records = run(method)
-        assert records[0].turns[0]["prompt"].startswith("<|system|>REFINE")
-        assert [record.scores["rule"] for record in records] == [1.0, 0.0, 0.0]
+    records = run(method)
+    assert records[0].turns[0]["prompt"].startswith("<|system|>REFINE")
+    assert [record.scores["rule"] for record in records] == [1.0, 0.0, 0.0]
 
 
 def test_temperatures_of_the_paper(run, monkeypatch):

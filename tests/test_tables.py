@@ -5,14 +5,13 @@ import io
 import itertools
 import json
 import math
-from dataclasses import asdict
 
 import pytest
+from evaluation import record, unreadable, write_evaluation
 
 from data.benchmarks import BENCHMARKS
 from rl.evaluation import tables
 from rl.evaluation.methods import METHODS
-from rl.evaluation.records import AnswerRecord
 from rl.evaluation.scores import (
     differences,
     majority_score,
@@ -25,13 +24,6 @@ from rl.evaluation.scores import (
     standard_error,
     summarise,
 )  # fmt: skip
-
-
-def record(id: str, score: float | None, sample=0, answer="5", tokens=10, method="vanilla", benchmark="gsm8k", **more):
-    turn = {"prompt": "p", "response": "<think>a<refine>b</refine></think><answer>5</answer>", "tokens": tokens}
-    turns = [turn | {"finish_reason": "stop"}]
-    scores = {"rule": score, "judge": None}
-    return AnswerRecord(benchmark, method, id, sample, f"question {id}", "5", turns, answer, 0, tokens, scores, **more)
 
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (4, 1), (5, 2), (6, 6), (6, 3)])
@@ -88,7 +80,7 @@ def test_standard_error_is_over_questions():
 
 
 def test_unreadable_questions_count_as_wrong_and_cost_nothing():
-    records = [record("a", 1.0, tokens=8), AnswerRecord("g", "vanilla", "b", 0, "q", "r", [], None, 0, 0, {"rule": 0.0}, "why")]
+    records = [record("a", 1.0, tokens=8), unreadable("b")]
     cell = summarise(records, "number")
     assert (cell["accuracy"], cell["tokens"], cell["unreadable"]) == (0.5, 8, 1)
     assert cell["other_rules"] == 1, "what was not asked was scored by no rules"
@@ -96,9 +88,7 @@ def test_unreadable_questions_count_as_wrong_and_cost_nothing():
 
 
 def test_failed_judge_scores_are_left_out():
-    records = [record("a", 1.0), record("b", 1.0)]
-    records[0].scores["judge"] = 0.0
-    cell = summarise(records, "number")
+    cell = summarise([record("a", 1.0, judge=0.0), record("b", 1.0)], "number")
     assert (cell["judge"], cell["judge_failed"]) == (0.0, 1)
 
 
@@ -131,25 +121,6 @@ def test_bootstrap_interval_is_that_of_the_mean():
     found, error = paired_difference([(zeros, gaps)]), standard_error(list(gaps.values()))
     assert found["low"] == pytest.approx(0.25 - 1.96 * error, abs=0.004)
     assert found["high"] == pytest.approx(0.25 + 1.96 * error, abs=0.004)
-
-
-def write_evaluation(folder, records, **settings):
-    (folder / "records").mkdir(parents=True)
-    kinds = {r.benchmark: "number" for r in records}
-    base = {
-        "model": "m",
-        "temperature": 0.0,
-        "samples": 1,
-        "paper_decoding": False,
-        "max_new_tokens": 9,
-        "limit": None,
-        "seed": 0,
-    }
-    (folder / "settings.json").write_text(json.dumps(base | {"benchmarks": kinds, "data": {}} | settings))
-    for r in records:
-        with (folder / "records" / f"{r.benchmark}.{r.method}.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(r)) + "\n")
-    return folder
 
 
 @pytest.fixture
@@ -236,8 +207,7 @@ def test_differences_of_two_evaluations(tmp_path):
 
 def test_rules_of_two_evaluations(tmp_path):
     """Bug guarded: a difference that a change of the rules has made; a warning because of what was never scored."""
-    unread = AnswerRecord("gsm8k", "vanilla", "b", 0, "q", "r", [], None, 0, 0, {"rule": 0.0}, "why")
-    one = write_evaluation(tmp_path / "one", [record("a", 0.0, rules="now"), unread])
+    one = write_evaluation(tmp_path / "one", [record("a", 0.0, rules="now"), unreadable("b")])
     two = write_evaluation(tmp_path / "two", [record("a", 1.0, rules="now")])
     three = write_evaluation(tmp_path / "three", [record("a", 1.0, rules="then")])
     assert not mixed_rules(str(one), str(two))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import STEPS, flags, lines_of
-from reader import write_rows
+from evaluation import write_rows
 
 import rl.evaluation.training
 import train
