@@ -7,10 +7,13 @@ import json
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rewards.judge_prompts import INSTRUCTIONS
-from rl.evaluation.behaviour import BINS, GRADES, HIGH, JUDGE_PROMPTS, LOW, TRANSITIONS, analyse
+from rl.evaluation.behaviour import BINS, HIGH, JUDGE_PROMPTS, LOW, TRANSITIONS, analyse
 from rl.evaluation.records import AnswerRecord, load_settings, methods_of, read_records, read_rollouts
 from rl.files import write_whole
 from rl.judging.judge import JudgeSpec, make_scorers
@@ -24,8 +27,10 @@ PAPER = {
     "coherence": {"high": 0.80, "middle": 0.16, "low": 0.04},
     "alignment": {"high": 0.94, "middle": 0.04, "low": 0.02},
 }
-GRADE_LABELS = {"high": f"{HIGH} or more", "middle": f"{LOW} to {HIGH}", "low": f"below {LOW}"}
-ANSWER_LABELS = {
+LABELS = {  # of grades and of what became of the answer
+    "high": f"{HIGH} or more",
+    "middle": f"{LOW} to {HIGH}",
+    "low": f"below {LOW}",
     "new": "new: written nowhere before",
     "written before": "written before, not as the last",
     "kept": "kept: the last candidate before",
@@ -139,7 +144,7 @@ def summary(analysis: dict) -> str:
         "right, of answers that do not": effect["right"]["not_refining"],
     }
     parts["To what end"] = [
-        _table("final answer, of answers that refine", {ANSWER_LABELS[n]: value for n, value in effect["answer"].items()}),
+        _table("final answer, of answers that refine", {LABELS[n]: value for n, value in effect["answer"].items()}),
         f"Answers of another form, which cannot be compared so: {effect['not_comparable']}.",
         _table("otherwise", others),
     ]
@@ -147,7 +152,7 @@ def summary(analysis: dict) -> str:
     for name in [name for name in INSTRUCTIONS if name in analysis.get("judge", {})]:
         part = analysis["judge"][name]
         asked = f"{part['asked']} of {part['there_are']} put to the judge; {part['failed']} failed or unreadable, left out."
-        rows = {GRADE_LABELS.get(key, key): value for key, value in part["shares"].items()}
+        rows = {LABELS.get(key, key): value for key, value in part["shares"].items()}
         parts[f"{name.capitalize()}, by the judge"] = [asked, _table(name, rows, PAPER.get(name))]
     source = "\n".join(f"{name}: {text}  " for name, text in analysis.get("source", {}).items())
     blocks = [block for title, content in parts.items() for block in (f"## {title}", *content)]
@@ -186,39 +191,37 @@ def _when(when: dict, long: dict) -> list[str]:
 
 def figures(analysis: dict) -> dict[str, "Figure"]:
     """Return a figure for each analysis, by name."""
-    effect, transitions = analysis["effect"]["answer"], analysis["transitions"]["shares"]
-    made = {
-        "transitions": bars("from plain to refined answer", transitions, PAPER["transitions"]),
-        "whether": bars("refinements in an answer", analysis["whether"]["refinements"]),
-        "when": histogram("where refinements begin", "share of the response before them", analysis["when"]),
-        "how_long": histogram("how long refinements are", "share of the response in them", analysis["how_long"]),
-        "effect": bars("the final answer of answers that refine", effect, labels=ANSWER_LABELS),
+    begin, length = analysis["when"], analysis["how_long"]
+    shares = {
+        "transitions": ("from plain to refined answer", analysis["transitions"]["shares"]),
+        "whether": ("refinements in an answer", analysis["whether"]["refinements"]),
+        "effect": ("the final answer of answers that refine", analysis["effect"]["answer"]),
     }
-    for name, part in analysis.get("judge", {}).items():
-        labels = GRADE_LABELS if set(part["shares"]) == set(GRADES) else None
-        made[name] = bars(f"{name}, by the judge", part["shares"], PAPER.get(name), labels)
+    shares |= {name: (f"{name}, by the judge", part["shares"]) for name, part in analysis.get("judge", {}).items()}
+    made = {name: bars(title, values, PAPER.get(name)) for name, (title, values) in shares.items()}
+    made["when"] = histogram("where refinements begin", "share of the response before them", begin)
+    made["how_long"] = histogram("how long refinements are", "share of the response in them", length)
     return made
 
 
-def bars(title: str, shares: dict[str, dict], paper: dict[str, float] | None = None, labels: dict | None = None) -> "Figure":
+def bars(title: str, shares: dict[str, dict], paper: dict[str, float] | None) -> "Figure":
     """Return shares as bars with their intervals, the paper's beside them."""
     from matplotlib.figure import Figure
 
     # ours, left of the paper's
     axes = Figure(figsize=(6.4, 3.2), layout="constrained").add_subplot()
     places, width = range(len(shares)), 0.4 if paper else 0.7
-    left = [n - (width / 2 if paper else 0.0) for n in places]
     ends = [(v["low"], v["share"], v["high"]) if v["of"] else (0.0, 0.0, 0.0) for v in shares.values()]
-    whiskers = [[share - low for low, share, _ in ends], [high - share for _, share, high in ends]]
-    count = next(iter(shares.values()))["of"]
-    heights = [share for _, share, _ in ends]
-    axes.bar(left, heights, width, yerr=whiskers, capsize=3, color="#2a6f97", label=f"here, n = {count}")
+    lows, heights, highs = np.array(ends).T
+    axes.bar(
+        [n - (width / 2 if paper else 0.0) for n in places], heights, width, yerr=[heights - lows, highs - heights], capsize=3,
+        color="#2a6f97", label=f"here, n = {next(iter(shares.values()))['of']}",
+    )  # fmt: skip
     if paper:
         axes.bar([n + width / 2 for n in places], [paper[k] for k in shares], width, color="#c9a227", label="paper")
     # labels, the long ones broken in their middle
-    texts = [(labels or {}).get(key, key).split() for key in shares]
-    halves = [(" ".join(words[: (len(words) + 1) // 2]), " ".join(words[(len(words) + 1) // 2 :])) for words in texts]
-    axes.set_xticks(places, [f"{a} {b}".strip() if len(f"{a} {b}".strip()) <= 14 else f"{a}\n{b}" for a, b in halves])
+    labels = [LABELS.get(key, key) for key in shares]
+    axes.set_xticks(places, [label if len(label) <= 14 else fill(label, len(label) // 2 + 4) for label in labels])
     axes.set(title=title, ylabel="share", ylim=(0, 1.05))
     axes.legend(frameon=False)
     return axes.figure

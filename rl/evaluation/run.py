@@ -49,6 +49,10 @@ class BenchmarkRun:
     def order(self) -> list[str]:
         return [item.id for item in self.items]
 
+    @property
+    def samples(self) -> range:
+        return range(self.answerer.decoding.samples)
+
     def file(self, method: str | None = None, *, mend: bool = False) -> RecordFile:
         return RecordFile(self.folder, self.benchmark.name, method or self.method.name, mend=mend)
 
@@ -81,13 +85,10 @@ class BenchmarkRun:
         file = self.file(mend=True)
         if stale := self._rescore(file):
             print(f"{self.title}: the rules have changed; {stale} answers that are there already are scored anew")
-        missing = {(id, i) for id in self.order for i in self._samples()} - file.records.keys()
+        missing = {(id, i) for id in self.order for i in self.samples} - file.records.keys()
         if missing and file.records:
             print(f"{self.title}: {len(file.records)} answers are there already, {len(missing)} to go")
         return missing
-
-    def _samples(self) -> range:
-        return range(self.answerer.decoding.samples)
 
     def _rescore(self, file: RecordFile) -> int:
         """Score the answers that other rules have scored again, and return how many these were.
@@ -133,7 +134,7 @@ class BenchmarkRun:
         readable = []
         for item in items:
             if reason := answerer.unreadable(item, answerer.loaded.renderer.text(item.question, mode)):
-                for sample in self._samples():
+                for sample in self.samples:
                     deliver(item, sample, [], reason)
             else:
                 readable.append(item)
@@ -143,12 +144,12 @@ class BenchmarkRun:
         # first turns of the methods that review: vanilla's answers where they are there, which have the same prompt and draws
         assert mode == METHODS["vanilla"].mode
         first = {key: record.turns[0] for key, record in self.file("vanilla").records.items() if record.turns}
-        new = [item for item in readable if any((item.id, i) not in first for i in self._samples())]
+        new = [item for item in readable if any((item.id, i) not in first for i in self.samples)]
         answerer.first_turns(new, mode, lambda item, i, turns: first.update({(item.id, i): turns[0]}))
         # second turns
         to_review = []
         for item in readable:
-            for i in self._samples():
+            for i in self.samples:
                 turn = first[item.id, i]
                 if self.method.only_wrong and self._score(item, turn) >= RIGHT:
                     deliver(item, i, [turn])
@@ -197,7 +198,9 @@ def judge_records(judge: Scorer, kind: str, records: Iterable[AnswerRecord]) -> 
     unscored = [record for record in records if record.scores.get("judge") is None]
     share, futures = split_over_ranks(unscored), {}
     for i, record in enumerate(share):
-        if text := judged_text(record):
+        # the judge reads the response without its thinking
+        text = answer_text(record.turns[record.answer_turn], METHODS[record.method].mode) if record.turns else ""
+        if text:
             futures[i] = judge.submit(Judgement(record.question, record.reference, text))
     judge.finish()
     own = [benchmark_score(kind, futures[i].result()) if i in futures else 0.0 for i in range(len(share))]
@@ -205,8 +208,3 @@ def judge_records(judge: Scorer, kind: str, records: Iterable[AnswerRecord]) -> 
     for record, score in zip(unscored, scores, strict=True):
         record.scores["judge"] = score
     return scores.count(None)
-
-
-def judged_text(record: AnswerRecord) -> str:
-    """Return the response that the answer stands in, without its thinking: the text that the judge reads."""
-    return answer_text(record.turns[record.answer_turn], METHODS[record.method].mode) if record.turns else ""

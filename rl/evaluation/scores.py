@@ -163,35 +163,33 @@ def pair_up(a: str, b: str) -> list[tuple[str, Cells, Cells]]:
     Raises:
         ValueError: a folder without evaluation, a method it lacks, nothing in common, or one id for two questions.
     """
-    # the two folders, and the methods to compare
-    (folder_a, method_a, one), (folder_b, method_b, two) = _read_side(a), _read_side(b)
+    # the methods to compare
+    (method_a, one), (method_b, two) = _read_side(a), _read_side(b)
     if method_a or method_b:
-        left, right = method_a or method_b, method_b or method_a
-        if left not in one or right not in two:
-            raise ValueError(f"name the method of both sides, FOLDER:METHOD: {folder_a} has {', '.join(one)}, "
-                             f"{folder_b} has {', '.join(two)}")  # fmt: skip
-        pairs = [(left, right)]
+        pairs = [(method_a or method_b, method_b or method_a)]
     else:
-        pairs = [(m, m) for m in one if m in two]
-        if not pairs and len(one) == len(two) == 1:
-            pairs = [(*one, *two)]
-        if not pairs:
-            raise ValueError("the two share no method; say which to compare: --diff A:METHOD B:METHOD")
+        pairs = [(m, m) for m in one if m in two] or ([(*one, *two)] if len(one) == len(two) == 1 else [])
+    if not pairs or pairs[0][0] not in one or pairs[0][1] not in two:
+        has = f"{a} has {', '.join(one)}, {b} has {', '.join(two)}"
+        raise ValueError(f"the two share no method; say which to compare: --diff A:METHOD B:METHOD ({has})")
     # their records on common benchmarks
     result = []
     for left, right in pairs:
         common = [name for name in one[left] if name in two[right]]
         if not common:
             raise ValueError(f"the two share no benchmark: {', '.join(one[left])} against {', '.join(two[right])}")
-        sides = tuple({name: side[name] for name in common} for side in (one[left], two[right]))
-        _check_questions(*sides)
+        for name in common:
+            questions = {record.id: (record.question, record.reference) for record in one[left][name]}
+            for record in two[right][name]:
+                if questions.get(record.id, (record.question, record.reference)) != (record.question, record.reference):
+                    raise ValueError(f"{record.id} is another question in the two evaluations: their data differ")
         title = METHODS[left].title if left == right else f"{METHODS[left].title} -> {METHODS[right].title}"
-        result.append((title, *sides))
+        result.append((title, *({name: side[name] for name in common} for side in (one[left], two[right]))))
     return result
 
 
-def _read_side(text: str) -> tuple[str, str | None, dict[str, Cells]]:
-    """Read FOLDER or FOLDER:METHOD, as (folder, method or None, records by method and benchmark)."""
+def _read_side(text: str) -> tuple[str | None, dict[str, Cells]]:
+    """Read FOLDER or FOLDER:METHOD, as (method or None, records by method and benchmark)."""
     folder, mark, method = text.rpartition(":")
     if not (mark and method in METHODS):
         folder, method = text, None
@@ -200,16 +198,7 @@ def _read_side(text: str) -> tuple[str, str | None, dict[str, Cells]]:
         cells.setdefault(name, {})[benchmark] = records
     if method is not None and method not in cells:
         raise ValueError(f"{folder} has no answers of {method}; it has {', '.join(cells)}")
-    return folder, method, cells
-
-
-def _check_questions(one: Cells, two: Cells) -> None:
-    """Refuse to pair answers to different questions."""
-    for name, records in one.items():
-        questions = {record.id: (record.question, record.reference) for record in records}
-        for record in two[name]:
-            if questions.get(record.id, (record.question, record.reference)) != (record.question, record.reference):
-                raise ValueError(f"{record.id} is another question in the two evaluations: their data differ")
+    return method, cells
 
 
 def mixed_rules(a: str, b: str) -> bool:
