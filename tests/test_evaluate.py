@@ -48,15 +48,6 @@ def test_missing_samples_of_a_question_are_drawn(sums, tmp_path, monkeypatch):
     assert list(drawn.values())[5:] == ["8"] + ["7", "8"] * 3
 
 
-def test_a_broken_line_in_the_middle_is_named(sums, tmp_path, monkeypatch):
-    scripted(monkeypatch, lambda prompt, sample: "1")
-    run(sums, tmp_path / "out")
-    file = tmp_path / "out" / "records" / "sums.vanilla.jsonl"
-    file.write_text("rubbish\n" + file.read_text())
-    with pytest.raises(ValueError, match=r"sums\.vanilla\.jsonl, line 1 is no record"):
-        run(sums, tmp_path / "out")
-
-
 def test_other_settings_are_refused(tmp_path):
     """Bug guarded: greedy and sampled answers, or answers to other questions, in one table."""
     OutputFolder(tmp_path, SETTINGS).close()

@@ -79,23 +79,16 @@ def test_standard_error_is_over_questions():
     assert standard_error([1.0]) is None
 
 
-def test_unreadable_questions_count_as_wrong_and_cost_nothing():
-    records = [record("a", 1.0, tokens=8), unreadable("b")]
-    cell = summarise(records, "number")
-    assert (cell["accuracy"], cell["tokens"], cell["unreadable"]) == (0.5, 8, 1)
-    assert cell["other_rules"] == 1, "what was not asked was scored by no rules"
-    assert summarise(records[1:], "number")["accuracy"] is None
-
-
-def test_failed_judge_scores_are_left_out():
-    cell = summarise([record("a", 1.0, judge=0.0), record("b", 1.0)], "number")
-    assert (cell["judge"], cell["judge_failed"]) == (0.0, 1)
-
-
-def test_refine_prompt_responses_are_looked_at():
-    cell = summarise([record("a", 1.0, method="pasr")], "number")
-    assert (cell["wellformed"], cell["refined"]) == (1.0, 1.0)
-    assert "wellformed" not in summarise([record("a", 1.0)], "number")
+def test_what_is_left_out_of_a_cell():
+    """Bug guarded: a failed judge's score that counts as 0; tokens of a question that the model could not be given."""
+    cell = summarise([record("a", 1.0, tokens=8, judge=0.0), record("c", 1.0, tokens=8), unreadable("b")], "number")
+    assert (cell["accuracy"], cell["tokens"], cell["unreadable"]) == (pytest.approx(2 / 3), 8, 1), "unreadable counts as wrong"
+    assert (cell["judge"], cell["judge_failed"]) == (0.0, 2)
+    assert cell["other_rules"] == 2, "what was not asked was scored by no rules"
+    assert summarise([unreadable("b")], "number")["accuracy"] is None
+    assert "wellformed" not in cell
+    refined = summarise([record("a", 1.0, method="pasr")], "number")
+    assert (refined["wellformed"], refined["refined"]) == (1.0, 1.0)
 
 
 def test_paired_differences():
