@@ -53,8 +53,9 @@ def test_vanilla_is_one_turn_for_all_questions_in_one_call(run, monkeypatch):
 def test_self_refine_reviews_every_answer(run, monkeypatch):
     """Bug guarded: a review that never sees the first answer, or a "right as it is" that wipes the answer out."""
     calls = scripted(monkeypatch, answer_sums)
-    records = run("self-refine")
-    assert [len(call) for call in calls] == [3, 3]
+    vanilla, records = run("vanilla"), run("self-refine")
+    assert [len(call) for call in calls] == [3, 3], "the first turn is vanilla's answer, and not paid for again"
+    assert [record.turns[0] for record in records] == [record.turns[0] for record in vanilla]
     assert [record.scores["rule"] for record in records] == [1.0, 1.0, 0.0]
     assert [record.answer_turn for record in records] == [0, 1, 0]
     second = records[1].turns[1]["prompt"]
@@ -72,15 +73,6 @@ def test_the_oracle_sends_back_only_what_is_wrong(run, monkeypatch):
     assert summarise(records, "number")["review_missing"] == 0.0
     assert REVIEW_WRONG in records[1].turns[1]["prompt"]
     assert [record.scores["rule"] for record in records] == [1.0, 1.0, 0.0]
-
-
-def test_reviews_share_the_first_turn_with_vanilla(run, monkeypatch):
-    """Bug guarded: paying three times for the same greedy answer, or comparing reviews of another answer than vanilla's."""
-    calls = scripted(monkeypatch, answer_sums)
-    vanilla = run("vanilla")
-    refined = run("self-refine")
-    assert [len(call) for call in calls] == [3, 3]
-    assert [r.turns[0] for r in refined] == [r.turns[0] for r in vanilla]
 
 
 @pytest.mark.parametrize("method", ["pasr-prompt", "pasr"])

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from model.checkpoint import read_json
-from rl.evaluation.methods import METHODS, Turn
+from rl.evaluation.methods import Turn
 from rl.files import append_line, write_whole
 from rl.judging.cache import baseline_files, question_key, read_baselines
 from rl.run.console import wrapped
@@ -189,38 +189,25 @@ def _join_settings(saved: dict, now: dict, path: Path) -> dict:
     return now | joined | {"judge": now["judge"] or saved.get("judge")}
 
 
-def read_evaluation(folder: Path) -> dict[tuple[str, str], list[AnswerRecord]]:
-    """Read the records of an evaluation, by (benchmark, method).
-
-    Raises:
-        ValueError: no evaluation there, or a broken file.
-    """
-    cells = {}
-    for benchmark in load_settings(folder)["benchmarks"]:
-        for method in METHODS:
-            if (folder / "records" / f"{benchmark}.{method}.jsonl").is_file():
-                cells[benchmark, method] = list(RecordFile(folder, benchmark, method, mend=False).records.values())
-    if not cells:
-        raise ValueError(f"{folder} holds no records")
-    return cells
-
-
 def methods_of(folder: Path) -> list[str]:
     """Return the methods that an evaluation has records of."""
     return sorted({file.stem.rpartition(".")[2] for file in (folder / "records").glob("*.*.jsonl")})
 
 
-def read_records(folder: Path, method: str) -> list[AnswerRecord]:
-    """Read every answer of a method in an evaluation's folder.
+def read_records(folder: Path, method: str | None = None) -> dict[tuple[str, str], list[AnswerRecord]]:
+    """Read the records of an evaluation, all or those of one method, by (benchmark, method).
 
     Raises:
-        ValueError: no records of the method, or a line that is none; file and line are named.
+        ValueError: there are none, or a line is no record; file and line are named.
     """
-    files = sorted((folder / "records").glob(f"*.{method}.jsonl"))
-    if not files:
-        raise ValueError(f"{folder / 'records'} has no records of {method!r}; it has {methods_of(folder) or 'none at all'}")
-    names = [file.stem.rpartition(".")[0] for file in files]
-    return [r for name in names for r in RecordFile(folder, name, method, mend=False).records.values()]
+    cells = {}
+    for file in sorted((folder / "records").glob(f"*.{method or '*'}.jsonl")):
+        benchmark, _, name = file.stem.rpartition(".")
+        cells[benchmark, name] = list(RecordFile(folder, benchmark, name, mend=False).records.values())
+    if not cells:
+        of = f" of {method!r}" if method else ""
+        raise ValueError(f"{folder / 'records'} has no records{of}; it has {methods_of(folder) or 'none at all'}")
+    return cells
 
 
 def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[AnswerRecord], list[AnswerRecord]]:

@@ -17,7 +17,7 @@ from rewards.accuracy import RULES, rules_version
 from rewards.format import parse_response
 from rewards.judge import RIGHT
 from rl.evaluation.methods import METHODS
-from rl.evaluation.records import AnswerRecord, read_evaluation
+from rl.evaluation.records import AnswerRecord, load_settings, read_records
 
 RESAMPLES = 10_000  # of a bootstrap
 LEVEL = 0.95
@@ -193,9 +193,9 @@ def _read_side(text: str) -> tuple[str | None, dict[str, Cells]]:
     folder, mark, method = text.rpartition(":")
     if not (mark and method in METHODS):
         folder, method = text, None
-    cells: dict[str, Cells] = {}
-    for (benchmark, name), records in read_evaluation(Path(folder)).items():
-        cells.setdefault(name, {})[benchmark] = records
+    benchmarks, records = load_settings(Path(folder))["benchmarks"], read_records(Path(folder))
+    cells = {m: {b: records[b, m] for b in benchmarks if (b, m) in records} for m in METHODS}
+    cells = {m: of_method for m, of_method in cells.items() if of_method}
     if method is not None and method not in cells:
         raise ValueError(f"{folder} has no answers of {method}; it has {', '.join(cells)}")
     return method, cells

@@ -16,7 +16,7 @@ from string import ascii_uppercase
 
 from data.benchmarks import BENCHMARKS
 from rl.evaluation.methods import METHODS
-from rl.evaluation.records import load_settings, read_evaluation
+from rl.evaluation.records import load_settings, read_records
 from rl.evaluation.scores import SCORES, benchmark_title, summarise
 from rl.files import write_whole
 
@@ -67,12 +67,14 @@ def build(folders: list[Path], compare: str | None = None) -> dict:
     kinds: dict[str, str] = {}
     rows = []
     for letter, folder in zip(ascii_uppercase, folders, strict=False):
-        settings, records = load_settings(folder), read_evaluation(folder)
+        settings, records = load_settings(folder), read_records(folder)
         for name, kind in settings["benchmarks"].items():
             if kinds.setdefault(name, kind) != kind:
                 raise ValueError(f"{name} is of kind {kind} in {folder}, and of kind {kinds[name]} elsewhere")
         for method in METHODS.values():
-            cells = {b: summarise(rs, settings["benchmarks"][b]) for (b, m), rs in records.items() if m == method.name and rs}
+            cells = {
+                b: summarise(rs, kind) for b, kind in settings["benchmarks"].items() if (rs := records.get((b, method.name)))
+            }
             if cells:
                 label = method.title if len(folders) == 1 else f"{letter} {method.title}"
                 rows.append({"label": label, "folder": str(folder), "method": method.name, "cells": cells})
