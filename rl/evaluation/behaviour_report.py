@@ -98,10 +98,8 @@ Sides = tuple[list[AnswerRecord], list[AnswerRecord], str, dict[str, str]]  # pl
 
 def _read_evaluation(folder: Path, plain_from: Path, plain: str | None, refined: str | None, score: str | None) -> Sides:
     plain, refined = plain or _choose(plain_from, PLAIN), refined or _choose(folder, REFINED)
-    sides = [
-        [record for records in read_records(source, method).values() for record in records]
-        for source, method in ((plain_from, plain), (folder, refined))
-    ]
+    sources = (plain_from, plain), (folder, refined)
+    sides = [[r for records in read_records(*source).values() for r in records] for source in sources]
     score = score or ("judge" if any(record.scores.get("judge") is not None for record in sides[1]) else "rule")
     return *sides, score, {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}", "scored by": score}
 

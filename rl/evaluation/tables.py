@@ -72,9 +72,8 @@ def build(folders: list[Path], compare: str | None = None) -> dict:
             if kinds.setdefault(name, kind) != kind:
                 raise ValueError(f"{name} is of kind {kind} in {folder}, and of kind {kinds[name]} elsewhere")
         for method in METHODS.values():
-            cells = {
-                b: summarise(rs, kind) for b, kind in settings["benchmarks"].items() if (rs := records.get((b, method.name)))
-            }
+            found = {b: records[b, method.name] for b in settings["benchmarks"] if records.get((b, method.name))}
+            cells = {benchmark: summarise(answers, settings["benchmarks"][benchmark]) for benchmark, answers in found.items()}
             if cells:
                 label = method.title if len(folders) == 1 else f"{letter} {method.title}"
                 rows.append({"label": label, "folder": str(folder), "method": method.name, "cells": cells})
