@@ -31,10 +31,10 @@ from rl.evaluation.methods import METHODS, Answerer, Decoding
 def ours(loaded: LoadedModel, items: list[BenchmarkItem], args: argparse.Namespace) -> list[str]:
     """Greedy answers through what `evaluate.py` runs on."""
     decoding = Decoding(max_new_tokens=args.max_new_tokens, max_slots=args.max_slots)
-    context = loaded.model.config.max_position_embeddings
-    answerer, found = Answerer(loaded.model, loaded.renderer, loaded.stop_ids, context, decoding), {}
-    answerer.first_turns(items, METHODS[args.method].mode, lambda item, _, turns: found.update({item.id: turns[0].response}))
-    return [found[item.id] for item in items]
+    answerer, answers = Answerer(loaded, decoding), {}
+    mode = METHODS[args.method].mode
+    answerer.first_turns(items, mode, lambda item, _, turns: answers.update({item.id: turns[0]["response"]}))
+    return [answers[item.id] for item in items]
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = args.model or str(random_model(Path(folder), length=args.max_new_tokens // 3))
-        loaded = load_for_asking(source, revision=None, prompts=None, device=args.device)
+        loaded = load_for_asking(source, prompts=None, device=args.device)
         if args.model:
             items = load_benchmark(parse_benchmarks(args.benchmark)[0], args.data_dir, limit=args.limit)
         else:

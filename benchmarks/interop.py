@@ -48,13 +48,13 @@ class Answers:
         return sum(self.scores) / len(self.scores)
 
 
-def ask_ours(folder: Path, renderer: PromptRenderer, stops: list[int], examples: list[Example], given) -> Answers:
+def ask_ours(folder: Path, renderer: PromptRenderer, stops: list[int], examples: list[Example], args) -> Answers:
     """Our sampler, our rule."""
     model = load_model(folder)
-    requests = [Request(renderer.ids(e.question, "refine"), 1, given.max_new_tokens, 0.0, e.id) for e in examples]
+    requests = [Request(renderer.ids(e.question, "refine"), 1, args.max_new_tokens, 0.0, e.id) for e in examples]
     longest = max(len(request.prompt_ids) for request in requests)
     begin = time.perf_counter()
-    sampler = Sampler(model, stop_ids=stops, max_slots=64, max_len=longest + given.max_new_tokens)
+    sampler = Sampler(model, stop_ids=stops, max_slots=64, max_len=longest + args.max_new_tokens)
     drawn = [completions[0] for completions in sampler.generate(requests)]
     seconds = time.perf_counter() - begin
     bodies = [answer_body(renderer.decode(c.text_ids)) for c in drawn]
@@ -62,7 +62,7 @@ def ask_ours(folder: Path, renderer: PromptRenderer, stops: list[int], examples:
     return Answers([renderer.tokenizer.decode(c.text_ids, skip_special_tokens=True) for c in drawn], scores, seconds)
 
 
-def write_task(folder: Path, renderer: PromptRenderer, stops: list[int], examples: list[Example], given) -> None:
+def write_task(folder: Path, renderer: PromptRenderer, stops: list[int], examples: list[Example], args) -> None:
     """A task of lm-eval's own format: prompts and answers as JSONL, and the YAML that says how to ask and to score."""
     rows = [{"prompt": renderer.text(e.question, "refine"), "target": final_part(e.reference)} for e in examples]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -76,7 +76,7 @@ def write_task(folder: Path, renderer: PromptRenderer, stops: list[int], example
         "doc_to_target": "{{target}}",
         "generation_kwargs": {
             "until": [renderer.decode([token_id]) for token_id in stops],
-            "max_gen_toks": given.max_new_tokens,
+            "max_gen_toks": args.max_new_tokens,
             "do_sample": False,
         },
         "filter_list": [
@@ -93,7 +93,7 @@ def write_task(folder: Path, renderer: PromptRenderer, stops: list[int], example
     (folder / f"{TASK}.yaml").write_text(json.dumps(task, indent=2), encoding="utf-8")  # JSON is YAML
 
 
-def ask_lm_eval(folder: Path, task_folder: Path, given) -> Answers:
+def ask_lm_eval(folder: Path, task_folder: Path, args) -> Answers:
     """lm-eval's `hf` model, its filter, its metric."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     import lm_eval  # late: it is no requirement of the project
@@ -105,7 +105,7 @@ def ask_lm_eval(folder: Path, task_folder: Path, given) -> Answers:
         model_args={"pretrained": str(folder), "dtype": "float32"},
         tasks=[TASK],
         task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
-        batch_size=given.batch_size,
+        batch_size=args.batch_size,
         device="cpu",
         log_samples=True,
         bootstrap_iters=0,
@@ -117,17 +117,17 @@ def ask_lm_eval(folder: Path, task_folder: Path, given) -> Answers:
     return Answers([sample["resps"][0][0] for sample in samples], scores, seconds)
 
 
-def compare(given: argparse.Namespace) -> tuple[Answers, Answers]:
+def compare(args: argparse.Namespace) -> tuple[Answers, Answers]:
     """(ours, lm-eval's) answers to the same prompts."""
-    folder = newest_model(Path(given.model))
+    folder = newest_model(Path(args.model))
     tokenizer = load_tokenizer(folder)
     renderer, stops = PromptRenderer(tokenizer, load_prompts(None, folder)), list(stop_ids(folder, tokenizer))
-    examples = load_examples(given.data) if given.data else load_split(held_out=True)
-    examples = shuffled(examples, seed=0, epoch=0)[: given.questions]
-    ours = ask_ours(folder, renderer, stops, examples, given)
+    examples = load_examples(args.data) if args.data else load_split(held_out=True)
+    examples = shuffled(examples, seed=0, epoch=0)[: args.questions]
+    ours = ask_ours(folder, renderer, stops, examples, args)
     with tempfile.TemporaryDirectory() as task_folder:
-        write_task(Path(task_folder), renderer, stops, examples, given)
-        return ours, ask_lm_eval(folder, Path(task_folder), given)
+        write_task(Path(task_folder), renderer, stops, examples, args)
+        return ours, ask_lm_eval(folder, Path(task_folder), args)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -141,11 +141,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = parse_arguments(argv)
+    args = parse_arguments(argv)
     if importlib.util.find_spec("lm_eval") is None:
         print("lm-eval is not installed (pip install lm-eval): nothing to compare with")
         return 0
-    ours, theirs = compare(given)
+    ours, theirs = compare(args)
     count = len(ours.texts)
     texts = sum(a == b for a, b in zip(ours.texts, theirs.texts, strict=True))
     scores = sum(a == b for a, b in zip(ours.scores, theirs.scores, strict=True))

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from functools import partial
 
 import pytest
+from evaluation import record, response, unreadable, write_evaluation
 
 import evaluate
 import rl.judging.judge
@@ -13,19 +14,12 @@ from rewards.http_judge import HttpJudge
 from rewards.judge_prompts import KINDS
 from rewards.refinements import answer_change, find_refinements
 from rl.config import Config
-from rl.evaluation import behaviour_report as analyse
-from rl.evaluation.behaviour import analyse as analyse_answers
-from rl.evaluation.behaviour import share, wilson
-from rl.evaluation.records import Answer, read_records
+from rl.evaluation import behaviour_report
+from rl.evaluation.behaviour import analyse, share, wilson
+from rl.evaluation.methods import Turn
+from rl.evaluation.records import read_records
 from rl.judging.cache import BaselineCache
-
-
-def response(think: str, answer: str = "7") -> str:
-    return f"<think>{think}</think><answer>{answer}</answer>"
-
-
-def answer_of(id: str, text: str, score: float | None, sample: int = 0, benchmark: str = "gsm8k") -> Answer:
-    return Answer(benchmark, id, sample, f"question {id}", text, 20, score)
+from rl.judging.judge import JudgeSpec
 
 
 @pytest.mark.parametrize(
@@ -43,11 +37,8 @@ def test_an_interval_holds_its_share():
         for count in (0, 1, of - 1, of):
             low, high = wilson(count, of)
             assert 0 <= low <= count / of <= high <= 1
-
-
-def test_a_share_of_nothing_is_not_zero():
     assert wilson(0, 0) == (0.0, 1.0)
-    assert share(0, 0)["share"] is None
+    assert share(0, 0)["share"] is None, "a share of nothing is not zero"
 
 
 def test_place_and_length_of_refinements():
@@ -93,29 +84,22 @@ def test_what_became_of_the_answer(think, answer, wanted):
 
 def test_transitions_counted_by_hand():
     """Bug guarded: swapped directions, other samples' or benchmarks' partners, failed scores taken for wrong answers."""
-    plain = [
-        answer_of("a", "x", 1.0),
-        answer_of("b", "x", 0.0),
-        answer_of("c", "x", 0.0),
-        answer_of("d", "x", 1.0),
-        answer_of("e", "x", None),
-        answer_of("f", "x", 1.0),
-        answer_of("a", "x", 0.0, sample=1),
-        answer_of("a", "x", 0.0, benchmark="arc"),
-    ]
-    fixed = response("1<refine>2</refine>", "2")
+    scores = {"a": 1.0, "b": 0.0, "c": 0.0, "d": 1.0, "e": None, "f": 1.0}
+    plain = [record(id, score) for id, score in scores.items()]
+    plain += [record("a", 0.0, sample=1), record("a", 0.0, benchmark="arc")]
+    kept, fixed = response("1", "1"), response("1<refine>2</refine>", "2")
     refined = [
-        answer_of("a", response("1", "1"), 0.9),  # right -> right
-        answer_of("b", "malformed <refine>", 0.2),  # wrong -> wrong
-        answer_of("c", fixed, 0.5),  # wrong -> right: from one half on
-        answer_of("d", response("1", "1"), 0.49),  # right -> wrong
-        answer_of("e", fixed, 1.0),  # its partner has no score
-        answer_of("f", fixed, None),
-        answer_of("g", fixed, 1.0),  # no partner
-        answer_of("a", response("1<refine>1</refine>", "1"), 1.0, sample=1),  # wrong -> right
-        answer_of("a", response("1", "1"), 0.0, benchmark="arc"),  # wrong -> wrong
+        record("a", 0.9, text=kept),  # right -> right
+        record("b", 0.2, text="malformed <refine>"),  # wrong -> wrong
+        record("c", 0.5, text=fixed),  # wrong -> right: from one half on
+        record("d", 0.49, text=kept),  # right -> wrong
+        record("e", 1.0, text=fixed),  # its partner has no score
+        record("f", None, text=fixed),
+        record("g", 1.0, text=fixed),  # no partner
+        record("a", 1.0, sample=1, text=response("1<refine>1</refine>", "1")),  # wrong -> right
+        record("a", 0.0, benchmark="arc", text=kept),  # wrong -> wrong
     ]
-    found = analyse_answers(plain, refined)
+    found = analyse(plain, refined, "rule")
     counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
     assert counts == {"right->right": 1, "wrong->wrong": 2, "wrong->right": 2, "right->wrong": 1}
     assert (found["transitions"]["pairs"], found["transitions"]["questions"]) == (6, 5)
@@ -130,7 +114,7 @@ def test_transitions_counted_by_hand():
     assert {name: value["count"] for name, value in effect["answer"].items()} == {"new": 4, "written before": 0, "kept": 1}
     assert (effect["repeats"]["count"], effect["right"]["refining"]["of"]) == (1, 4)
     assert (found["when"]["count"], found["when"]["bins"]) == (5, [0, 5, 0, 0, 0, 0, 0, 0, 0, 0])
-    assert found["how_long"]["tokens"]["mean"] < 20
+    assert found["how_long"]["tokens"]["mean"] < 10
     assert "judge" not in found
 
 
@@ -138,43 +122,33 @@ def test_how_many_when_and_what_cannot_be_told():
     """Bug guarded: two refinements counted as many, a late one in an early bin, answers in words counted as compared."""
     words, one = response("It is Rome <refine>no</refine>", "Paris"), "<refine>r</refine>"
     texts = [response("7"), words, response(f"7{one}7{one}"), response(f"7{one}7{one}8{one}"), response(f"7{one * 4}")]
-    found = analyse_answers([], [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)])
+    found = analyse([], [record(str(n), 1.0, text=text) for n, text in enumerate(texts)], "rule")
     counts = {name: value["count"] for name, value in found["whether"]["refinements"].items()}
     assert counts == {"0": 1, "1": 1, "2": 1, "3+": 2}
     assert found["effect"]["not_comparable"] == 1
     assert sum(value["count"] for value in found["effect"]["answer"].values()) == 3
     text = response("a" * 860 + one + "b" * 20)
     assert 0.9 < find_refinements(text)[0].begin < 1.0
-    assert analyse_answers([], [answer_of("a", text, 1.0)])["when"]["bins"] == [0] * 9 + [1]
-
-
-def record(benchmark: str, id: str, text: str, rule: float | None, judge: float | None = None) -> dict:
-    turns = [{"prompt": "p", "response": text, "tokens": 9, "finish_reason": "stop"}]
-    scores = {"rule": rule, "judge": judge}
-    head = {"benchmark": benchmark, "method": "m", "id": id, "sample": 0, "question": "q", "reference": "7"}
-    return head | {"turns": turns, "answer": "7", "answer_turn": len(turns) - 1, "tokens": 9, "scores": scores}
+    assert analyse([], [record("a", 1.0, text=text)], "rule")["when"]["bins"] == [0] * 9 + [1]
 
 
 @pytest.fixture
 def evaluation(tmp_path):
-    """Records of two methods on two benchmarks, as evaluate.py leaves them."""
-    (tmp_path / "records").mkdir()
-    refined = response("8<refine>7</refine>")
-    second = record("arc", "1", "7", 1.0)
-    second |= {"turns": [*second["turns"], {"response": "all is well"}], "answer_turn": 1}
-    rows = {
-        "gsm8k.vanilla": [record("gsm8k", "1", "8", 0.0, 1.0), record("gsm8k", "2", "7", 1.0)],
-        "gsm8k.pasr": [record("gsm8k", "1", refined, 1.0, 0.0), record("gsm8k", "2", refined, 1.0)],
-        "arc.vanilla": [record("arc", "1", "7", 1.0)],
-        "arc.self-refine": [second | {"answer_turn": 0}, second | {"id": "2"}],
-        "arc.pasr": [record("arc", "1", refined, 1.0), record("arc", "2", "", 0.0) | {"turns": []}],
-    }
-    for name, content in rows.items():
-        (tmp_path / "records" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    return tmp_path
+    """Records of three methods on two benchmarks, as evaluate.py leaves them."""
+    refined, arc = response("8<refine>7</refine>"), {"benchmark": "arc"}
+    reviewed = [record(id, 1.0, method="self-refine", text="7", **arc) for id in "12"]
+    for r in reviewed:
+        r.turns.append(Turn(prompt="p", response="all is well", tokens=3, finish_reason="stop"))
+    reviewed[1].answer_turn = 1
+    records = [
+        record("1", 0.0, text="8", judge=1.0), record("2", 1.0, text="7"), record("1", 1.0, text="7", **arc), *reviewed,
+        record("1", 1.0, method="pasr", text=refined, judge=0.0), record("2", 1.0, method="pasr", text=refined),
+        record("1", 1.0, method="pasr", text=refined, **arc), unreadable("2", method="pasr", **arc),
+    ]  # fmt: skip
+    return write_evaluation(tmp_path / "evaluation", records, model="some/model")
 
 
-def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
+def test_from_records_to_report(evaluation, tmp_path, capsys):
     """Bug guarded: a report that is no Markdown of 100 columns, a figure that is missing, a judge's score that is not used."""
     (evaluation / "analysis").mkdir()
     (evaluation / "analysis" / "kind.svg").write_text("of an earlier analysis, with a judge")
@@ -186,46 +160,45 @@ def test_from_records_to_report(evaluation, tmp_path_factory, capsys):
     assert found["source"]["refined"] == f"pasr of {evaluation}"
     counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
     assert counts == {"right->right": 0, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's, and no other"
-    by_rule = {n: v["count"] for n, v in analyse.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()}
+    by_rule = {
+        n: v["count"] for n, v in behaviour_report.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()
+    }
     assert by_rule == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 1, "right->wrong": 0}
     assert found["source"]["left out"] == "1, of questions that could not be asked", "and are not malformed answers"
     assert found["whether"]["wellformed"]["of"] == 3
-    assert [answer.text for answer in read_records(evaluation, "self-refine", "rule")] == ["7", "all is well"]
-    base = tmp_path_factory.mktemp("base")
-    (base / "records").mkdir()
-    (base / "records" / "arc.vanilla.jsonl").write_text(json.dumps(record("arc", "1", "8", 0.0)) + "\n")
-    of_base = analyse.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
+    assert [r.response for r in read_records(evaluation, "self-refine")["arc", "self-refine"]] == ["7", "all is well"]
+    base = write_evaluation(tmp_path / "base", [record("1", 0.0, text="8", benchmark="arc")])
+    of_base = behaviour_report.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
     assert (of_base["pairs"], of_base["shares"]["wrong->right"]["count"]) == (1, 1)
     assert (evaluation / "analysis" / "behaviour.md").read_text().startswith("# How the model refines")
     for name in ("transitions", "whether", "when", "how_long", "effect"):
         assert ElementTree.parse(evaluation / "analysis" / f"{name}.svg").getroot().tag.endswith("svg")
 
 
-def test_self_is_the_model_that_answered(evaluation, tmp_path, monkeypatch):
+def test_self_is_the_model_that_answered(evaluation, monkeypatch):
     """Bug guarded: --judge self refused, or taken for a folder called self."""
-    (evaluation / "settings.json").write_text(json.dumps({"model": "some/model", "benchmarks": {}, "data": {}}))
     judges = []
-    monkeypatch.setattr(analyse, "make_scorers", lambda config, *_, **__: judges.append(config.judge) or {})
-    analyse.run_analysis(evaluation, Config(judge="self"))
-    analyse.run_analysis(evaluation, Config(judge="rules"))
+    monkeypatch.setattr(behaviour_report, "make_scorers", lambda spec, *_, **__: judges.append(spec.name) or {})
+    for judge in ("self", "rules"):
+        behaviour_report.analyse_folder(evaluation, JudgeSpec.of(Config(judge=judge), evaluation))
     assert judges == ["some/model"]
 
 
 def test_a_judge_that_is_away_is_an_error_before_anything_is_asked(evaluation, monkeypatch):
     """Bug guarded: an analysis that asks hundreds of times, and reports that all of them failed."""
-    monkeypatch.setattr(rl.judges, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=1))
+    monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=1))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
         with pytest.raises(ValueError, match="does not answer"):
-            analyse.run_analysis(evaluation, Config(judge=url, judge_model="m", runs_dir=str(evaluation)))
+            behaviour_report.analyse_folder(evaluation, JudgeSpec.of(Config(judge=url, judge_model="m"), evaluation))
 
 
 def test_an_evaluation_that_is_running_can_be_analysed(evaluation):
     """Bug guarded: a half-written last line taken for a broken file."""
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text(file.read_text() + '{"benchmark": "a')
-    assert len(read_records(evaluation, "pasr", "rule")) == 4
+    assert [len(records) for records in read_records(evaluation, "pasr").values()] == [2, 2]
 
 
 def test_rollouts_are_paired_with_the_references_answers(tmp_path):
@@ -238,7 +211,7 @@ def test_rollouts_are_paired_with_the_references_answers(tmp_path):
     rows = [row, row, row, row | {"id": "2", "question": "asked of nobody"}]
     for step in (1, 2):
         (run / "rollouts" / f"step_00000{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    analysis = analyse.analyse_folder(run)
+    analysis = behaviour_report.analyse_folder(run)
     assert analysis["source"]["plain answers"] == "the initial policy's"
     found = analysis["transitions"]
     assert {name: value["count"] for name, value in found["shares"].items() if value["count"]} == {
@@ -251,24 +224,24 @@ def test_rollouts_are_paired_with_the_references_answers(tmp_path):
 def test_report_of_an_analysis_with_judge_and_without_refinements():
     """Bug guarded: a division by no refinements, a figure of kinds without a kind."""
     shares = partial(dict.fromkeys)
-    found = analyse_answers([], [answer_of("a", response("1"), 1.0)])
+    found = analyse([], [record("a", 1.0, text=response("1"))], "rule")
     nothing = {"there_are": 0, "asked": 0, "failed": 0}
     found["judge"] = {
         "coherence": nothing | {"mean": None, "shares": shares(("high", "middle", "low"), share(0, 0))},
         "kind": nothing | {"shares": shares(KINDS, share(0, 0))},
     }
-    text = analyse.summary(found)
+    text = behaviour_report.summary(found)
     assert "0 refinements." in text
     assert "none to count" in text
-    assert set(analyse.figures(found)) == {"transitions", "whether", "when", "how_long", "effect", "coherence", "kind"}
+    assert set(behaviour_report.figures(found)) == {"transitions", "whether", "when", "how_long", "effect", "coherence", "kind"}
 
 
 def test_mistakes_are_named(evaluation, tmp_path):
     with pytest.raises(ValueError, match="neither records/"):
-        analyse.analyse_folder(tmp_path / "nowhere")
+        behaviour_report.analyse_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no records of 'pasr-prompt'"):
-        read_records(evaluation, "pasr-prompt", "rule")
+        read_records(evaluation, "pasr-prompt")
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text('{"benchmark": "arc"}\n')
     with pytest.raises(ValueError, match=r"arc\.pasr\.jsonl, line 1 is no record of an answer"):
-        analyse.analyse_folder(evaluation)
+        behaviour_report.analyse_folder(evaluation)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 from conftest import make_model
+from evaluation import record, response
 from fault_proxy import FakeJudge, running
-from samples import character_tokenizer
-from test_behaviour import answer_of, response
+from test_local_judge import character_tokenizer
 
 from rewards.judge import Judgement, RuleScorer
 from rewards.judge_prompts import INSTRUCTIONS, KINDS, check_template, option_of, option_score, parse_option
 from rl.config import Config
-from rl.evaluation.behaviour import ASKED, TRIED, behaviour_items
-from rl.evaluation.behaviour import analyse as analyse_answers
+from rl.evaluation.behaviour import JUDGE_PROMPTS, analyse, behaviour_items
+from rl.evaluation.behaviour_report import TRIED
 from rl.judging.judge import CASES, JudgeSpec, make_scorers
 from rl.judging.local_judge import LocalJudge, likely_option
 
@@ -63,12 +63,12 @@ def test_judged_by_a_server(tmp_path, capsys):
             return coherence[n]
         return kinds[n] if "\nD: " in prompt else "1"
 
-    refined = [answer_of(str(n), text, 1.0) for n, text in enumerate(texts)]
+    refined = [record(str(n), 1.0, text=text) for n, text in enumerate(texts)]
     with running(FakeJudge(reply)) as server:
         spec = JudgeSpec.of(Config(judge=server.url, judge_model="m", device="cpu"), tmp_path)
         for _ in range(2):  # the second time from the cache
-            scorers = make_scorers(spec, ASKED, None, tried=TRIED)
-            found = analyse_answers([], refined, scorers=scorers)["judge"]
+            scorers = make_scorers(spec, JUDGE_PROMPTS, None, tried=TRIED)
+            found = analyse([], refined, "rule", scorers)["judge"]
             for scorer in scorers.values():
                 scorer.close()
     counts = {name: {kind: value["count"] for kind, value in found[name]["shares"].items()} for name in found}
@@ -93,13 +93,14 @@ class KeepsItems(RuleScorer):
         return super().submit(item)
 
 
-def test_a_part_of_the_refinements_is_judged():
+def test_a_part_of_the_refinements_is_judged(monkeypatch):
     """Bug guarded: a limit that is not one, or takes the head of a sorted file; other items in every analysis."""
-    refined = [answer_of(str(n), response(f"{n}<refine>more {n}</refine>", str(n)), 1.0) for n in range(20)]
+    refined = [record(str(n), 1.0, text=response(f"{n}<refine>more {n}</refine>", str(n))) for n in range(20)]
+    monkeypatch.setattr("rl.evaluation.behaviour.JUDGE_LIMIT", 5)
     asked = []
     for answers in (refined, refined[::-1]):
-        scorers = {name: KeepsItems() for name in ASKED}
-        found = analyse_answers([], answers, scorers=scorers, judge_limit=5)["judge"]["kind"]
+        scorers = {name: KeepsItems() for name in JUDGE_PROMPTS}
+        found = analyse([], answers, "rule", scorers)["judge"]["kind"]
         assert (found["there_are"], found["asked"]) == (20, 5)
         asked.append(scorers["kind"].items)
     assert asked[0] == asked[1] != [Judgement(f"question {n}", str(n), f"more {n}") for n in range(5)]

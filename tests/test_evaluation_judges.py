@@ -4,11 +4,9 @@ import json
 from concurrent.futures import Future
 
 import pytest
-import torch
-from evaluation import arguments, run, write_sums
+from evaluation import arguments, run, scripted, write_reader_folder, write_rows, write_sums
 from fault_proxy import FakeJudge as FakeServer
 from fault_proxy import running
-from reader import scripted, write_reader_folder, write_rows
 
 import evaluate
 import rl.evaluation.run
@@ -16,8 +14,9 @@ import rl.evaluation.scores
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rewards.judge_prompts import JUDGE_KINDS, benchmark_score, check_template, instruction
 from rl.config import Config
-from rl.evaluation.run import ASKED
-from rl.judging.judge import make_scorers
+from rl.evaluation.asking import load_for_asking
+from rl.evaluation.run import JUDGE_PROMPTS
+from rl.judging.judge import JudgeSpec, make_scorers
 
 
 @pytest.fixture
@@ -46,8 +45,10 @@ class FakeJudge:
 def test_judge_and_rule_stand_side_by_side(sums, tmp_path, monkeypatch, capsys):
     """Bug guarded: a failed score that counts as 0 or is never asked for again; a right or wrong that counts .9."""
     scripted(monkeypatch, lambda prompt, sample: "" if "5 + 1" in prompt else "Answer: 1" if "0 + 1" in prompt else "Answer: 0")
-    judge = FakeJudge(failing=("2 +",))
+    assert {record.scores["judge"] for record in run(sums, tmp_path)} == {None}
+    calls, judge = scripted(monkeypatch, lambda prompt, sample: pytest.fail("drawn again")), FakeJudge(failing=("2 +",))
     records = run(sums, tmp_path, judges={"open": judge})
+    assert not calls, "a judge can be added later"
     assert [r.scores["judge"] for r in records] == [1.0, 0.0, None, 0.0, 0.0, 0.0]
     assert [r.scores["rule"] for r in records] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert len(judge.asked) == 5, "an empty answer needs no call"
@@ -56,14 +57,6 @@ def test_judge_and_rule_stand_side_by_side(sums, tmp_path, monkeypatch, capsys):
     records = run(sums, tmp_path, judges={"open": again})
     assert [item.question[:5] for item in again.asked] == ["2 + 1"]
     assert records[2].scores["judge"] == 0.0
-
-
-def test_a_judge_can_be_added_later(sums, tmp_path, monkeypatch):
-    calls = scripted(monkeypatch, lambda prompt, sample: "Answer: 1")
-    run(sums, tmp_path)
-    records = run(sums, tmp_path, judges={"open": FakeJudge()})
-    assert len(calls) == 1
-    assert all(record.scores["judge"] == 1.0 for record in records)
 
 
 def test_judge_reads_the_answer_that_counts(tmp_path, sums, monkeypatch):
@@ -91,11 +84,9 @@ def test_summaries_keep_degrees():
 
 def test_the_model_itself_can_judge(tmp_path, capsys):
     """Bug guarded: in-process judges that are built for training's prompt alone."""
-    from rl.evaluation.asking import load_for_asking
-
-    loaded = load_for_asking(str(write_reader_folder(tmp_path / "m")), revision=None, prompts=None, device="cpu")
-    own, cpu = (loaded.model, loaded.tokenizer), torch.device("cpu")
-    judges = make_scorers(Config(judge="self", runs_dir=str(tmp_path)), ASKED, own, cpu, tried="open")
+    loaded = load_for_asking(str(write_reader_folder(tmp_path / "m")), prompts=None, device="cpu")
+    spec = JudgeSpec.of(Config(judge="self", device="cpu"), tmp_path)
+    judges = make_scorers(spec, JUDGE_PROMPTS, (loaded.model, loaded.tokenizer), tried="open")
     assert set(judges) == set(JUDGE_KINDS)
     assert "WARNING" in capsys.readouterr().out  # a random model cannot judge, and is said not to
 
@@ -156,9 +147,8 @@ def test_a_judge_of_ones_own_scores_beside_the_rules(tmp_path, monkeypatch, caps
 
     monkeypatch.setitem(NAMED_JUDGES, "length", LengthJudge)
     write_reader_folder(tmp_path / "m")
-    sums = write_rows(tmp_path / "sums.jsonl", [{"question": f"{i} + 1?", "answer": i + 1} for i in range(3)])
-    flags = ["--benchmarks", f"sums={sums}:number", "--methods", "vanilla", "--max-new-tokens", "8", "--judge", "length"]
-    assert evaluate.main(["--model", str(tmp_path / "m"), "--out", str(tmp_path / "out"), *flags]) == 0
+    flags = ["--benchmarks", f"sums={write_sums(tmp_path).file}:number", "--methods", "vanilla", "--judge", "length"]
+    assert evaluate.main(arguments(tmp_path, *flags)) == 0
     cell = json.loads((tmp_path / "out" / "table.json").read_text())["rows"][0]["cells"]["sums"]
     assert (cell["accuracy"], cell["judge"]) == (0.0, 1.0)
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["judge"][0] == "length"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import lines_of
-from evaluation import arguments, write_sums
-from reader import write_reader_folder
+from evaluation import arguments, write_reader_folder, write_sums
 from test_distributed import run_ranks
 
 import evaluate

@@ -1,17 +1,17 @@
 """The paper's methods: what each turn is given, what goes back, and which answer counts."""
 
 import json
+from functools import partial
 
 import pytest
 from conftest import SHARED, needs_tokenizers
-from reader import make_answerer, reader_tokenizer, scripted, write_rows
+from evaluation import reader_tokenizer, scripted, write_sums
+from evaluation import run as run_method
 from transformers import AutoTokenizer
 
-from data.benchmarks import load_benchmark, own_benchmark
 from data.prompts import PromptRenderer, Prompts
 from rl.evaluation.methods import (
     HOLDS,
-    METHODS,
     REVIEW,
     REVIEW_WRONG,
     Turn,
@@ -20,29 +20,17 @@ from rl.evaluation.methods import (
     says_it_holds,
     without_thinking,
 )
-from rl.evaluation.records import OutputFolder
-from rl.evaluation.run import run_benchmark
 from rl.evaluation.scores import summarise
-
-SETTINGS = {"benchmarks": {}, "data": {}, "judge": None}
 
 
 @pytest.fixture
 def run(tmp_path):
     """Runs methods on three sums, in one output folder."""
-    file = write_rows(tmp_path / "sums.jsonl", [{"question": f"{i} + 1?", "answer": i + 1} for i in range(3)])
-    benchmark = own_benchmark(f"sums={file}:number")
-    items = load_benchmark(benchmark, None)
+    return partial(run_method, write_sums(tmp_path, 3), tmp_path / "out")
 
-    def run(method: str, **decoding):
-        answerer = make_answerer(**decoding)
-        out = OutputFolder(tmp_path / "out", SETTINGS)
-        try:
-            return run_benchmark(answerer, benchmark, items, METHODS[method], out.path, None)
-        finally:
-            out.close()
 
-    return run
+def turn(response: str, prompt: str = "p", finish_reason: str = "stop") -> Turn:
+    return Turn(prompt=prompt, response=response, tokens=5, finish_reason=finish_reason)
 
 
 def answer_sums(prompt: str, sample: int) -> str:
@@ -65,8 +53,9 @@ def test_vanilla_is_one_turn_for_all_questions_in_one_call(run, monkeypatch):
 def test_self_refine_reviews_every_answer(run, monkeypatch):
     """Bug guarded: a review that never sees the first answer, or a "right as it is" that wipes the answer out."""
     calls = scripted(monkeypatch, answer_sums)
-    records = run("self-refine")
-    assert [len(call) for call in calls] == [3, 3]
+    vanilla, records = run("vanilla"), run("self-refine")
+    assert [len(call) for call in calls] == [3, 3], "the first turn is vanilla's answer, and not paid for again"
+    assert [record.turns[0] for record in records] == [record.turns[0] for record in vanilla]
     assert [record.scores["rule"] for record in records] == [1.0, 1.0, 0.0]
     assert [record.answer_turn for record in records] == [0, 1, 0]
     second = records[1].turns[1]["prompt"]
@@ -86,28 +75,19 @@ def test_the_oracle_sends_back_only_what_is_wrong(run, monkeypatch):
     assert [record.scores["rule"] for record in records] == [1.0, 1.0, 0.0]
 
 
-def test_reviews_share_the_first_turn_with_vanilla(run, monkeypatch):
-    """Bug guarded: paying three times for the same greedy answer, or comparing reviews of another answer than vanilla's."""
-    calls = scripted(monkeypatch, answer_sums)
-    vanilla = run("vanilla")
-    refined = run("self-refine")
-    assert [len(call) for call in calls] == [3, 3]
-    assert [r.turns[0] for r in refined] == [r.turns[0] for r in vanilla]
-
-
-def test_pasr_uses_the_refine_prompt_and_the_answer_body(run, monkeypatch):
+@pytest.mark.parametrize("method", ["pasr-prompt", "pasr"])
+def test_pasr_uses_the_refine_prompt_and_the_answer_body(run, monkeypatch, method):
     scripted(monkeypatch, answer_sums)
-    for method in ("pasr-prompt", "pasr"):
-        records = run(method)
-        assert records[0].turns[0]["prompt"].startswith("<|system|>REFINE")
-        assert [record.scores["rule"] for record in records] == [1.0, 0.0, 0.0]
+    records = run(method)
+    assert records[0].turns[0]["prompt"].startswith("<|system|>REFINE")
+    assert [record.scores["rule"] for record in records] == [1.0, 0.0, 0.0]
 
 
 def test_temperatures_of_the_paper(run, monkeypatch):
     """Bug guarded: first turns of Self-Refine drawn at another temperature than vanilla, under --paper-decoding."""
     calls = scripted(monkeypatch, answer_sums)
-    run("self-refine", paper=True)
-    run("self-refine-oracle", paper=True)
+    run("self-refine", paper_decoding=True)
+    run("self-refine-oracle", paper_decoding=True)
     assert [{r.temperature for r in call} for call in calls] == [{0.0}, {0.9}, {0.0}, {0.6}]
 
 
@@ -139,22 +119,22 @@ def test_a_review_that_does_not_fit_leaves_the_answer(run, monkeypatch):
 )  # fmt: skip
 def test_when_a_review_holds(said, holds):
     """Bug guarded: a review with a new answer thrown away because it also praises the old one."""
-    assert says_it_holds(Turn("p", said, 1, "stop")) is holds
+    assert says_it_holds(turn(said)) is holds
 
 
 def test_thinking_that_the_template_opened_is_no_answer():
     """Bug guarded: native thinking opened in the prompt and never closed, scored as the answer."""
-    assert answer_text(Turn("... <think>\n", "it is 72", 5, "length"), "plain") == ""
-    assert answer_text(Turn("... <think>\n", "hm</think>72", 5, "stop"), "plain") == "72"
-    assert without_thinking(Turn("p", "<think>endless", 5, "length")) == "<think>endless"
+    assert answer_text(turn("it is 72", "... <think>\n", "length"), "plain") == ""
+    assert answer_text(turn("hm</think>72", "... <think>\n"), "plain") == "72"
+    assert without_thinking(turn("<think>endless", "p", "length")) == "<think>endless"
 
 
 def test_answer_pairs_in_plain_answers():
     """Bug guarded: a trained model that writes <answer> in plain mode as well scored 0 for its tags; hedging by two pairs."""
-    assert answer_text(Turn("p", "<think>hm</think><answer>72</answer>", 5, "stop"), "plain") == "72"
+    assert answer_text(turn("<think>hm</think><answer>72</answer>"), "plain") == "72"
     two = "<answer>72</answer><answer>73</answer>"
-    assert answer_text(Turn("p", two, 5, "stop"), "plain") == two
-    assert answer_text(Turn("p", two, 5, "stop"), "refine") == ""
+    assert answer_text(turn(two), "plain") == two
+    assert answer_text(turn(two), "refine") == ""
 
 
 def test_dialogue_without_a_chat_template():
@@ -168,8 +148,8 @@ def test_dialogue_without_a_chat_template():
 def test_dialogue_in_real_templates(name):
     """Bug guarded: an answer that a template drops, or thinking shown to the next turn. Qwen3's strips it itself."""
     renderer = PromptRenderer(AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name), Prompts())
-    turn = Turn("p", "<think>secret</think>\n\nFirst answer.", 5, "stop")
-    text = renderer.text("q", "plain", [(without_thinking(turn), REVIEW)])
+    said = turn("<think>secret</think>\n\nFirst answer.")
+    text = renderer.text("q", "plain", [(without_thinking(said), REVIEW)])
     assert "First answer.<|im_end|>\n<|im_start|>user\nGo through" in text
     assert "secret" not in text
     assert text.endswith("<|im_start|>assistant\n")

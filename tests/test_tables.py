@@ -5,23 +5,25 @@ import io
 import itertools
 import json
 import math
-from dataclasses import asdict
 
 import pytest
+from evaluation import record, unreadable, write_evaluation
 
+from data.benchmarks import BENCHMARKS
 from rl.evaluation import tables
-from rl.evaluation.differences import differences, mixed_rules, pair_up, render
 from rl.evaluation.methods import METHODS
-from rl.evaluation.paper_figures import BENCHMARK_ORDER, PAPER, paper_model
-from rl.evaluation.records import AnswerRecord
-from rl.evaluation.scores import majority_score, paired_difference, pass_at_k, question_means, standard_error, summarise
-
-
-def record(id: str, score: float | None, sample=0, answer="5", tokens=10, method="vanilla", benchmark="gsm8k", **more):
-    turn = {"prompt": "p", "response": "<think>a<refine>b</refine></think><answer>5</answer>", "tokens": tokens}
-    turns = [turn | {"finish_reason": "stop"}]
-    scores = {"rule": score, "judge": None}
-    return AnswerRecord(benchmark, method, id, sample, f"question {id}", "5", turns, answer, 0, tokens, scores, **more)
+from rl.evaluation.scores import (
+    differences,
+    majority_score,
+    mixed_rules,
+    pair_up,
+    paired_difference,
+    pass_at_k,
+    question_means,
+    render_differences,
+    standard_error,
+    summarise,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (4, 1), (5, 2), (6, 6), (6, 3)])
@@ -77,25 +79,16 @@ def test_standard_error_is_over_questions():
     assert standard_error([1.0]) is None
 
 
-def test_unreadable_questions_count_as_wrong_and_cost_nothing():
-    records = [record("a", 1.0, tokens=8), AnswerRecord("g", "vanilla", "b", 0, "q", "r", [], None, 0, 0, {"rule": 0.0}, "why")]
-    cell = summarise(records, "number")
-    assert (cell["accuracy"], cell["tokens"], cell["unreadable"]) == (0.5, 8, 1)
-    assert cell["other_rules"] == 1, "what was not asked was scored by no rules"
-    assert summarise(records[1:], "number")["accuracy"] is None
-
-
-def test_failed_judge_scores_are_left_out():
-    records = [record("a", 1.0), record("b", 1.0)]
-    records[0].scores["judge"] = 0.0
-    cell = summarise(records, "number")
-    assert (cell["judge"], cell["judge_failed"]) == (0.0, 1)
-
-
-def test_refine_prompt_responses_are_looked_at():
-    cell = summarise([record("a", 1.0, method="pasr")], "number")
-    assert (cell["wellformed"], cell["refined"]) == (1.0, 1.0)
-    assert "wellformed" not in summarise([record("a", 1.0)], "number")
+def test_what_is_left_out_of_a_cell():
+    """Bug guarded: a failed judge's score that counts as 0; tokens of a question that the model could not be given."""
+    cell = summarise([record("a", 1.0, tokens=8, judge=0.0), record("c", 1.0, tokens=8), unreadable("b")], "number")
+    assert (cell["accuracy"], cell["tokens"], cell["unreadable"]) == (pytest.approx(2 / 3), 8, 1), "unreadable counts as wrong"
+    assert (cell["judge"], cell["judge_failed"]) == (0.0, 2)
+    assert cell["other_rules"] == 2, "what was not asked was scored by no rules"
+    assert summarise([unreadable("b")], "number")["accuracy"] is None
+    assert "wellformed" not in cell
+    refined = summarise([record("a", 1.0, method="pasr")], "number")
+    assert (refined["wellformed"], refined["refined"]) == (1.0, 1.0)
 
 
 def test_paired_differences():
@@ -123,29 +116,10 @@ def test_bootstrap_interval_is_that_of_the_mean():
     assert found["high"] == pytest.approx(0.25 + 1.96 * error, abs=0.004)
 
 
-def write_evaluation(folder, records, **settings):
-    (folder / "records").mkdir(parents=True)
-    kinds = {r.benchmark: "number" for r in records}
-    base = {
-        "model": "m",
-        "temperature": 0.0,
-        "samples": 1,
-        "paper_decoding": False,
-        "max_new_tokens": 9,
-        "limit": None,
-        "seed": 0,
-    }
-    (folder / "settings.json").write_text(json.dumps(base | {"benchmarks": kinds, "data": {}} | settings))
-    for r in records:
-        with (folder / "records" / f"{r.benchmark}.{r.method}.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(r)) + "\n")
-    return folder
-
-
 @pytest.fixture
 def full(tmp_path):
     """All ten benchmarks, two methods."""
-    rows = [record(f"{b}-{i}", float(i < 2), benchmark=b, method=m) for b in BENCHMARK_ORDER for m in ("vanilla", "pasr")
+    rows = [record(f"{b}-{i}", float(i < 2), benchmark=b, method=m) for b in BENCHMARKS for m in ("vanilla", "pasr")
             for i in range(4)]  # fmt: skip
     return write_evaluation(tmp_path / "full", rows)
 
@@ -159,7 +133,7 @@ def test_table_with_the_papers_figures(full):
     ours = next(line for line in lines if line.startswith("PASR "))
     assert ours.split()[1:] == ["50.0"] * 10 + ["50.0", "10"]
     theirs = lines[lines.index(ours) + 2].split()
-    assert theirs == ["Qwen2.5-7B", *(f"{x:.1f}" for x in PAPER["Qwen2.5-7B"]["pasr"]), "-"]
+    assert theirs == ["Qwen2.5-7B", *(f"{x:.1f}" for x in tables.paper_figures()["Qwen2.5-7B"]["pasr"].values()), "-"]
     rest = lines[lines.index("Qwen2.5-7B in the paper, not run here:") + 1 :]
     assert rest[1].split()[:2] == ["Self-Refine+", "89.6"]
     assert "| PASR | 50.0 |" in tables.markdown(table)
@@ -173,26 +147,22 @@ def test_the_papers_average_is_over_the_same_ten(tmp_path):
     """Bug guarded: the paper's average over ten beside ours over two."""
     two = write_evaluation(tmp_path / "two", [record(f"{b}-0", 1.0, benchmark=b) for b in ("gsm8k", "arc")])
     lines = dict(tables.sections(tables.build([two], "Qwen2.5-7B")))["accuracy in %, scored by rule"]
-    assert lines[0].average == 100.0
-    assert {line.average for line in lines[1:]} == {None}
+    assert lines[0][1][-2] == 100.0
+    assert {numbers[-2] for _, numbers in lines[1:] if numbers} == {None}
 
 
 def test_figures_of_the_paper():
     """Bug guarded: a slip of the pen in 19 rows of figures: each average is that of its row, but for rounding."""
-    assert [len(rows) for rows in PAPER.values()] == [8, 6, 5]
-    off = [
-        (model, method)
-        for model, rows in PAPER.items()
-        for method, (*figures, average) in rows.items()
-        if abs(sum(figures) / 10 - average) > 0.0501
-    ]
-    assert not off
-    assert PAPER["Qwen3-8B"]["pasr"][-1] == 69.1
-    assert all(method in METHODS or method.startswith("w/o") for rows in PAPER.values() for method in rows)
-    assert paper_model("paper", "Qwen/Qwen2.5-14B-Instruct") == "Qwen2.5-14B"
+    models = tables.paper_figures()
+    rows = [(method, list(figures.values())) for rows in models.values() for method, figures in rows.items()]
+    assert [len(rows) for rows in models.values()] == [8, 6, 5]
+    assert not [row for _, (*row, average) in rows if abs(sum(row) / 10 - average) > 0.0501]
+    assert all(method in METHODS or method.startswith("w/o") for method, _ in rows)
+    assert models["Qwen3-8B"]["pasr"]["average"] == 69.1
+    assert tables.paper_model("paper", "Qwen/Qwen2.5-14B-Instruct") == "Qwen2.5-14B"
     for name, model in (("paper", "llama"), ("Qwen9", "Qwen3-8B")):
         with pytest.raises(ValueError, match="say --compare with one of"):
-            paper_model(name, model)
+            tables.paper_model(name, model)
 
 
 def test_reading_leaves_a_running_evaluation_alone(full):
@@ -222,16 +192,15 @@ def test_differences_of_two_evaluations(tmp_path):
     two = write_evaluation(tmp_path / "two", [record(f"gsm8k-{i}", 1.0, tokens=14) for i in range(4)])
     found = differences(str(one), str(two))
     assert [(f["score"], f["difference"], f["questions"]) for f in found] == [("accuracy", 1.0, 4), ("tokens", 4.0, 4)]
-    text = render(found, "one", "two")
+    text = render_differences(found, "one", "two")
     assert "+100.0  [+100.0, +100.0]  *" in text
-    assert "-100.0  [-100.0, -100.0]  *" in render(differences(str(two), str(one)), "two", "one")
+    assert "-100.0  [-100.0, -100.0]  *" in render_differences(differences(str(two), str(one)), "two", "one")
     assert question_means([record("a", None)], "rule") == {}
 
 
 def test_rules_of_two_evaluations(tmp_path):
     """Bug guarded: a difference that a change of the rules has made; a warning because of what was never scored."""
-    unread = AnswerRecord("gsm8k", "vanilla", "b", 0, "q", "r", [], None, 0, 0, {"rule": 0.0}, "why")
-    one = write_evaluation(tmp_path / "one", [record("a", 0.0, rules="now"), unread])
+    one = write_evaluation(tmp_path / "one", [record("a", 0.0, rules="now"), unreadable("b")])
     two = write_evaluation(tmp_path / "two", [record("a", 1.0, rules="now")])
     three = write_evaluation(tmp_path / "three", [record("a", 1.0, rules="then")])
     assert not mixed_rules(str(one), str(two))

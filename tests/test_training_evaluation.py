@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import STEPS, flags, lines_of
-from reader import write_rows
-from rl.judging.waiting.waiting import JudgeUnavailable
+from evaluation import write_rows
 
-import rl.evaluation.training
 import train
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import BENCHMARKS
 from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer
+from rewards.judge import JudgeUnavailable
 from rl.config import PRESETS, Config, parse_config
 from rl.demo import Evaluation
 from rl.evaluation.training import BestStep, TrainingEvaluation
@@ -37,24 +37,15 @@ def make(place, longest_prompt: int = 1024, **changes) -> TrainingEvaluation:
     return TrainingEvaluation(config, PromptRenderer(load_tokenizer(folder), load_prompts(None, folder)), longest_prompt)
 
 
-def raises(error: Exception):
-    """A function that does."""
-
-    def fail(*_, **__):
-        raise error
-
-    return fail
-
-
 def pretend(patch, values: dict[int, float]) -> None:
     """Replace the accuracy of the refine prompt by what `values` says of each evaluation in turn."""
-    evaluate = rl.evaluation.training.TrainingEvaluation.run
+    evaluate = TrainingEvaluation.run
 
     def run(self, sampler, file):
         metrics = evaluate(self, sampler, file)
         return metrics | {"eval/own/pasr/accuracy": values[int(file.stem.removeprefix("step_"))]}
 
-    patch.setattr(rl.evaluation.training.TrainingEvaluation, "run", run)
+    patch.setattr(TrainingEvaluation, "run", run)
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")
@@ -85,7 +76,7 @@ def test_evaluated_at_step_zero_in_between_and_at_the_end(place, capsys):
 def test_step_zero_is_evaluated_once(place, monkeypatch, capsys):
     """Bug guarded: a second line for step 0 after a resume from the checkpoint of step 0, where a judge was away at once."""
     with monkeypatch.context() as patch:
-        patch.setattr("rl.rollout.Rollout.collect", raises(JudgeUnavailable("away")))
+        patch.setattr("rl.rollout.Rollout.collect", Mock(side_effect=JudgeUnavailable("away")))
         with pytest.raises(SystemExit):
             train.main(evaluated(place, "zero"))
     assert "stopped after step 0: away" in capsys.readouterr().out
@@ -113,9 +104,8 @@ def test_the_best_checkpoint_is_kept_and_survives_resuming(place, monkeypatch):
 @pytest.mark.usefixtures("reward_for_length", "no_report")
 def test_a_new_best_replaces_the_old(place, monkeypatch):
     pretend(monkeypatch, {0: 0.1, 3: 0.2, 6: 0.3, 8: 0.1})
-    assert (
-        train.main(evaluated(place, "better", "--keep", "1", "--save-every", "0", "--keep-best", "eval/own/pasr/accuracy")) == 0
-    )
+    best = ("--keep", "1", "--save-every", "0", "--keep-best", "eval/own/pasr/accuracy")
+    assert train.main(evaluated(place, "better", *best)) == 0
     assert [folder.name for folder in complete_checkpoints(place / "runs" / "better")] == ["step_000006", "step_000008"]
 
 
@@ -130,21 +120,14 @@ def test_best_step():
 
 
 def test_held_out_by_question(place):
-    evaluation = make(place)
-    asked = evaluation.items[0][1].question
-    kept = evaluation.hold_out([Example("a", f"  {asked} ", "1"), Example("b", "999/99", "10")])
-    assert [example.id for example in kept] == ["b"]
+    """Bug guarded: a question trained on for its white space, or because a benchmark asks it with an instruction behind it."""
+    evaluation, gsm8k = make(place), BENCHMARKS["gsm8k"]
+    question = evaluation.items[0][1].question
+    evaluation.items.append((gsm8k, BenchmarkItem("gsm8k-0", f"How many?\n\n{gsm8k.instruction}", ("1",))))
+    examples = [Example("a", f"  {question} ", "1"), Example("b", "How many?", "1"), Example("c", "How much?", "10")]
+    assert [example.id for example in evaluation.hold_out(examples)] == ["c"]
     with pytest.raises(ValueError, match="every training question"):
-        evaluation.hold_out([Example("a", asked, "1")])
-
-
-def test_held_out_although_it_is_asked_with_an_instruction(place):
-    """Bug guarded: a benchmark's training questions trained on, because what is asked has an instruction behind it."""
-    evaluation = make(place)
-    gsm8k = BENCHMARKS["gsm8k"]
-    evaluation.items = [(gsm8k, BenchmarkItem("gsm8k-0", f"How many?\n\n{gsm8k.instruction}", ("1",)))]
-    kept = evaluation.hold_out([Example("a", "How many?", "1"), Example("b", "How much?", "1")])
-    assert [example.id for example in kept] == ["b"]
+        evaluation.hold_out(examples[:2])
 
 
 class KeepsRequests:
@@ -166,22 +149,17 @@ def test_two_benchmarks_with_two_prompts(place):
     assert (metrics["eval/average/vanilla/tokens"], metrics["eval/average/pasr/tokens"]) == (3.75, 10.75)
 
 
-def test_a_question_has_to_fit_with_both_prompts(place, monkeypatch):
+def test_what_cannot_be_asked_is_said(place, monkeypatch, capsys):
     """Bug guarded: a question that fits with the plain prompt, and is longer than allowed with the refine prompt."""
+    mixed = write_rows(place / "mixed.jsonl", [{"question": "12/5", "answer": 2}, {"question": "twelve?", "answer": 2}])
+    assert len(make(place, eval_benchmarks=f"mixed={mixed}:number").items) == 1
+    assert "1 of 2 questions of mixed" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--keep-best loss is no metric.*eval/own/pasr/accuracy"):
+        make(place, keep_best="loss")
     monkeypatch.setattr(PromptRenderer, "ids", lambda self, question, mode: [1] * (9 if mode == "refine" else 5))
     assert make(place, longest_prompt=9).items
     with pytest.raises(ValueError, match="no question of own can be asked"):
         make(place, longest_prompt=8)
-
-
-def test_what_cannot_be_asked_is_said(place, capsys):
-    mixed = write_rows(place / "mixed.jsonl", [{"question": "12/5", "answer": 2}, {"question": "twelve?", "answer": 2}])
-    assert len(make(place, eval_benchmarks=f"mixed={mixed}:number").items) == 1
-    assert "1 of 2 questions of mixed" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no question of own can be asked"):
-        make(place, longest_prompt=2)
-    with pytest.raises(ValueError, match=r"--keep-best loss is no metric.*eval/own/pasr/accuracy"):
-        make(place, keep_best="loss")
 
 
 def test_flags_that_do_not_go_together():
@@ -196,11 +174,7 @@ def test_flags_that_do_not_go_together():
 
 def test_an_evaluation_is_on_disk_whole_or_not_at_all(tmp_path, monkeypatch):
     """Bug guarded: half a file after a kill, which the resumed run would read, and fail, for good."""
-
-    def killed(self, target):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(Path, "replace", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         Evaluation({"a": 1.0}, {}).save(tmp_path / "eval" / "step_000000.json")
     assert not list(tmp_path.rglob("*.json"))

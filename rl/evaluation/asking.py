@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,12 +19,13 @@ from rl.weights.policy import load_frozen
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoadedModel:
-    """A frozen model.
+    """A frozen model with what is needed to ask it.
 
     Attributes:
-        folder: it was loaded from.
+        folder: folder that the model was loaded from.
+        context: the longest prompt and response together that the model takes, in tokens.
     """
 
     folder: Path
@@ -31,10 +33,14 @@ class LoadedModel:
     renderer: PromptRenderer
     stop_ids: list[int]
     model: Transformer
+    context: int
+
+    def sampler(self, max_slots: int | Literal["auto"]) -> Sampler:
+        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=max_slots, max_len=self.context)
 
     @property
     def is_trained_here(self) -> bool:
-        """Whether training wrote this folder: then the prompts are saved with it."""
+        """Return whether training wrote the folder, because then the prompts are saved with it."""
         return (self.folder / PROMPTS_FILE).is_file()
 
 
@@ -50,54 +56,51 @@ def load_for_asking(path: str, *, prompts: str | None, device: str, plain_thinki
     stops = list(stop_ids(folder, tokenizer))
     model = load_frozen(folder, pick_device(device))
     check_vocabulary(tokenizer, model.config.vocab_size)
-    return LoadedModel(folder, tokenizer, renderer, stops, model)
+    return LoadedModel(folder, tokenizer, renderer, stops, model, model.config.max_position_embeddings)
 
 
+@dataclass(frozen=True)
 class Asker:
     """One loaded model that answers questions with either prompt.
 
-    Args:
+    Attributes:
         max_new_tokens: longest answer; shorter where the model's context ends.
         temperature: 0 is greedy.
     """
 
-    def __init__(self, loaded: LoadedModel, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
-        self.loaded, self.max_new_tokens = loaded, max_new_tokens
-        self.temperature, self.top_p, self.seed = temperature, top_p, seed
+    loaded: LoadedModel
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
 
     def answer(self, question: str, mode: str) -> Completion:
-        """The answer to a question with one of the prompts.
+        """Return the answer to a question with one of the prompts.
 
         Raises:
             ValueError: the model cannot read the question.
         """
-        ids, context = self.loaded.renderer.ids(question, mode), self.loaded.model.config.max_position_embeddings
+        ids, context = self.loaded.renderer.ids(question, mode), self.loaded.context
         if len(ids) >= context:
             raise ValueError(f"the question takes {len(ids):,} tokens, this model reads at most {context:,}: shorten it")
-        sampler = Sampler(self.loaded.model, stop_ids=self.loaded.stop_ids, max_slots=1, max_len=context)
         room, key = min(self.max_new_tokens, context - len(ids)), (self.seed, "ask", question, mode)
-        return sampler.generate([Request(ids, 1, room, self.temperature, key, self.top_p)])[0][0]
+        return self.loaded.sampler(max_slots=1).generate([Request(ids, 1, room, self.temperature, key, self.top_p)])[0][0]
 
     def show(self, question: str) -> None:
-        """Print the refined and the plain answer."""
+        """Print the refined and the plain answer, with refinements coloured on a terminal."""
         for mode in ("refine", "plain"):
             completion = self.answer(question, mode)
             text = self.loaded.renderer.decode(completion.text_ids)
             notes = [f"{len(completion.ids)} tokens"]
-            if completion.finish_reason == "length":
-                notes.append("cut off at --max-new-tokens")
-            if mode == "refine" and format_reward(text) < 0:
-                notes.append("not well formed")
-            print(f"{mode + ' prompt':15s}{colour_refinements(text) if sys.stdout.isatty() else text}   ({', '.join(notes)})")
-
-
-def colour_refinements(text: str) -> str:
-    """The text with its refinements coloured, for a terminal."""
-    return text.replace("<refine>", f"{COLOUR}<refine>").replace("</refine>", f"</refine>{PLAIN}") + PLAIN
+            notes += ["cut off at --max-new-tokens"] if completion.finish_reason == "length" else []
+            notes += ["not well formed"] if mode == "refine" and format_reward(text) < 0 else []
+            if sys.stdout.isatty():
+                text = text.replace("<refine>", f"{COLOUR}<refine>").replace("</refine>", f"</refine>{PLAIN}") + PLAIN
+            print(f"{mode + ' prompt':15s}{text}   ({', '.join(notes)})")
 
 
 def read_questions(asker: Asker) -> None:
-    """Answer what is typed, until an empty line."""
+    """Answer the questions that are typed, until an empty line."""
     print("a question, or an empty line to leave")
     while True:
         try:
@@ -108,5 +111,5 @@ def read_questions(asker: Asker) -> None:
             return
         try:
             asker.show(question)
-        except ValueError as error:  # a question this model cannot read; the next one may be fine
+        except ValueError as error:  # this question cannot be read; the next one may be fine
             print(f"error: {error}")

@@ -1,4 +1,4 @@
-"""The behaviour analyses for readers: a Markdown summary, and a figure for each analysis.
+"""The behaviour analyses for readers: where the answers come from, a Markdown summary, and a figure for each analysis.
 
 The paper's figures beside ours are of 384 answers (transitions; its plain answers are the base model's) and 300 (coherence).
 """
@@ -7,310 +7,249 @@ import json
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+import numpy as np
 
-from rewards.judge import Scorer
-from rewards.judge_prompts import INSTRUCTIONS, KIND
-from rl.evaluation.behaviour import ASKED, BINS, GRADES, HIGH, LOW, TRANSITIONS, TRIED, analyse
-from rl.evaluation.records import SCORES, Answer, load_settings, methods_of, read_records, read_rollouts
+from rewards.judge_prompts import INSTRUCTIONS
+from rl.evaluation.behaviour import BINS, HIGH, JUDGE_PROMPTS, LOW, TRANSITIONS, analyse
+from rl.evaluation.records import AnswerRecord, load_settings, methods_of, read_records, read_rollouts
 from rl.files import write_whole
 from rl.judging.judge import JudgeSpec, make_scorers
 from rl.run.checkpoint import newest_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPER = {
     "transitions": {"right->right": 0.26, "wrong->wrong": 0.08, "wrong->right": 0.61, "right->wrong": 0.05},
     "coherence": {"high": 0.80, "middle": 0.16, "low": 0.04},
     "alignment": {"high": 0.94, "middle": 0.04, "low": 0.02},
 }
-GRADE_LABELS = {"high": f"{HIGH} or more", "middle": f"{LOW} to {HIGH}", "low": f"below {LOW}"}
-ANSWER_LABELS = {
+LABELS = {  # of grades and of what became of the answer
+    "high": f"{HIGH} or more",
+    "middle": f"{LOW} to {HIGH}",
+    "low": f"below {LOW}",
     "new": "new: written nowhere before",
     "written before": "written before, not as the last",
     "kept": "kept: the last candidate before",
 }
 NO_PAIRS = "Nothing to compare: no plain answers, or no scores."
-WIDTH, HEIGHT = 6.4, 3.2  # inches
-OURS, THEIRS = "#2a6f97", "#c9a227"
-
-
-def percent(of: dict) -> str:
-    """A share with its count and interval: "61.2 % (235 of 384, 56-66 %)"."""
-    if not of["of"]:
-        return "none to count"
-    share, low, high = (100 * of[name] for name in ("share", "low", "high"))
-    return f"{share:.1f} % ({of['count']} of {of['of']}, {low:.1f}-{high:.1f} %)"
-
-
-def summary(analysis: dict) -> str:
-    """All of it as Markdown, in lines of at most 100 columns."""
-    lines = ["# How the model refines", ""]
-    lines += [f"{name}: {text}  " for name, text in analysis.get("source", {}).items()]
-    lines += [
-        "",
-        "Shares with their counts and 95 % Wilson intervals (several samples of a question are not",
-        "independent). The paper's figures are of its own model and tasks: 384 answers (coherence and",
-        "alignment: 300), compared with the base model's plain answers.",
-        "",
-    ]
-    for part in (_transitions, _whether, _when, _effect):
-        lines += [*part(analysis), ""]
-    for name in ("coherence", "alignment", "kind"):
-        if name in analysis.get("judge", {}):
-            lines += [*_judged(name, analysis["judge"][name]), ""]
-    if "judge" not in analysis:
-        lines += ["Coherence, alignment and kinds need a judge: --judge.", ""]
-    return "\n".join(lines)
-
-
-def _table(title: str, rows: list[tuple[str, dict]], paper: dict[str, float] | None = None) -> list[str]:
-    head = [f"| {title:<36} | {'share':<38} |" + (" paper |" if paper else "")]
-    head.append("|---|---|" + ("---|" if paper else ""))
-    names = list(paper or {})
-    for n, (label, value) in enumerate(rows):
-        line = f"| {label:<36} | {percent(value):<38} |"
-        head.append(line + (f" {paper[names[n]]:>4.0%}  |" if paper else ""))
-    return head
-
-
-def _transitions(analysis: dict) -> list[str]:
-    given = analysis["transitions"]
-    rows = [(kind, given["shares"][kind]) for kind in TRANSITIONS]
-    left = given["left_out"]
-    return [
-        "## From plain to refined answer",
-        "",
-        f"{given['pairs']} pairs, {given['questions']} questions; without a partner or a score: "
-        f"{left['plain']} plain, {left['refined']} refined.",
-        "",
-        *(_table("plain -> refined", rows, PAPER["transitions"]) if given["pairs"] else [NO_PAIRS]),
-    ]
-
-
-def _whether(analysis: dict) -> list[str]:
-    given = analysis["whether"]
-    rows = [
-        ("well formed", given["wellformed"]),
-        ("refine", given["refine"]),
-        ("refine, where the plain one is wrong", given["refine_where_plain_wrong"]),
-        ("refine, where the plain one is right", given["refine_where_plain_right"]),
-        *((f"{count} refinement{'s' * (count != '1')}", value) for count, value in given["refinements"].items()),
-    ]
-    return ["## Whether", "", *_table("refine-prompt answers", rows)]
-
-
-def _when(analysis: dict) -> list[str]:
-    when, long = analysis["when"], analysis["how_long"]
-    lines = ["## When, and how long", "", f"{when['count']} refinements."]
-    if not when["count"]:
-        return lines
-    return [
-        *lines,
-        "",
-        "| of a refinement                      | mean    | median  |",
-        "|---|---|---|",
-        f"| begins after this share of the text  | {when['mean']:>6.1%}  | {when['median']:>6.1%}  |",
-        f"| its share of the text                | {long['mean']:>6.1%}  | {long['median']:>6.1%}  |",
-        f"| characters                           | {long['characters']['mean']:>7.1f} | {long['characters']['median']:>7.1f} |",
-        f"| tokens (by its share of the text)    | {long['tokens']['mean']:>7.1f} | {long['tokens']['median']:>7.1f} |",
-    ]
-
-
-def _effect(analysis: dict) -> list[str]:
-    given = analysis["effect"]
-    return [
-        "## To what end",
-        "",
-        *_table(
-            "final answer, of answers that refine", [(ANSWER_LABELS[name], value) for name, value in given["answer"].items()]
-        ),
-        "",
-        f"Answers of another form, which cannot be compared so: {given['not_comparable']}.",
-        "",
-        *_table(
-            "otherwise",
-            [
-                ("refinements that only repeat", given["repeats"]),
-                ("right, of answers that refine", given["right"]["refining"]),
-                ("right, of answers that do not", given["right"]["not_refining"]),
-            ],
-        ),
-    ]
-
-
-def _judged(name: str, given: dict) -> list[str]:
-    labels = {kind: kind for kind in KIND.options} if name == "kind" else GRADE_LABELS
-    lines = [f"## {name.capitalize()}, by the judge", ""]
-    lines.append(
-        f"{given['asked']} of {given['there_are']} put to the judge; {given['failed']} failed or unreadable, left out."
-    )
-    rows = [(labels[key], value) for key, value in given["shares"].items()]
-    return [*lines, "", *_table(name, rows, PAPER.get(name))]
-
-
-def figures(analysis: dict) -> dict[str, Figure]:
-    """A figure for each analysis, by name."""
-    whether, effect = analysis["whether"], analysis["effect"]
-    made = {
-        "transitions": bars("from plain to refined answer", analysis["transitions"]["shares"], PAPER["transitions"]),
-        "whether": bars("refinements in an answer", whether["refinements"]),
-        "when": histogram("where refinements begin", "share of the response before them", analysis["when"]),
-        "how_long": histogram("how long refinements are", "share of the response in them", analysis["how_long"]),
-        "effect": bars("the final answer of answers that refine", effect["answer"], labels=ANSWER_LABELS),
-    }
-    for name, given in analysis.get("judge", {}).items():
-        labels = GRADE_LABELS if set(given["shares"]) == set(GRADES) else None
-        made[name] = bars(f"{name}, by the judge", given["shares"], PAPER.get(name), labels)
-    return made
-
-
-def bars(title: str, given: dict[str, dict], paper: dict[str, float] | None = None, labels: dict | None = None) -> Figure:
-    """Shares as bars with their intervals, the paper's beside them."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes = figure.add_subplot()
-    values = list(given.values())
-    heights = [value["share"] or 0.0 for value in values]
-    whiskers = [
-        [(v["share"] - v["low"]) if v["of"] else 0.0 for v in values],
-        [(v["high"] - v["share"]) if v["of"] else 0.0 for v in values],
-    ]
-    width = 0.4 if paper else 0.7
-    places = [n - (width / 2 if paper else 0.0) for n in range(len(values))]
-    axes.bar(places, heights, width, yerr=whiskers, capsize=3, color=OURS, label=f"here, n = {values[0]['of']}")
-    if paper:
-        axes.bar([n + width / 2 for n in range(len(values))], [paper[k] for k in given], width, color=THEIRS, label="paper")
-    axes.set_xticks(range(len(values)), [_two_lines((labels or {}).get(key, key)) for key in given])
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("share")
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    return figure
-
-
-def histogram(title: str, label: str, given: dict) -> Figure:
-    """Counts in equal bins over [0, 1]."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes = figure.add_subplot()
-    axes.bar([(n + 0.5) / BINS for n in range(BINS)], given["bins"], 0.9 / BINS, color=OURS, label=f"n = {given['count']}")
-    axes.set_xlim(0, 1)
-    axes.set_xlabel(label)
-    axes.set_ylabel("refinements")
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _two_lines(label: str) -> str:
-    """A label broken in its middle where it is long."""
-    words = label.split()
-    half = (len(words) + 1) // 2
-    return label if len(label) <= 14 else f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
-
-
+HEAD = """\
+Shares with their counts and 95 % Wilson intervals (several samples of a question are not
+independent). The paper's figures are of its own model and tasks: 384 answers (coherence and
+alignment: 300), compared with the base model's plain answers."""
 PLAIN, REFINED = ("vanilla",), ("pasr", "pasr-ift", "pasr-prompt")  # methods that are compared, in order of preference
+TRIED = "alignment"  # the prompt by which a judge is tried out, because right and wrong answers differ in it
 
 
 def analyse_folder(
     folder: Path,
+    judge: JudgeSpec | None = None,
     *,
     plain: str | None = None,
     refined: str | None = None,
     plain_from: Path | None = None,
     score: str | None = None,
     last_steps: int = 10,
-    scorers: dict[str, Scorer] | None = None,
-    judge_limit: int = 300,
 ) -> dict:
     """Analyse the records of an evaluation (FOLDER/records) or the rollouts of a run (FOLDER/rollouts).
 
     Args:
+        judge: the judge. None or rules: without the judge's parts; self: the model that gave the refined answers.
         plain, refined: methods to compare; default vanilla, with the first there is of pasr, pasr-ift and pasr-prompt.
         plain_from: folder of the evaluation with the plain answers; default the same.
         score: "rule" or "judge": whose scores say right or wrong; default the judge's if the refined answers have any.
-        last_steps: of a run; 0: all. Behaviour changes in training, so an average over a whole run describes no model.
-        scorers: by the names of `ASKED`; none: without the judge's parts.
-        judge_limit: items put to the judge for each part.
+        last_steps: newest steps of a run; 0: all. Behaviour changes in training, so all steps together describe no model.
 
     Raises:
-        ValueError: neither records nor rollouts, or not of the methods asked for.
+        ValueError: neither records nor rollouts, no answers of a method, or a judge that does not answer.
     """
-    if methods_of(folder):
-        answers, source = _of_evaluation(folder, plain_from or folder, plain, refined, score)
-    elif (folder / "rollouts").is_dir():
-        answers, source = _of_run(folder, last_steps)
-    else:
-        raise ValueError(f"{folder} has neither records/ (of evaluate.py) nor rollouts/ (of train.py): nothing to analyse")
-    asked = [[answer for answer in side if answer.text is not None] for side in answers]
-    if not asked[1]:
-        raise ValueError(f"{folder} has no refine-prompt answers to analyse")
-    source["answers"] = f"{len(asked[0])} plain, {len(asked[1])} refined"
-    if unasked := sum(map(len, answers)) - sum(map(len, asked)):
-        source["left out"] = f"{unasked}, of questions that could not be asked"
-    return {"source": source} | analyse(*asked, scorers=scorers, judge_limit=judge_limit)
+    # the judge, tried out before any answer is read; a named one scores answers, not behaviour
+    with ExitStack() as stack:
+        scorers = {}
+        if judge is not None and judge.kind != "named":
+            if judge.kind == "self":
+                model = load_settings(folder)["model"] if methods_of(folder) else folder
+                judge = replace(judge, name=str(newest_model(Path(model))))
+            scorers = make_scorers(judge, JUDGE_PROMPTS, None, tried=TRIED)
+        for scorer in scorers.values():
+            stack.enter_context(closing(scorer))
+        # the answers of both sides
+        if methods_of(folder):
+            *sides, score, source = _read_evaluation(folder, plain_from or folder, plain, refined, score)
+        elif (folder / "rollouts").is_dir():
+            *sides, score, source = _read_run(folder, last_steps)
+        else:
+            raise ValueError(f"{folder} has neither records/ (of evaluate.py) nor rollouts/ (of train.py): nothing to analyse")
+        # without the questions that the model could not be given
+        readable = [[record for record in side if record.turns] for side in sides]
+        if not readable[1]:
+            raise ValueError(f"{folder} has no refine-prompt answers to analyse")
+        source["answers"] = f"{len(readable[0])} plain, {len(readable[1])} refined"
+        if unreadable := sum(map(len, sides)) - sum(map(len, readable)):
+            source["left out"] = f"{unreadable}, of questions that could not be asked"
+        return {"source": source} | analyse(*readable, score, scorers)
 
 
-def _of_evaluation(
-    folder: Path, plain_from: Path, plain: str | None, refined: str | None, score: str | None
-) -> tuple[tuple[list[Answer], list[Answer]], dict[str, str]]:
-    """(plain, refined) answers, and where they come from."""
+Sides = tuple[list[AnswerRecord], list[AnswerRecord], str, dict[str, str]]  # plain, refined, name of the score, source
+
+
+def _read_evaluation(folder: Path, plain_from: Path, plain: str | None, refined: str | None, score: str | None) -> Sides:
     plain, refined = plain or _choose(plain_from, PLAIN), refined or _choose(folder, REFINED)
-    score = score or next((s for s in SCORES if any(a.score is not None for a in read_records(folder, refined, s))), "rule")
-    answers = read_records(plain_from, plain, score), read_records(folder, refined, score)
-    return answers, {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}", "scored by": score}
-
-
-def _of_run(folder: Path, last_steps: int) -> tuple[tuple[list[Answer], list[Answer]], dict[str, str]]:
-    """(plain, refined) answers, and where they come from."""
-    answers = read_rollouts(folder, last_steps)
-    steps = sorted({answer.id.partition("/")[0] for answer in answers[1]})
-    whose = "the initial policy's" if any(answer.tokens is None for answer in answers[0]) else "the policy's"
-    shown = f"{steps[0]} to {steps[-1]}" if steps else "without answers"
-    return answers, {"folder": str(folder), "plain answers": whose, "rollouts": shown}
+    sources = (plain_from, plain), (folder, refined)
+    sides = [[r for records in read_records(*source).values() for r in records] for source in sources]
+    score = score or ("judge" if any(record.scores.get("judge") is not None for record in sides[1]) else "rule")
+    return *sides, score, {"plain": f"{plain} of {plain_from}", "refined": f"{refined} of {folder}", "scored by": score}
 
 
 def _choose(folder: Path, names: tuple[str, ...]) -> str:
-    known = methods_of(folder)
+    methods = methods_of(folder)
     for name in names:
-        if name in known:
+        if name in methods:
             return name
-    raise ValueError(f"{folder / 'records'} has {known}, none of {list(names)}: name the two with --methods")
+    raise ValueError(f"{folder / 'records'} has {methods}, none of {list(names)}: name the two with --methods")
 
 
-def write_analysis(analysis: dict, out: Path) -> list[Path]:
-    """behaviour.json, behaviour.md and a figure for each analysis; returns the files."""
-    out.mkdir(parents=True, exist_ok=True)
-    files = [out / "behaviour.json", out / "behaviour.md"]
-    write_whole(files[0], json.dumps(analysis, indent=2) + "\n")
-    write_whole(files[1], summary(analysis) + "\n")
-    for name in INSTRUCTIONS:  # a figure of an earlier analysis with a judge would pass for a part of this one
-        (out / f"{name}.svg").unlink(missing_ok=True)
-    for name, figure in figures(analysis).items():
-        files.append(out / f"{name}.svg")
-        figure.savefig(files[-1])
-    return files
+def _read_run(folder: Path, last_steps: int) -> Sides:
+    plain, refined = read_rollouts(folder, last_steps)
+    steps = sorted({record.id.partition("/")[0] for record in refined})
+    whose = "the initial policy's" if any(record.method == "reference" for record in plain) else "the policy's"
+    shown = f"{steps[0]} to {steps[-1]}" if steps else "without answers"
+    return plain, refined, "accuracy", {"folder": str(folder), "plain answers": whose, "rollouts": shown}
 
 
-def run_analysis(folder: Path, spec: JudgeSpec, **options) -> dict:
-    """Run `analyse_folder` with a judge.
+def summary(analysis: dict) -> str:
+    """Return all of it as Markdown, in lines of at most 100 columns."""
+    change, whether, effect = analysis["transitions"], analysis["whether"], analysis["effect"]
+    # from plain to refined answer
+    left_out = f"{change['left_out']['plain']} plain, {change['left_out']['refined']} refined"
+    pairs = f"{change['pairs']} pairs, {change['questions']} questions; without a partner or a score: {left_out}."
+    table = _table("plain -> refined", {kind: change["shares"][kind] for kind in TRANSITIONS}, PAPER["transitions"])
+    parts = {"From plain to refined answer": [pairs, table if change["pairs"] else NO_PAIRS]}
+    # whether, when, how long
+    rows = {
+        "well formed": whether["wellformed"],
+        "refine": whether["refine"],
+        "refine, where the plain one is wrong": whether["refine_where_plain_wrong"],
+        "refine, where the plain one is right": whether["refine_where_plain_right"],
+    }
+    rows |= {f"{count} refinement{'s' * (count != '1')}": value for count, value in whether["refinements"].items()}
+    parts["Whether"] = [_table("refine-prompt answers", rows)]
+    parts["When, and how long"] = _when(analysis["when"], analysis["how_long"])
+    # to what end
+    others = {
+        "refinements that only repeat": effect["repeats"],
+        "right, of answers that refine": effect["right"]["refining"],
+        "right, of answers that do not": effect["right"]["not_refining"],
+    }
+    parts["To what end"] = [
+        _table("final answer, of answers that refine", {LABELS[n]: value for n, value in effect["answer"].items()}),
+        f"Answers of another form, which cannot be compared so: {effect['not_comparable']}.",
+        _table("otherwise", others),
+    ]
+    # the judge's parts
+    for name in [name for name in INSTRUCTIONS if name in analysis.get("judge", {})]:
+        part = analysis["judge"][name]
+        asked = f"{part['asked']} of {part['there_are']} put to the judge; {part['failed']} failed or unreadable, left out."
+        rows = {LABELS.get(key, key): value for key, value in part["shares"].items()}
+        parts[f"{name.capitalize()}, by the judge"] = [asked, _table(name, rows, PAPER.get(name))]
+    source = "\n".join(f"{name}: {text}  " for name, text in analysis.get("source", {}).items())
+    blocks = [block for title, content in parts.items() for block in (f"## {title}", *content)]
+    blocks += [] if "judge" in analysis else ["Coherence, alignment and kinds need a judge: --judge."]
+    return "\n\n".join([f"# How the model refines\n\n{source}", HEAD, *blocks]) + "\n"
 
-    Args:
-        spec: the judge. rules: without the judge's parts; self: the model that gave the refined answers.
-        options: of `analyse_folder`.
-    """
-    if spec.kind == "self":
-        model = load_settings(folder)["model"] if methods_of(folder) else folder
-        spec = replace(spec, name=str(newest_model(Path(model))))
-    with ExitStack() as stack:
-        scorers = {}
-        if spec.kind != "named":  # those score answers, not behaviour
-            scorers = make_scorers(spec, ASKED, None, tried=TRIED)
-        for scorer in scorers.values():
-            stack.enter_context(closing(scorer))
-        return analyse_folder(folder, scorers=scorers, **options)
+
+def _table(title: str, rows: dict[str, dict], paper: dict[str, float] | None = None) -> str:
+    """Return shares by their labels as a table; the paper's are in the same order."""
+    lines = [f"| {title:<36} | {'share':<38} |{' paper |' if paper else ''}", f"|---|---|{'---|' if paper else ''}"]
+    theirs = [f" {share:>4.0%}  |" for share in paper.values()] if paper else [""] * len(rows)
+    for (label, value), figure in zip(rows.items(), theirs, strict=True):
+        lines.append(f"| {label:<36} | {percent(value):<38} |{figure}")
+    return "\n".join(lines)
+
+
+def percent(of: dict) -> str:
+    """Return a share with its count and interval: "61.2 % (235 of 384, 56-66 %)"."""
+    if not of["of"]:
+        return "none to count"
+    share, low, high = (100 * of[name] for name in ("share", "low", "high"))
+    return f"{share:.1f} % ({of['count']} of {of['of']}, {low:.1f}-{high:.1f} %)"
+
+
+def _when(when: dict, long: dict) -> list[str]:
+    count = f"{when['count']} refinements."
+    if not when["count"]:
+        return [count]
+    shares = {"begins after this share of the text": when, "its share of the text": long}
+    sizes = {"characters": long["characters"], "tokens (by its share of the text)": long["tokens"]}
+    lines = [f"| {'of a refinement':<36} | mean    | median  |", "|---|---|---|"]
+    lines += [f"| {label:<36} | {part['mean']:>6.1%}  | {part['median']:>6.1%}  |" for label, part in shares.items()]
+    lines += [f"| {label:<36} | {part['mean']:>7.1f} | {part['median']:>7.1f} |" for label, part in sizes.items()]
+    return [count, "\n".join(lines)]
+
+
+def figures(analysis: dict) -> dict[str, "Figure"]:
+    """Return a figure for each analysis, by name."""
+    begin, length = analysis["when"], analysis["how_long"]
+    shares = {
+        "transitions": ("from plain to refined answer", analysis["transitions"]["shares"]),
+        "whether": ("refinements in an answer", analysis["whether"]["refinements"]),
+        "effect": ("the final answer of answers that refine", analysis["effect"]["answer"]),
+    }
+    shares |= {name: (f"{name}, by the judge", part["shares"]) for name, part in analysis.get("judge", {}).items()}
+    made = {name: bars(title, values, PAPER.get(name)) for name, (title, values) in shares.items()}
+    made["when"] = histogram("where refinements begin", "share of the response before them", begin)
+    made["how_long"] = histogram("how long refinements are", "share of the response in them", length)
+    return made
+
+
+def bars(title: str, shares: dict[str, dict], paper: dict[str, float] | None) -> "Figure":
+    """Return shares as bars with their intervals, the paper's beside them."""
+    from matplotlib.figure import Figure
+
+    # ours, left of the paper's
+    axes = Figure(figsize=(6.4, 3.2), layout="constrained").add_subplot()
+    places, width = range(len(shares)), 0.4 if paper else 0.7
+    ends = [(v["low"], v["share"], v["high"]) if v["of"] else (0.0, 0.0, 0.0) for v in shares.values()]
+    lows, heights, highs = np.array(ends).T
+    axes.bar(
+        [n - (width / 2 if paper else 0.0) for n in places], heights, width, yerr=[heights - lows, highs - heights], capsize=3,
+        color="#2a6f97", label=f"here, n = {next(iter(shares.values()))['of']}",
+    )  # fmt: skip
+    if paper:
+        axes.bar([n + width / 2 for n in places], [paper[k] for k in shares], width, color="#c9a227", label="paper")
+    # labels, the long ones broken in their middle
+    labels = [LABELS.get(key, key) for key in shares]
+    axes.set_xticks(places, [label if len(label) <= 14 else fill(label, len(label) // 2 + 4) for label in labels])
+    axes.set(title=title, ylabel="share", ylim=(0, 1.05))
+    axes.legend(frameon=False)
+    return axes.figure
+
+
+def histogram(title: str, label: str, part: dict) -> "Figure":
+    """Return counts in equal bins over [0, 1]."""
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(6.4, 3.2), layout="constrained").add_subplot()
+    centres = [(n + 0.5) / BINS for n in range(BINS)]
+    axes.bar(centres, part["bins"], 0.9 / BINS, color="#2a6f97", label=f"n = {part['count']}")
+    axes.set(title=title, xlabel=label, ylabel="refinements", xlim=(0, 1))
+    axes.legend(frameon=False)
+    return axes.figure
 
 
 def publish(analysis: dict, folder: Path) -> None:
-    """Print the summary, and write everything to the folder's `analysis/`."""
-    print(summary(analysis))
-    files = write_analysis(analysis, folder / "analysis")
-    print(f"written: {files[0]}, {files[1].name} and {len(files) - 2} figures beside it")
+    """Print the summary, and write behaviour.json, behaviour.md and the figures to the folder's `analysis/`."""
+    text, out = summary(analysis), folder / "analysis"
+    print(text)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "behaviour.json", json.dumps(analysis, indent=2) + "\n")
+    write_whole(out / "behaviour.md", text + "\n")
+    for name in INSTRUCTIONS:  # a figure of an earlier analysis with a judge would pass for a part of this one
+        (out / f"{name}.svg").unlink(missing_ok=True)
+    drawn = figures(analysis)
+    for name, figure in drawn.items():
+        figure.savefig(out / f"{name}.svg")
+    print(f"written: {out / 'behaviour.json'}, behaviour.md and {len(drawn)} figures beside it")

@@ -1,7 +1,8 @@
-"""What an evaluation leaves behind: settings.json and one line for each answer, appended as answers end.
+"""Answers on disk: the records of an evaluation, its settings, and the rollouts of a run.
 
-OUT/settings.json                        what was asked of which model, and how; a later run must agree
-OUT/records/BENCHMARK.METHOD.jsonl       every answer with its turns and scores
+OUT/settings.json                        everything an answer depends on; a later evaluation in this folder must agree
+OUT/records/BENCHMARK.METHOD.jsonl       one line for each answer, with its turns and scores, appended as answers end
+RUN/rollouts/step_000001.jsonl           the responses of a training step (rl/run/folder.py writes them)
 """
 
 import fcntl
@@ -13,11 +14,12 @@ from itertools import count
 from pathlib import Path
 
 from model.checkpoint import read_json
+from rl.evaluation.methods import Turn
 from rl.files import append_line, write_whole
 from rl.judging.cache import baseline_files, question_key, read_baselines
 from rl.run.console import wrapped
 
-MAY_GROW = ("benchmarks", "data", "judge")  # settings that a later run may add to
+MAY_GROW = ("benchmarks", "data", "judge")  # settings that a later evaluation may add to
 
 
 @dataclass
@@ -25,13 +27,14 @@ class AnswerRecord:
     """One answer to one question.
 
     Attributes:
-        id, sample: of the question within its benchmark, and of the answer to it.
-        turns: {"prompt", "response", "tokens", "finish_reason"} of each turn; none if the question could not be asked.
+        id, sample: the question within its benchmark, and the number of the answer to it.
+        turns: each prompt with the response to it; none if the model could not be given the question.
         answer: what the rule took for the answer; None if it found none.
         answer_turn: index of the turn that the answer comes from: a review that finds nothing wrong leaves the one before.
         tokens: generated in all turns.
-        scores: "rule" and "judge", in [0, 1] or None (no judge, or no score to be had); for DROP also "exact".
-        unreadable: why the question could not be asked, or "".
+        scores: "rule" and "judge", in [0, 1] or None (no judge, or its score failed); for DROP also "exact". Of a rollout:
+            "accuracy".
+        unreadable: why the model could not be given the question, or "".
         rules: `rules_version` of the rules that scored it.
     """
 
@@ -41,7 +44,7 @@ class AnswerRecord:
     sample: int
     question: str
     reference: str
-    turns: list[dict]
+    turns: list[Turn]
     answer: str | None
     answer_turn: int
     tokens: int
@@ -49,13 +52,24 @@ class AnswerRecord:
     unreadable: str = ""
     rules: str = ""
 
+    @property
+    def response(self) -> str:
+        """The response that the answer comes from, tags included; "" if the model could not be given the question."""
+        return self.turns[self.answer_turn]["response"] if self.turns else ""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Benchmark, question and sample: a plain and a refined answer with the same key are a pair."""
+        return self.benchmark, self.id, self.sample
+
 
 class RecordFile:
     """The records of one benchmark and method.
 
     Args:
-        folder: of the evaluation.
-        mend: take a last line that was cut off out of the file. Only for who holds the folder: another process may be writing.
+        folder: folder of the evaluation.
+        mend: take a last line that was cut off out of the file. Only for the process that holds the folder, because another
+            one may be writing.
 
     Raises:
         ValueError: a line that is no record (the last one may be cut off: it is left out).
@@ -65,40 +79,41 @@ class RecordFile:
         self.path = folder / "records" / f"{benchmark}.{method}.jsonl"
         self.records: dict[tuple[str, int], AnswerRecord] = {}
         content = self.path.read_bytes() if self.path.exists() else b""
-        *lines, cut_off = content.split(b"\n")  # bytes: what was cut off may end within a character
+        *lines, cut_off = content.split(b"\n")  # bytes, because a line may be cut within a character
         for number, line in enumerate(lines, start=1):
-            record = self._parse(line, number)
+            try:
+                record = AnswerRecord(**json.loads(line.decode()))
+                if not isinstance(record.scores, dict) or not isinstance(record.turns, list):
+                    raise TypeError("scores or turns are malformed")
+            except (ValueError, TypeError) as error:
+                problem = f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it"
+                raise ValueError(problem) from error
             self.records[record.id, record.sample] = record
-        if cut_off and mend:  # a kill while it was written
+        if cut_off and mend:
             print(f"{self.path}: the last line was cut off; that question is asked again")
             write_whole(self.path, "".join(line.decode() + "\n" for line in lines))
-
-    def _parse(self, line: bytes, number: int) -> AnswerRecord:
-        try:
-            record = AnswerRecord(**json.loads(line.decode()))
-            if not isinstance(record.scores, dict) or not isinstance(record.turns, list):
-                raise TypeError("scores or turns are malformed")
-            return record
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it") from error
 
     def append(self, record: AnswerRecord) -> None:
         """Add a line to the file, to which other ranks add theirs."""
         self.records[record.id, record.sample] = record
-        append_line(self.path, json.dumps(asdict(record), ensure_ascii=False))
+        append_line(self.path, to_line(record))
 
     def rewrite(self, order: list[str]) -> None:
-        """Write everything anew, in the order of the questions.
+        """Write the whole file again, in the order of the questions.
 
         Raises:
-            ValueError: an answer to another question.
+            ValueError: an answer to a question that is not in `order`.
         """
-        places = {id: place for place, id in enumerate(order)}
-        if strange := {id for id, _ in self.records} - places.keys():
-            raise ValueError(f"{self.path} has answers to {sorted(strange)[0]!r}, which is not asked here; remove its lines")
-        self.records = dict(sorted(self.records.items(), key=lambda entry: (places[entry[0][0]], entry[0][1])))
-        lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in self.records.values()]
-        write_whole(self.path, "".join(lines))
+        position = {id: number for number, id in enumerate(order)}
+        if foreign := {id for id, _ in self.records} - position.keys():
+            raise ValueError(f"{self.path} has answers to {sorted(foreign)[0]!r}, which is not asked here; remove its lines")
+        self.records = dict(sorted(self.records.items(), key=lambda entry: (position[entry[0][0]], entry[0][1])))
+        write_whole(self.path, "".join(to_line(record) + "\n" for record in self.records.values()))
+
+
+def to_line(record: AnswerRecord) -> str:
+    """Return a record as JSON."""
+    return json.dumps(asdict(record), ensure_ascii=False)
 
 
 class OtherSettingsError(ValueError):
@@ -106,7 +121,7 @@ class OtherSettingsError(ValueError):
 
 
 class OutputFolder:
-    """The folder of one evaluation of one model, held by this process.
+    """The folder of one evaluation of one model, locked by this process until it is closed.
 
     Args:
         path: made if absent.
@@ -114,32 +129,29 @@ class OutputFolder:
 
     Raises:
         OtherSettingsError: the folder holds answers made with other settings.
-        ValueError: it belongs to another process, or cannot be written.
+        ValueError: another process has locked it, or it cannot be written.
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
         self.path = path
         try:
             (path / "records").mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")  # held until it is closed
+            self._lock = (path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another process is writing to {path}; wait for it, or choose another --out") from error
         except OSError as error:
             raise ValueError(f"cannot write to {path}: {error.strerror}. Choose another --out") from error
         file = path / "settings.json"
-        self.is_continued = file.exists()
-        if self.is_continued:
-            settings = _joined(load_settings(path), settings, path)
-        self.settings = settings
-        write_whole(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        self.settings = _join_settings(load_settings(path), settings, path) if file.exists() else settings
+        write_whole(file, json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         self._lock.close()
 
 
 def open_next_to(path: Path, settings: dict) -> OutputFolder:
-    """The folder `path`, or the first of path-2, path-3, ... that is new or holds answers made with these settings."""
+    """Return the folder `path`, or the first of path-2, path-3, ... that is new or holds answers made with these settings."""
     for number in count(1):
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
@@ -149,7 +161,7 @@ def open_next_to(path: Path, settings: dict) -> OutputFolder:
 
 
 def load_settings(path: Path) -> dict:
-    """The settings of a finished or interrupted evaluation.
+    """Read the settings of a finished or interrupted evaluation.
 
     Raises:
         ValueError: the folder holds none.
@@ -163,83 +175,47 @@ def load_settings(path: Path) -> dict:
     return settings
 
 
-def _joined(saved: dict, now: dict, path: Path) -> dict:
-    """Both settings in one, if answers made with either belong together."""
-    differences = [f"{k} was {saved.get(k)}, is {v}" for k, v in now.items() if k not in MAY_GROW and saved.get(k) != v]
+def _join_settings(saved: dict, now: dict, path: Path) -> dict:
+    """Return both settings in one, if answers made with either belong together."""
+    changes = [f"{k} was {saved.get(k)}, is {v}" for k, v in now.items() if k not in MAY_GROW and saved.get(k) != v]
     for name in ("benchmarks", "data"):
-        both = saved.get(name, {}).keys() & now[name].keys()
-        differences += [
-            f"{name} of {k} was {saved[name][k]}, is {now[name][k]}" for k in both if saved[name][k] != now[name][k]
-        ]
+        both = saved[name].keys() & now[name].keys()
+        changes += [f"{name} of {k} was {saved[name][k]}, is {now[name][k]}" for k in both if saved[name][k] != now[name][k]]
     if saved.get("judge") and now["judge"] and saved["judge"] != now["judge"]:
-        differences.append(f"judge was {saved['judge']}, is {now['judge']}")
-    if differences:
-        raise OtherSettingsError(
-            f"{path} holds answers made with other settings: {'; '.join(differences)}. Choose another --out"
-        )
-    joined = now | {name: saved.get(name, {}) | now[name] for name in ("benchmarks", "data")}
-    return joined | {"judge": now["judge"] or saved.get("judge")}
-
-
-SCORES = ("judge", "rule")  # of a record, in order of preference
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer to one question.
-
-    Attributes:
-        benchmark, id, sample: plain and refined answers with the same three belong together.
-        text: the response, tags included; None if the question could not be asked.
-        tokens: generated for it, over all turns; None where they were not kept.
-        score: in [0, 1]; None where scoring failed.
-    """
-
-    benchmark: str
-    id: str
-    sample: int
-    question: str
-    text: str | None
-    tokens: int | None
-    score: float | None
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.benchmark, self.id, self.sample
+        changes.append(f"judge was {saved['judge']}, is {now['judge']}")
+    if changes:
+        raise OtherSettingsError(f"{path} holds answers made with other settings: {'; '.join(changes)}. Choose another --out")
+    joined = {name: saved[name] | now[name] for name in ("benchmarks", "data")}
+    return now | joined | {"judge": now["judge"] or saved.get("judge")}
 
 
 def methods_of(folder: Path) -> list[str]:
-    """The methods that an evaluation has records of."""
+    """Return the methods that an evaluation has records of."""
     return sorted({file.stem.rpartition(".")[2] for file in (folder / "records").glob("*.*.jsonl")})
 
 
-def read_records(folder: Path, method: str, score: str) -> list[Answer]:
-    """Every answer of a method in an evaluation's folder.
-
-    Args:
-        score: "rule" or "judge"; where a record lacks it the answer has no score, whatever the other one says.
+def read_records(folder: Path, method: str | None = None) -> dict[tuple[str, str], list[AnswerRecord]]:
+    """Read the records of an evaluation, all or those of one method, by (benchmark, method).
 
     Raises:
-        ValueError: no records of the method, or a line that is none; file and line are named.
+        ValueError: there are none, or a line is no record; file and line are named.
     """
-    files = sorted((folder / "records").glob(f"*.{method}.jsonl"))
-    if not files:
-        raise ValueError(f"{folder / 'records'} has no records of {method!r}; it has {methods_of(folder) or 'none at all'}")
-    answers = []
-    for file in files:
-        for record in RecordFile(folder, file.stem.rpartition(".")[0], method, mend=False).records.values():
-            text = record.turns[record.answer_turn]["response"] if record.turns else None
-            key = record.benchmark, record.id, record.sample
-            answers.append(Answer(*key, record.question, text, record.tokens, record.scores.get(score)))
-    return answers
+    cells = {}
+    for file in sorted((folder / "records").glob(f"*.{method or '*'}.jsonl")):
+        benchmark, _, name = file.stem.rpartition(".")
+        cells[benchmark, name] = list(RecordFile(folder, benchmark, name, mend=False).records.values())
+    if not cells:
+        of = f" of {method!r}" if method else ""
+        raise ValueError(f"{folder / 'records'} has no records{of}; it has {methods_of(folder) or 'none at all'}")
+    return cells
 
 
-def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[Answer], list[Answer]]:
-    """The plain and the refine-prompt answers of a run's rollouts, as (plain, refined).
+def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[AnswerRecord], list[AnswerRecord]]:
+    """Read the plain and the refine-prompt answers of a run's rollouts, as (plain, refined).
 
     Sample i of one mode is paired with sample i of the other mode for the same question and step: independent draws. A run with
-    --plain-policy reference keeps no plain answers of its own: then they are those of the initial policy, which are kept once
-    a question, beside the runs.
+    --plain-policy reference keeps no plain answers of its own. Then they are those of the initial policy (method "reference"),
+    which are kept once for each question, beside the runs.
 
     Args:
         last_steps: only so many of the newest files; 0: all.
@@ -247,38 +223,43 @@ def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[Answer], list[An
     Raises:
         ValueError: no rollouts, or a line that is none; file, line and key are named.
     """
-    answers: dict[str, list[Answer]] = {"plain": [], "refine": []}
-    asked: dict[str, tuple[str, str]] = {}
+    answers: dict[str, list[AnswerRecord]] = {"plain": [], "refine": []}
+    questions: dict[str, tuple[str, str]] = {}
     for file in rollout_files(run)[-last_steps:]:
-        seen: Counter = Counter()
-        for place, row in read_lines(file):
+        samples: Counter = Counter()
+        for where, row in read_lines(file):
             try:
-                mode, name = row["mode"], f"{file.stem}/{row['id']}"
-                asked[name] = row["question"], row["reference"]
-                number, seen[mode, name] = seen[mode, name], seen[mode, name] + 1
-                answers[mode].append(
-                    Answer("rollouts", name, number, row["question"], row["text"], row["tokens"], row["accuracy"])
-                )
+                mode, id = row["mode"], f"{file.stem}/{row['id']}"
+                questions[id] = row["question"], row["reference"]
+                answers[mode].append(_rollout(mode, id, samples[mode, id], row))
+                samples[mode, id] += 1
             except (KeyError, TypeError) as error:
-                raise ValueError(f"{place}: not a rollout ({type(error).__name__}: {error})") from error
-    return answers["plain"] or _reference_answers(run, asked), answers["refine"]
+                raise ValueError(f"{where}: not a rollout ({type(error).__name__}: {error})") from error
+    return answers["plain"] or _reference_answers(run, questions), answers["refine"]
 
 
-def _reference_answers(run: Path, asked: dict[str, tuple[str, str]]) -> list[Answer]:
-    """The initial policy's plain answers to {id: (question, reference)}; none of a run that compares with its own."""
+def _rollout(method: str, id: str, sample: int, row: dict) -> AnswerRecord:
+    turn = Turn(prompt="", response=row["text"], tokens=row["tokens"], finish_reason="")
+    head, scores = (method, id, sample, row["question"], row["reference"]), {"accuracy": row["accuracy"]}
+    return AnswerRecord("rollouts", *head, [turn], None, 0, row["tokens"], scores)
+
+
+def _reference_answers(run: Path, questions: dict[str, tuple[str, str]]) -> list[AnswerRecord]:
+    """Read the initial policy's plain answers to {id: (question, reference)}; none of a run that compares with its own."""
     rows: dict[str, dict] = {}
     for file in baseline_files(read_json(run / "config.json")):
         rows |= read_baselines(run.parent / "baselines" / file)
-    found = []
-    for id, (question, reference) in asked.items():
+    records = []
+    for id, (question, reference) in questions.items():
         row = rows.get(question_key(question, reference), {"texts": [], "scores": []})
-        answers = enumerate(zip(row["texts"], row["scores"], strict=True))
-        found += [Answer("rollouts", id, number, question, text, None, score) for number, (text, score) in answers]
-    return found
+        for sample, (text, score) in enumerate(zip(row["texts"], row["scores"], strict=True)):
+            answer = {"question": question, "reference": reference, "text": text, "tokens": 0, "accuracy": score}
+            records.append(_rollout("reference", id, sample, answer))
+    return records
 
 
 def rollout_files(run: Path) -> list[Path]:
-    """The rollout files of a run, in order of their steps.
+    """Return the rollout files of a run, in order of their steps.
 
     Raises:
         ValueError: there are none.
@@ -290,7 +271,7 @@ def rollout_files(run: Path) -> list[Path]:
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, dict]]:
-    """Each JSON object of a JSONL file, with the words that say where it stands.
+    """Yield each JSON object of a JSONL file, after the words that name its file and line.
 
     Raises:
         ValueError: a line is not JSON.

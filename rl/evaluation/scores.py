@@ -6,46 +6,48 @@ the same kind.
 
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 
+from data.benchmarks import BENCHMARKS
 from rewards.accuracy import RULES, rules_version
 from rewards.format import parse_response
 from rewards.judge import RIGHT
 from rl.evaluation.methods import METHODS
-from rl.evaluation.records import AnswerRecord
+from rl.evaluation.records import AnswerRecord, load_settings, read_records
 
 RESAMPLES = 10_000  # of a bootstrap
 LEVEL = 0.95
+SCORES = {"accuracy": "scored by rule", "judge": "scored by the judge"}  # numbers of a cell that are averaged over benchmarks
 
 
 def standard_error(values: list[float]) -> float | None:
-    """Of the mean; None of fewer than two values."""
+    """Return the standard error of the mean; None of fewer than two values."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that at least one of k answers is right, unbiased from n answers of which c are: 1 - C(n-c, k) / C(n, k)
-    (Chen et al. 2021, arXiv 2107.03374).
+    """Return the chance that at least one of k answers is right, unbiased from n answers of which c are.
+
+    It is 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374).
     """
     assert 0 <= right <= samples
     assert 1 <= k <= samples
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def majority_score(answers: list[str | None], scores: list[float], key) -> float:
-    """Score of the answer that most samples give; the earliest of those that tie; 0 if none gives any."""
+def majority_score(answers: list[str | None], scores: list[float], key: Callable[[str], str]) -> float:
+    """Return the score of the answer that most samples give; the earliest of those that tie; 0 if none gives any."""
     keys = [None if answer is None else key(answer) for answer in answers]
-    votes = Counter(k for k in keys if k is not None)
-    if not votes:
-        return 0.0
-    winner = max(votes, key=votes.get)  # the first of equals, in the order of their first votes
-    return scores[keys.index(winner)]
+    votes = Counter(k for k in keys if k is not None).most_common(1)  # the first of equals, in the order of their first votes
+    return scores[keys.index(votes[0][0])] if votes else 0.0
 
 
 def summarise(records: list[AnswerRecord], kind: str) -> dict:
-    """The numbers of one cell of the table.
+    """Compute the numbers of one cell of the table.
 
     accuracy, accuracy_se: by rule, mean over questions of the mean over samples (mean@k); None if no question could be asked.
     judge, judge_se: by the judge; None without one. exact: share of exact matches, for DROP.
@@ -55,44 +57,52 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     reviewed: share of answers with a second turn; review_missing: share without one that should have had it. other_rules:
     answers that were scored by other rules than there are now.
     """
+    # counts
     by_question: dict[str, list[AnswerRecord]] = {}
     for record in sorted(records, key=lambda record: record.sample):
         by_question.setdefault(record.id, []).append(record)
-    asked = [record for record in records if not record.unreadable]
+    readable = [record for record in records if not record.unreadable]
     cell = {
         "questions": len(by_question),
         "samples": max(map(len, by_question.values()), default=0),
         "unreadable": sum(bool(group[0].unreadable) for group in by_question.values()),
         "unreadable_reason": next((record.unreadable for record in records if record.unreadable), ""),
-        "other_rules": sum(record.rules != rules_version() for record in asked),
+        "other_rules": sum(record.rules != rules_version() for record in readable),
         "judge_failed": sum(record.scores.get("judge") is None for record in records),
     }
+    # means over questions
     for name, score in (("accuracy", "rule"), ("judge", "judge"), ("exact", "exact")):
-        means = question_means(records, score) if asked else {}
-        cell[name] = fmean(means.values()) if means else None
-        cell[f"{name}_se"] = standard_error(list(means.values()))
-    cell["tokens"] = fmean(record.tokens for record in asked) if asked else None
-    cell["truncated"] = _share(any(turn["finish_reason"] == "length" for turn in r.turns) for r in asked)
-    cell["no_answer"] = _share(record.answer is None for record in asked)
-    cell["reviewed"] = _share(len(record.turns) > 1 for record in asked)
-    cell["review_missing"] = _share(map(_lacks_review, asked))
+        means = list(question_means(records, score).values()) if readable else []
+        cell[name], cell[f"{name}_se"] = _mean(means), standard_error(means)
+    # shares of answers
+    cell["tokens"] = _mean(record.tokens for record in readable)
+    cell["truncated"] = _mean(any(turn["finish_reason"] == "length" for turn in r.turns) for r in readable)
+    cell["no_answer"] = _mean(record.answer is None for record in readable)
+    cell["reviewed"] = _mean(len(record.turns) > 1 for record in readable)
+    cell["review_missing"] = _mean(map(_lacks_review, readable))
     if records and METHODS[records[0].method].mode == "refine":
-        parsed = [parse_response(record.turns[-1]["response"]) for record in asked]
-        cell["wellformed"] = _share(response is not None for response in parsed)
-        cell["refined"] = _share(response is not None and response.refinements != () for response in parsed)
-    if cell["samples"] > 1 and asked:
+        parsed = [parse_response(record.turns[-1]["response"]) for record in readable]
+        cell["wellformed"] = _mean(response is not None for response in parsed)
+        cell["refined"] = _mean(response is not None and response.refinements != () for response in parsed)
+    if cell["samples"] > 1 and readable:
         cell |= _several_samples(list(by_question.values()), kind)
     return cell
 
 
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None
+
+
 def _lacks_review(record: AnswerRecord) -> bool:
-    """Whether a second turn was due and could not be asked: too long, or characters without a token."""
+    """Return whether a second turn was due and could not be asked: too long, or characters without a token."""
     method = METHODS[record.method]
     is_due = method.review is not None and (not method.only_wrong or record.scores["rule"] < RIGHT)
     return is_due and len(record.turns) == 1
 
 
 def _several_samples(groups: list[list[AnswerRecord]], kind: str) -> dict:
+    """Compute pass@k for k = 1, 2, 4, ... and all samples, and the score of the majority."""
     rule = RULES[kind]
     if rule.key is None:
         return {"pass_at": None, "majority": None}
@@ -106,16 +116,20 @@ def _several_samples(groups: list[list[AnswerRecord]], kind: str) -> dict:
 
 
 def question_means(records: list[AnswerRecord], score: str) -> dict[str, float]:
-    """Mean score of each question over its samples, leaving out failed scores; questions without any are absent."""
-    scores: dict[str, list[float]] = {}
+    """Return the mean of each question over its samples: of a score, without failed ones, or of "tokens".
+
+    Questions without a value are absent.
+    """
+    values: dict[str, list[float]] = {}
     for record in records:
-        if record.scores.get(score) is not None:
-            scores.setdefault(record.id, []).append(record.scores[score])
-    return {id: fmean(values) for id, values in scores.items()}
+        value = record.scores.get(score) if score != "tokens" else None if record.unreadable else record.tokens
+        if value is not None:
+            values.setdefault(record.id, []).append(value)
+    return {id: fmean(of_question) for id, of_question in values.items()}
 
 
 def paired_difference(columns: list[tuple[dict[str, float], dict[str, float]]], seed: int = 0) -> dict:
-    """B minus A over the questions that both answered, with a bootstrap interval of LEVEL.
+    """Compute B minus A over the questions that both answered, with a bootstrap interval of LEVEL.
 
     Args:
         columns: scores by question of A and of B, a pair for each benchmark. Questions are drawn within each benchmark, and
@@ -128,21 +142,104 @@ def paired_difference(columns: list[tuple[dict[str, float], dict[str, float]]], 
     questions = sum(len(gap) for gap in gaps)
     if not gaps or min(map(len, gaps)) == 0:
         return {"difference": None, "low": None, "high": None, "questions": questions}
-    generator = np.random.default_rng(seed)
-    means = np.zeros(RESAMPLES)
+    generator, means = np.random.default_rng(seed), np.zeros(RESAMPLES)
     for gap in gaps:
-        for start in range(0, RESAMPLES, 500):  # 500 at a time: all at once would take gigabytes for MMLU
+        for start in range(0, RESAMPLES, 500):  # 500 at a time, because all at once would take gigabytes for MMLU
             drawn = generator.integers(len(gap), size=(500, len(gap)))
             means[start : start + 500] += gap[drawn].mean(axis=1) / len(gaps)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {
-        "difference": float(np.mean([gap.mean() for gap in gaps])),
-        "low": float(low),
-        "high": float(high),
-        "questions": questions,
-    }
+    low, high = map(float, np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    difference = float(np.mean([gap.mean() for gap in gaps]))
+    return {"difference": difference, "low": low, "high": high, "questions": questions}
 
 
-def _share(values) -> float | None:
-    values = list(values)
-    return fmean(values) if values else None
+Cells = dict[str, list[AnswerRecord]]  # by benchmark
+
+
+def pair_up(a: str, b: str) -> list[tuple[str, Cells, Cells]]:
+    """Read the two sides of a comparison, each FOLDER or FOLDER:METHOD, as (title, records of A, records of B).
+
+    Without methods named, every method that both have is compared with itself; if they share none and have one each, these.
+
+    Raises:
+        ValueError: a folder without evaluation, a method it lacks, nothing in common, or one id for two questions.
+    """
+    # the methods to compare
+    (method_a, one), (method_b, two) = _read_side(a), _read_side(b)
+    if method_a or method_b:
+        pairs = [(method_a or method_b, method_b or method_a)]
+    else:
+        pairs = [(m, m) for m in one if m in two] or ([(*one, *two)] if len(one) == len(two) == 1 else [])
+    if not pairs or pairs[0][0] not in one or pairs[0][1] not in two:
+        has = f"{a} has {', '.join(one)}, {b} has {', '.join(two)}"
+        raise ValueError(f"the two share no method; say which to compare: --diff A:METHOD B:METHOD ({has})")
+    # their records on common benchmarks
+    result = []
+    for left, right in pairs:
+        common = [name for name in one[left] if name in two[right]]
+        if not common:
+            raise ValueError(f"the two share no benchmark: {', '.join(one[left])} against {', '.join(two[right])}")
+        for name in common:
+            questions = {record.id: (record.question, record.reference) for record in one[left][name]}
+            for record in two[right][name]:
+                if questions.get(record.id, (record.question, record.reference)) != (record.question, record.reference):
+                    raise ValueError(f"{record.id} is another question in the two evaluations: their data differ")
+        title = METHODS[left].title if left == right else f"{METHODS[left].title} -> {METHODS[right].title}"
+        result.append((title, *({name: side[name] for name in common} for side in (one[left], two[right]))))
+    return result
+
+
+def _read_side(text: str) -> tuple[str | None, dict[str, Cells]]:
+    """Read FOLDER or FOLDER:METHOD, as (method or None, records by method and benchmark)."""
+    folder, mark, method = text.rpartition(":")
+    if not (mark and method in METHODS):
+        folder, method = text, None
+    benchmarks, records = load_settings(Path(folder))["benchmarks"], read_records(Path(folder))
+    cells = {m: {b: records[b, m] for b in benchmarks if (b, m) in records} for m in METHODS}
+    cells = {m: of_method for m, of_method in cells.items() if of_method}
+    if method is not None and method not in cells:
+        raise ValueError(f"{folder} has no answers of {method}; it has {', '.join(cells)}")
+    return method, cells
+
+
+def mixed_rules(a: str, b: str) -> bool:
+    """Return whether the two sides were scored by more than one version of the rules."""
+    records = [r for _, *sides in pair_up(a, b) for cells in sides for group in cells.values() for r in group]
+    return len({record.rules for record in records if not record.unreadable}) > 1
+
+
+def differences(a: str, b: str) -> list[dict]:
+    """Compute B minus A for every score and the tokens, by benchmark and over all of them. Scores are shares."""
+    found = []
+    for title, one, two in pair_up(a, b):
+        for score, key in (("accuracy", "rule"), ("judge", "judge"), ("tokens", "tokens")):
+            columns = {name: (question_means(one[name], key), question_means(two[name], key)) for name in one}
+            columns = {name: pair for name, pair in columns.items() if all(pair)}
+            parts = {name: [pair] for name, pair in columns.items()}
+            if len(columns) > 1:
+                parts["average"] = list(columns.values())
+            for name, pairs in parts.items():
+                found.append({"method": title, "score": score, "benchmark": name} | paired_difference(pairs))
+    return found
+
+
+def render_differences(found: list[dict], a: str, b: str) -> str:
+    """Return differences as a terminal table of at most 100 columns."""
+    lines = [f"A: {a}", f"B: {b}", f"B - A on common questions, {LEVEL:.0%} interval of {RESAMPLES:,} bootstrap samples"]
+    heading = None
+    for entry in found:
+        is_score = entry["score"] in SCORES
+        if heading != (entry["method"], entry["score"]):
+            heading = (entry["method"], entry["score"])
+            what = f"accuracy in points, {SCORES[entry['score']]}" if is_score else "tokens per answer"
+            lines += ["", f"{entry['method']}: {what}"]
+        numbers = "no common question"
+        if entry["difference"] is not None:
+            difference, low, high = ((100 if is_score else 1) * entry[key] for key in ("difference", "low", "high"))
+            numbers = f"{difference:+8.1f}  [{low:+.1f}, {high:+.1f}]{'  *' if low > 0 or high < 0 else ''}"
+        lines.append(f"  {benchmark_title(entry['benchmark'])[:16]:16} {entry['questions']:6d} questions {numbers}")
+    return "\n".join([*lines, "", "*: the interval does not contain 0"])
+
+
+def benchmark_title(name: str) -> str:
+    """Return the title of a benchmark; a file of your own has its name for one."""
+    return BENCHMARKS[name].title if name in BENCHMARKS else name

@@ -1,11 +1,10 @@
 """A small fixed evaluation while a real model trains: benchmark questions that are not trained on, with both prompts, by rule.
 
-The same questions every time, drawn greedily or with draws that do not change from step to step: what differs is the policy.
+The questions and the draws are the same at every step, so that only the policy differs.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from data.benchmark_rows import BenchmarkItem
@@ -14,8 +13,8 @@ from data.examples import Example
 from data.prompts import PromptRenderer
 from rl.config import Config
 from rl.distributed import broadcast_from_main, gather_split, main_only, split_over_ranks
-from rl.evaluation.methods import METHODS, Method, Turn
-from rl.evaluation.records import AnswerRecord
+from rl.evaluation.methods import METHODS, Method, make_turn
+from rl.evaluation.records import AnswerRecord, to_line
 from rl.evaluation.run import score_answer
 from rl.evaluation.scores import summarise
 from rl.files import write_whole
@@ -23,7 +22,7 @@ from rl.records import Completion, Request
 from rl.run.checkpoint import checkpoint_folder
 from rl.sampler import Sampler
 
-MODES = ("vanilla", "pasr")  # the methods of one turn: plain and refine prompt
+COMPARED = [METHODS["vanilla"], METHODS["pasr"]]  # one turn each: the plain and the refine prompt
 REPORTED = ("accuracy", "tokens", "truncated", "wellformed", "refined")
 
 
@@ -34,7 +33,7 @@ class TrainingEvaluation:
         longest_prompt: tokens that a prompt may have.
 
     Raises:
-        ValueError: they cannot be had, none fits, or --keep-best names a metric that does not exist.
+        ValueError: the questions cannot be read, none fits, or --keep-best names a metric that does not exist.
     """
 
     def __init__(self, config: Config, renderer: PromptRenderer, longest_prompt: int) -> None:
@@ -49,32 +48,29 @@ class TrainingEvaluation:
             if not fitting:
                 raise ValueError(f"--eval-benchmarks: no question of {benchmark.name} can be asked; leave it out")
             self.items += [(benchmark, item) for item in fitting]
-        names = self.metric_names()
+        names = [f"eval/{name}/{method.name}/accuracy" for name in [*self.kinds(), "average"] for method in COMPARED]
         if config.keep_best is not None and config.keep_best not in names:
             raise ValueError(f"--keep-best {config.keep_best} is no metric of this evaluation; there are {', '.join(names)}")
 
     def _fits(self, item: BenchmarkItem) -> bool:
         try:
-            lengths = [len(self.renderer.ids(item.question, METHODS[name].mode)) for name in MODES]
-        except ValueError:  # characters without a token; counted
+            lengths = [len(self.renderer.ids(item.question, method.mode)) for method in COMPARED]
+        except ValueError:  # characters without a token; the caller counts the question
             return False
         return max(lengths) <= self.longest_prompt
 
-    def benchmarks(self) -> list[str]:
-        return list(dict.fromkeys(benchmark.name for benchmark, _ in self.items))
-
-    def metric_names(self) -> list[str]:
-        """The accuracies, which --keep-best can name."""
-        return [f"eval/{name}/{method}/accuracy" for name in [*self.benchmarks(), "average"] for method in MODES]
+    def kinds(self) -> dict[str, str]:
+        """Return the benchmarks with their kinds."""
+        return {benchmark.name: benchmark.kind for benchmark, _ in self.items}
 
     def hold_out(self, examples: list[Example]) -> list[Example]:
-        """The training questions that are not asked here, with a line saying how many are.
+        """Return the training questions that are no questions of this evaluation, and print how many are.
 
         Raises:
             ValueError: none is left.
         """
-        asked = {_folded(item.question.replace(benchmark.instruction, "")) for benchmark, item in self.items}
-        kept = [example for example in examples if _folded(example.question) not in asked]
+        held_out = {_folded(item.question.replace(benchmark.instruction, "")) for benchmark, item in self.items}
+        kept = [example for example in examples if _folded(example.question) not in held_out]
         if len(kept) < len(examples):
             print(f"held out: {len(examples) - len(kept)} of {len(examples)} training questions are asked by --eval-benchmarks")
         if not kept:
@@ -82,68 +78,67 @@ class TrainingEvaluation:
         return kept
 
     def answer(self, sampler: Sampler) -> list[Completion]:
-        """One answer to every question with either prompt, in one call of the sampler; ranks share them out."""
-        config = self.config
+        """Return one answer to every question with either prompt, in one call of the sampler; ranks share the questions."""
         requests = [
             Request(
-                self.renderer.ids(item.question, method.mode), 1, config.max_new_tokens, 0.0,
-                (config.seed, "training evaluation", method.mode, item.id),
+                self.renderer.ids(item.question, method.mode), 1, self.config.max_new_tokens, 0.0,
+                (self.config.seed, "training evaluation", method.mode, item.id),
             )
-            for _, item, method in self._asked()
+            for _, item, method in self._questions()
         ]  # fmt: skip
         return gather_split([completions[0] for completions in sampler.generate(split_over_ranks(requests))])
 
-    def _asked(self) -> list[tuple[Benchmark, BenchmarkItem, Method]]:
-        return [(*pair, METHODS[name]) for name in MODES for pair in self.items]
+    def _questions(self) -> list[tuple[Benchmark, BenchmarkItem, Method]]:
+        return [(*pair, method) for method in COMPARED for pair in self.items]
 
     def records(self, drawn: list[Completion]) -> list[AnswerRecord]:
-        """The answers, scored by rule."""
+        """Return the records of the answers, scored by rule."""
         records = []
-        for (benchmark, item, method), completion in zip(self._asked(), drawn, strict=True):
-            text = self.renderer.decode(completion.text_ids)
-            turn = Turn(self.renderer.text(item.question, method.mode), text, len(completion.ids), completion.finish_reason)
+        for (benchmark, item, method), completion in zip(self._questions(), drawn, strict=True):
+            turn = make_turn(self.renderer, self.renderer.text(item.question, method.mode), completion)
             records.append(score_answer(benchmark, method, item, 0, [turn]))
         return records
 
     def metrics(self, records: list[AnswerRecord]) -> dict[str, float]:
-        """eval/BENCHMARK/METHOD/NUMBER for every benchmark, and eval/average/METHOD/NUMBER over them.
+        """Compute eval/BENCHMARK/METHOD/NUMBER for every benchmark, and eval/average/METHOD/NUMBER over them.
 
         accuracy: by rule. tokens: per answer. truncated: share that hit --max-new-tokens. wellformed, refined: shares of the
         refine-prompt responses (method pasr).
         """
-        kinds = {benchmark.name: benchmark.kind for benchmark, _ in self.items}
-        found = {}
-        for method in MODES:
-            cells = {b: summarise([r for r in records if (r.benchmark, r.method) == (b, method)], kinds[b]) for b in kinds}
+        metrics = {}
+        for method in [method.name for method in COMPARED]:
+            cells = {
+                name: summarise([r for r in records if (r.benchmark, r.method) == (name, method)], kind)
+                for name, kind in self.kinds().items()
+            }
             for number in REPORTED:
                 values = {name: cell[number] for name, cell in cells.items() if number in cell}
-                found |= {f"eval/{name}/{method}/{number}": value for name, value in values.items()}
+                metrics |= {f"eval/{name}/{method}/{number}": value for name, value in values.items()}
                 if values:
-                    found[f"eval/average/{method}/{number}"] = sum(values.values()) / len(values)
-        return found
+                    metrics[f"eval/average/{method}/{number}"] = sum(values.values()) / len(values)
+        return metrics
 
     def run(self, sampler: Sampler, file: Path) -> dict[str, float]:
         """Answer, keep the answers in `file` (JSONL), and return the metrics. All ranks call this together."""
         drawn = self.answer(sampler)
-        return broadcast_from_main(lambda: self._score(drawn, file))  # once: rules have time limits, and ranks must agree
 
-    def _score(self, drawn: list[Completion], file: Path) -> dict[str, float]:
-        records = self.records(drawn)
-        file.parent.mkdir(exist_ok=True)
-        write_whole(file, "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records))
-        return self.metrics(records)
+        def score() -> dict[str, float]:
+            records = self.records(drawn)
+            file.parent.mkdir(exist_ok=True)
+            write_whole(file, "".join(to_line(record) + "\n" for record in records))
+            return self.metrics(records)
+
+        return broadcast_from_main(score)  # on one rank, because rules have time limits and ranks must agree
 
     def one_line(self, metrics: dict[str, float]) -> str:
+        """Return the accuracies as a line for the terminal."""
         shown = [f"{b} {metrics[f'eval/{b}/vanilla/accuracy']:.3f} / {metrics[f'eval/{b}/pasr/accuracy']:.3f}"
-                 for b in self.benchmarks()]  # fmt: skip
+                 for b in self.kinds()]  # fmt: skip
         return f"accuracy with plain / refine prompt: {', '.join(shown)}"
 
 
 def _folded(question: str) -> str:
     return " ".join(question.casefold().split())
-
-
-BEST_FILE = "best.json"
 
 
 class BestStep:
@@ -163,7 +158,7 @@ class BestStep:
             self.update(row["step"], row)
 
     def update(self, step: int, metrics: dict) -> bool:
-        """Take the metrics of a step in; whether it is the best so far."""
+        """Take the metrics of a step in, and return whether it is the best so far."""
         value = metrics.get(self.metric)
         if value is None or (self.value is not None and value <= self.value):
             return False
@@ -176,4 +171,4 @@ class BestStep:
         if self.step is not None:
             folder = checkpoint_folder(run, self.step).relative_to(run) if self.step else None
             content = {"metric": self.metric, "step": self.step, "value": self.value, "checkpoint": folder and str(folder)}
-            write_whole(run / BEST_FILE, json.dumps(content, indent=2) + "\n")
+            write_whole(run / "best.json", json.dumps(content, indent=2) + "\n")
