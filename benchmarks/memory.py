@@ -1,4 +1,4 @@
-"""Measured peaks of a real run's phases against what `--plan` says: is the arithmetic of rl/memory/plan.py right?
+"""Measured peaks of a real run's phases against what `--plan` says: is the arithmetic of rl/weights/plan.py right?
 
     python benchmarks/memory.py                                     # a random model of 55 M parameters, on this machine
     python benchmarks/memory.py --layers 16 --micro-batch-tokens 4096
@@ -23,8 +23,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rl.update import Updater
-
 import train
 from data.division import build_tokenizer, load_split
 from data.prompts import Prompts
@@ -38,8 +36,7 @@ from rl.weights.plan import CPU_RUNTIME, GIB, GPU_RUNTIME, Shapes
 
 PHASES = {
     "rollout": (Rollout, "collect"),
-    "reference": (Updater, "_score_old_and_reference"),
-    "update": (Updater, "_optimizer_step"),
+    "update": (train, "update_policy"),
 }
 
 
@@ -104,8 +101,8 @@ class Peaks:
 def pay_for_length(groups, config) -> None:
     """Random weights earn nothing, and equal rewards are not trained on: pay for something, so that every step trains."""
     for group in groups:
-        for place, sample in enumerate(group.refine_samples):
-            sample.reward, sample.format, sample.refine = float(place), -1.0, 0.0
+        for index, sample in enumerate(group.refine_samples):
+            sample.reward, sample.format, sample.refine = float(index), -1.0, 0.0
 
 
 def measure(arguments: list[str]) -> None:

@@ -78,7 +78,7 @@ def gradient(step: int, shape) -> torch.Tensor:
 @pytest.mark.parametrize("slice_elements", [64, 2**23])
 def test_masters_are_those_of_adamw(monkeypatch, slice_elements):
     """Bug guarded: anything but AdamW on float32 masters: bias correction, decay, epsilon, a master rebuilt from bfloat16."""
-    monkeypatch.setattr(rl.memory.exact_bf16, "SLICE_ELEMENTS", slice_elements)
+    monkeypatch.setattr(rl.weights.exact_bf16, "SLICE_ELEMENTS", slice_elements)
     generator = torch.Generator().manual_seed(0)
     shapes = [(40, 33), (7,), (1, 128)]
     theirs = [torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.02) for shape in shapes]

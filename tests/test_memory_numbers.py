@@ -108,8 +108,8 @@ def test_the_smaller_of_two_changes_is_named(seven):
 @pytest.mark.parametrize(("limit", "share"), [(str(2**30), 2**30), ("max", None), (str(2**60), None)])
 def test_a_container_has_what_it_may_use(tmp_path, monkeypatch, limit, share):
     """Bug guarded: the machine's memory planned in a container that is killed long before; a limit beyond the machine."""
-    monkeypatch.setattr(rl.memory.choice, "CGROUP_LIMIT", tmp_path / "absent")
+    monkeypatch.setattr(rl.weights.memory, "CGROUP_LIMIT", tmp_path / "absent")
     whole = this_machine(torch.device("cpu")).gpu_bytes
     (tmp_path / "memory.max").write_text(limit + "\n")
-    monkeypatch.setattr(rl.memory.choice, "CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(rl.weights.memory, "CGROUP_LIMIT", tmp_path / "memory.max")
     assert this_machine(torch.device("cpu")).gpu_bytes == (share or whole)

@@ -8,14 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SHARED, make_config, make_model, write_task_folder
-from model.static_cache import StaticCache
-from rl.update import make_optimizer
 
 import train
 from benchmarks.memory import compare, make_folder
 from model import ModelConfig
 from model.attention import PackedAttention
-from model.kv_cache import kv_bytes_per_token
+from model.kv_cache import KVCache, kv_bytes_per_token
 from rl.config import Config, parse_config
 from rl.weights.exact_bf16 import ExactBF16AdamW
 from rl.weights.memory import check_memory, decide, plan_run, smallest_change, this_machine
@@ -33,6 +31,7 @@ from rl.weights.plan import (
     pinned,
     saved_bytes,
 )
+from rl.weights.policy import make_optimizer
 
 CPU = torch.device("cpu")
 H100, H200 = 79.6 * GIB, 140.4 * GIB
@@ -76,7 +75,7 @@ def test_state_bytes_are_those_of_the_optimizers():
 
 def test_cache_bytes_are_those_of_the_cache(family):
     config = make_config(family)
-    cache = StaticCache(config, slots=6, max_len=18, dtype=torch.bfloat16, device=torch.device("cpu"))
+    cache = KVCache(config, slots=6, max_len=18, dtype=torch.bfloat16, device=torch.device("cpu"))
     assert cache.kv.nbytes == kv_bytes_per_token(config, torch.bfloat16) * 6 * 18
     assert kv_bytes_per_token(QWEN_7B, torch.bfloat16) == 57_344
 
@@ -95,7 +94,7 @@ def test_saved_bytes_are_what_autograd_keeps(family, dtype):
             kept[storage.data_ptr()] = storage
         return tensor
 
-    block, attention = model.model.layers[0], PackedAttention([tokens // 2] * 2, torch.device("cpu"))
+    block, attention = model.model.layers[0], PackedAttention.of_sequences([tokens // 2] * 2, torch.device("cpu"))
     x = torch.randn(1, tokens, 128, dtype=dtype, requires_grad=True)
     cos, sin = (torch.ones(1, tokens, 1, config.head_dim, dtype=dtype) for _ in range(2))
     weights |= {cos.untyped_storage().data_ptr(), sin.untyped_storage().data_ptr()}

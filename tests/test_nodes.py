@@ -77,7 +77,7 @@ def test_a_rank_that_raises_ends_the_run_and_its_traceback_comes_first(place, tm
     """Bug guarded: a run that hangs until a time-out of hours, or a log in which the cause is below its consequences."""
     begin, log = time.monotonic(), tmp_path / "log"
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--", "tests/faulty_run.py", "raise", "1"]
-    process = start([*command, *flags(place, "raises", "--dist-timeout", "60")], log)
+    process = start([*command, *flags(place, "raises")], log)
     try:
         assert process.wait(timeout=100) != 0
     finally:
