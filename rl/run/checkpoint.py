@@ -1,11 +1,11 @@
 """Checkpoints: everything a run needs to go on, beside weights that transformers can load.
 
     checkpoints/step_000100/            config.json, *.safetensors, tokenizer, prompts.json: load it like any model
-    checkpoints/step_000100/state/      weights, optimizer and counters (torch.distributed.checkpoint)
+    checkpoints/step_000100/state/      weights and optimizer (safetensors), counters.json
     checkpoints/step_000100/COMPLETE    sizes of all files, written last; a folder without it is not a checkpoint
 
-All ranks save and load the state together, each its shard; rank 0 writes the rest. The run folder must be one that all of them
-see. A state saved by any number of processes is read by any other.
+All ranks save and load the state together, each its shard; rank 0 writes the rest. All of them must see the run folder.
+A state saved by any number of processes is read by any other.
 
 A checkpoint is written under another name, flushed to disk, marked and renamed; older ones are deleted only after that. So a
 kill or a full disk at any moment costs at most the checkpoint that was being written.
@@ -13,7 +13,6 @@ kill or a full disk at any moment costs at most the checkpoint that was being wr
 
 import json
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -23,18 +22,20 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from data.prompts import PromptRenderer
-from model.checkpoint import resolve_checkpoint, save_model, stored_dtype
+from model.checkpoint import read_json, resolve_checkpoint, save_model, stored_dtype
 from rl.distributed import broadcast_from_main, is_main, main_only, raise_on_all_ranks, world_size
 from rl.run.console import gigabytes, wrapped
-from rl.run.safe_state import SafePlanner, SafeReader
 from rl.weights.exact_bf16 import LOW_BITS, ExactBF16AdamW
 from rl.weights.policy import TrainState
 from rl.weights.sharding import rows_held, whole_weights
 
 MARKER = "COMPLETE"
+COUNTERS = ("optimizer_steps", "skipped_in_a_row")  # of a TrainState
+FILE_BYTES = 2 * 10**9  # tensors written together: the writer makes a file in memory
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -87,8 +88,7 @@ def save_checkpoint(
     try:
         with raise_on_all_ranks(OSError):
             _begin(part)
-        with _one_process_is_meant():
-            dcp.save(_state(state, step), checkpoint_id=part / "state", no_dist=world_size() == 1)
+        _save_state(state, step, part / "state")
         _export(state, renderer, source, part)
         with raise_on_all_ranks(OSError):
             _complete(part, target, step)
@@ -140,37 +140,43 @@ def _complete(part: Path, target: Path, step: int) -> None:
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> int:
-    """Restore weights, optimizer and counters in place. Executes nothing from the files.
-
-    Returns:
-        The number of steps done.
+    """Restore weights, optimizer and counters in place, bit for bit. Return the number of steps done.
 
     Raises:
-        ValueError: the state is damaged, holds values that are not finite, belongs to another model, or keeps its masters in
-            another way.
+        ValueError: the state is damaged, holds values that are not finite, belongs to another model, keeps its masters in
+            another way, or was written by an earlier version.
     """
-    saved, is_exact = _state(state, step=0), isinstance(state.optimizer, ExactBF16AdamW)
+    path, tensors = folder / "state", _tensors(state)
+    if (path / ".metadata").exists():
+        raise ValueError(
+            f"{folder} was written by an earlier version and cannot be resumed; its weights load as a model (--model {folder})"
+        )
     try:
-        reader = SafeReader(folder / "state")
-        was_exact = any(name.endswith(f".{LOW_BITS}") for name in reader.read_metadata().state_dict_metadata)
+        # what is there, before any of it is taken over
+        counters = read_json(path / "counters.json")
+        step, *counts = (int(counters[name]) for name in ("step", *COUNTERS))
+        reader = HuggingFaceStorageReader(str(path))
+        saved = reader.read_metadata().state_dict_metadata.keys()
+        was_exact, is_exact = any(n.endswith(LOW_BITS) for n in saved), isinstance(state.optimizer, ExactBF16AdamW)
         if was_exact == is_exact:
+            if surplus := saved - tensors.keys():
+                raise KeyError(f"it also holds {min(surplus)}")
             with _one_process_is_meant():
-                dcp.load(saved, storage_reader=reader, planner=SafePlanner(), no_dist=world_size() == 1)
-    except (dcp.CheckpointException, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+                dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+    except (dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
     if was_exact != is_exact:
         saved_with = "exact-bf16" if was_exact else "shard or --memory offload"
         raise ValueError(f"{folder} keeps its float32 masters in another way than this run: go on with --memory {saved_with}")
+
+    # no rank goes on with weights that are not finite on any of them
     with raise_on_all_ranks(ValueError):
-        for name, tensor in saved["model"].items():
-            if not torch.isfinite(rows_held(tensor)[0]).all():
+        for name, parameter in state.policy.named_parameters():
+            if not torch.isfinite(rows_held(parameter)[0]).all():
                 raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
-    settings = [{name: g[name] for name in ("betas", "weight_decay")} for g in state.optimizer.param_groups]
-    set_state_dict(state.policy, state.optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
-    for group, given in zip(state.optimizer.param_groups, settings, strict=True):
-        group.update(given)  # flags win over what was saved (--resume-with-changes)
-    state.optimizer_steps, state.skipped_in_a_row = saved["optimizer_steps"], saved["skipped_in_a_row"]
-    return saved["step"]
+    for name, value in zip(COUNTERS, counts, strict=True):
+        setattr(state, name, value)
+    return step
 
 
 @main_only
@@ -202,15 +208,29 @@ def model_folder(path_or_hub_id: str) -> Path:
     return folder
 
 
-def _state(state: TrainState, step: int) -> dict:
-    model, optimizer = get_state_dict(state.policy, state.optimizer)
-    return {
-        "model": model,
-        "optimizer": optimizer,
-        "step": step,
-        "optimizer_steps": state.optimizer_steps,
-        "skipped_in_a_row": state.skipped_in_a_row,
-    }
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """Return the weights and the optimizer's state by name. They are the run's own tensors, to be written or filled."""
+    tensors = {}
+    for name, parameter in state.policy.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        tensors |= {f"optimizer.{name}.{part}": tensor for part, tensor in state.optimizer.state[parameter].items()}
+    return tensors
+
+
+def _save_state(state: TrainState, step: int, folder: Path) -> None:
+    """Write weights, optimizer and counters: all ranks together, each its shard."""
+    tensors = {name: tensor.contiguous() for name, tensor in _tensors(state).items()}  # safetensors takes no others
+    file_numbers, written = {}, 0
+    for name, tensor in tensors.items():
+        file_numbers[name] = 1 + written // FILE_BYTES
+        written += tensor.numel() * tensor.itemsize
+    writer = HuggingFaceStorageWriter(str(folder), file_numbers, save_distributed=True)
+    with _one_process_is_meant():
+        dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+    with raise_on_all_ranks(OSError):
+        if is_main():
+            counters = {"step": step} | {name: getattr(state, name) for name in COUNTERS}
+            (folder / "counters.json").write_text(json.dumps(counters) + "\n", encoding="utf-8")
 
 
 def _reason(error: BaseException) -> str:
