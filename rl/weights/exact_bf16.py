@@ -122,27 +122,13 @@ class ExactBF16AdamW(torch.optim.Optimizer):
             low_bits.copy_(new_low_bits)
         state["step"] += 1
 
-    @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over a state, in place and each tensor in its own dtype.
-
-        torch's own method would cast moments and low bits to the dtype of their parameter, bfloat16, and destroy both.
+        """Refuse: torch casts a loaded state to the dtype of its parameter, bfloat16, which destroys moments and low bits.
 
         Raises:
-            ValueError: it belongs to other parameters, or lacks something.
+            RuntimeError: always.
         """
-        kept = self.state
-        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})  # checks and takes the groups
-        self.state = kept
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        for key, parameter in zip(keys, self._parameters(), strict=True):
-            saved = state_dict["state"].get(key, {})
-            for name, tensor in self.state[parameter].items():
-                if name not in saved:
-                    raise ValueError(f"the optimizer state of parameter {key} lacks {name}: was it saved by another optimizer?")
-                if saved[name].dtype != tensor.dtype or saved[name].shape != tensor.shape:
-                    raise ValueError(f"{name} of parameter {key} is {saved[name].dtype} {tuple(saved[name].shape)}")
-                tensor.copy_(saved[name])
+        raise RuntimeError("the state of ExactBF16AdamW is loaded in place: see load_checkpoint in rl/run/checkpoint.py")
 
 
 def prepare_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -163,5 +149,5 @@ def _take_low_bits(parameter: nn.Parameter) -> Tensor:
         return torch.zeros_like(parameter, dtype=torch.int16, requires_grad=False)
     if parameter.dtype != torch.float32 or isinstance(parameter, DTensor):
         raise ValueError(f"a parameter is {parameter.dtype}{' and sharded' if isinstance(parameter, DTensor) else ''}")
-    parameter.data, low_bits = split_master(parameter.data)
+    parameter.data, low_bits = split_master(parameter.data.contiguous())
     return low_bits
