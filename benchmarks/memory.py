@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 
@@ -121,7 +120,7 @@ def compare(path: Path, args: argparse.Namespace, more: list[str]) -> dict[str, 
     config = parse_config(arguments)
     device = pick_device(config.device)
     shapes = Shapes(ModelConfig.from_hf(read_json(path / "model" / "config.json")))
-    plan = check_memory(shapes, replace(config, reference_memory="device"), this_machine(device))
+    plan = check_memory(shapes, config, this_machine(device))
     # memory that is freed goes back to the system, so that a phase's peak is its own
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "1048576",

@@ -11,7 +11,7 @@ update, optim                      optimizer steps
 weight_sync                        the new weights, for the sampler
 
 distributed, sharding, memory/     several processes; where weights and optimizer live
-checkpoint, resume, safe_state     stopping and going on
+checkpoint, resume                 stopping and going on
 disk, signals                      is there room; a signal to stop
 journal, metrics, clock            what a step leaves behind
 run_folder, wandb_mirror, report/  where it is written, and the page made of it

@@ -74,7 +74,8 @@ def load_reference(source: Path, device: torch.device, *, offload: bool) -> Tran
     """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
 
     Args:
-        offload: keep it in host memory; each layer visits the device while it computes.
+        offload: keep it in host memory (FSDP2); each layer visits the device while it computes. What judges or writes answers
+            is a whole copy (`WholeWeights`), because a decode step would fetch every weight for one token.
     """
     if world_size() == 1 and not offload:
         return load_frozen(source, device)
