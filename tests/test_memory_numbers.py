@@ -1,6 +1,7 @@
 """Memory plans by hand: the two moments of an update, a node's host memory, shares of a step, slots, containers."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from test_memory_plan import H100, H200, QWEN_7B, settings
 
 import rl.weights.memory
 from rl.logprobs import CHUNK_ELEMENTS
-from rl.weights.memory import decide, this_machine
+from rl.weights.memory import AUTO, decide, this_machine
 from rl.weights.plan import GIB, Machine, Plan, Shapes, backward_bytes, micro_batch, sampled_at_once, saved_bytes
 
 NAMED = dict(judge="rules", max_slots=8)
@@ -93,6 +94,43 @@ def test_auto_never_takes_a_mode_of_one_gpu_for_several(seven):
         "shard",
         "offload",
     }
+
+
+def test_a_reference_in_host_memory_is_whole_while_it_judges_or_writes(seven):
+    """Bug guarded: a copy of 2 bytes a parameter that no phase has room for, or one that stays through the update."""
+    config, machine = settings(memory="exact-bf16", plain_policy="reference", max_slots=64), Machine(1, H200)
+    plan = Plan(seven, config, machine, reference_memory="host")
+    resident = Plan(seven, config, machine)
+    for phase in ("rollout", "judge"):
+        assert plan.table[phase]["reference"] == resident.table[phase]["reference"] == 2 * seven.parameters
+    for phase in ("reference", "update"):
+        assert plan.table[phase]["reference"] == 0 < resident.table[phase]["reference"]
+    assert plan.table["reference"]["gathered"] == 2 * 2 * seven.head  # larger than two layers; on its way and there
+    assert plan.host - resident.host > 2 * seven.parameters
+
+
+def test_a_named_mode_moves_the_reference_only_where_it_must(seven):
+    """Bug guarded: a reference that crosses PCIe for every micro-batch although the device has room for it."""
+    config, places = settings(memory="shard", activation_checkpointing=True, max_slots=8, judge="rules"), []
+    for size in range(60, 100, 2):
+        plan = decide(seven, config, Machine(2, size * GIB))
+        places.append(plan.reference_memory)
+        assert plan.reference_memory == "device" or not Plan(seven, config, Machine(2, size * GIB)).fits
+    assert set(places) == {"device", "host"}
+    assert decide(seven, replace(config, beta=0.0), Machine(2, 40 * GIB)).reference_memory == "device", "there is none"
+
+
+def test_auto_takes_the_first_row_that_fits(seven):
+    """Bug guarded: a plan that depends on more than the order of the table, or a row that nothing ever takes."""
+    taken = set()
+    for gpus, size in product((1, 2, 4, 8), range(20, 260, 4)):
+        for config in (settings(), settings(judge="rules")):
+            plan = decide(seven, config, Machine(gpus, size * GIB))
+            chosen = plan.config
+            if plan.fits:
+                taken.add((chosen.memory, plan.reference_memory, chosen.activation_checkpointing, chosen.micro_batch_tokens))
+    assert {row[:3] for row in AUTO} == {row[:3] for row in taken}
+    assert {row[3] for row in taken} == {16_384, 4_096, 2_524}
 
 
 @pytest.mark.parametrize(("limit", "share"), [(str(2**30), 2**30), ("max", None), (str(2**60), None)])

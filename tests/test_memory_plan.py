@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from model.attention import PackedAttention
 from model.kv_cache import KVCache, kv_bytes_per_token
 from rl.config import Config, parse_config
 from rl.weights.exact_bf16 import ExactBF16AdamW
-from rl.weights.memory import AUTO, check_memory, decide, plan_run, smallest_change, this_machine
+from rl.weights.memory import check_memory, decide, plan_run, smallest_change, this_machine
 from rl.weights.plan import (
     GIB,
     ITEMS,
@@ -213,43 +212,6 @@ def test_more_of_a_machine_is_named_where_no_flag_helps(seven):
         check_memory(seven, settings(memory="shard", activation_checkpointing=True, max_slots=256), small)
     with pytest.raises(ValueError, match=r"works: a smaller --model"):
         check_memory(seven, settings(), Machine(1, 12 * GIB))
-
-
-def test_a_reference_in_host_memory_is_whole_while_it_judges_or_writes(seven):
-    """Bug guarded: a copy of 2 bytes a parameter that no phase has room for, or one that stays through the update."""
-    config, machine = settings(memory="exact-bf16", plain_policy="reference", max_slots=64), Machine(1, H200)
-    plan = Plan(seven, config, machine, reference_memory="host")
-    resident = Plan(seven, config, machine)
-    for phase in ("rollout", "judge"):
-        assert plan.table[phase]["reference"] == resident.table[phase]["reference"] == 2 * seven.parameters
-    for phase in ("reference", "update"):
-        assert plan.table[phase]["reference"] == 0 < resident.table[phase]["reference"]
-    assert plan.table["reference"]["gathered"] == 2 * 2 * seven.head  # larger than two layers; on its way and there
-    assert plan.host - resident.host > 2 * seven.parameters
-
-
-def test_a_named_mode_moves_the_reference_only_where_it_must(seven):
-    """Bug guarded: a reference that crosses PCIe for every micro-batch although the device has room for it."""
-    config, places = settings(memory="shard", activation_checkpointing=True, max_slots=8, judge="rules"), []
-    for size in range(60, 100, 2):
-        plan = decide(seven, config, Machine(2, size * GIB))
-        places.append(plan.reference_memory)
-        assert plan.reference_memory == "device" or not Plan(seven, config, Machine(2, size * GIB)).fits
-    assert set(places) == {"device", "host"}
-    assert decide(seven, replace(config, beta=0.0), Machine(2, 40 * GIB)).reference_memory == "device", "there is none"
-
-
-def test_auto_takes_the_first_row_that_fits(seven):
-    """Bug guarded: a plan that depends on more than the order of the table, or a row that nothing ever takes."""
-    taken = set()
-    for gpus, size in product((1, 2, 4, 8), range(20, 260, 4)):
-        for config in (settings(), settings(judge="rules")):
-            plan = decide(seven, config, Machine(gpus, size * GIB))
-            chosen = plan.config
-            if plan.fits:
-                taken.add((chosen.memory, plan.reference_memory, chosen.activation_checkpointing, chosen.micro_batch_tokens))
-    assert {row[:3] for row in AUTO} == {row[:3] for row in taken}
-    assert {row[3] for row in taken} == {16_384, 4_096, 2_524}
 
 
 def test_pinned_memory_is_rounded_up(seven):

@@ -1,4 +1,4 @@
-"""AdamW for weights that are bfloat16 and yet lose nothing: each float32 master is kept as its bfloat16 and 16 low bits.
+"""AdamW for bfloat16 weights that lose nothing: each float32 master is kept as its bfloat16 and 16 low bits.
 
     master (float32) = weight (bfloat16, what the model computes and samples with) + low bits (int16)
 
@@ -20,7 +20,7 @@ LOW_BITS = "low_bits"  # name of that state
 
 
 def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 -> (bfloat16, int16 low bits), from which `join_master` makes the same bits again.
+    """Split float32 into (bfloat16, int16 low bits), from which `join_master` makes the same bits again.
 
     The bfloat16 is the nearest one. Of a value halfway between two, the one larger in magnitude: 16 bits count either the
     half below a bfloat16 or the half above, not both, so halves cannot go to even.
@@ -33,7 +33,7 @@ def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join_master(weight: Tensor, low_bits: Tensor) -> Tensor:
-    """The float32 master of a bfloat16 weight and its low bits: a new tensor."""
+    """Return the float32 master of a bfloat16 weight and its low bits: a new tensor."""
     return (weight.view(torch.int16).to(torch.int32) << 16).add_(low_bits).view(torch.float32)
 
 
@@ -86,15 +86,15 @@ class ExactBF16AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def master(self, parameter: nn.Parameter) -> Tensor:
-        """The float32 master of a parameter (of this process' shard): a new tensor."""
+        """Return the float32 master of a parameter, or of its shard here: a new tensor."""
         return join_master(_local(parameter), _local(self.state[parameter][LOW_BITS]))
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One step of AdamW on the masters; parameters without a gradient stay.
+        """Make one step of AdamW on the masters; parameters without a gradient stay.
 
         Raises:
-            ValueError: a closure was given, or a gradient is not float32.
+            ValueError: there is a closure, or a gradient is not float32.
         """
         if closure is not None:
             raise ValueError("ExactBF16AdamW takes no closure: compute the gradients before the step")
@@ -132,13 +132,13 @@ class ExactBF16AdamW(torch.optim.Optimizer):
 
 
 def prepare_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Get ready for the first backward of an optimizer step; other optimizers need nothing."""
+    """Prepare the first backward of an optimizer step; other optimizers need nothing."""
     if isinstance(optimizer, ExactBF16AdamW):
         optimizer.prepare_gradients()
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process' part of a sharded tensor, or the tensor."""
+    """Return the part of a sharded tensor that is here, or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 

@@ -91,7 +91,7 @@ def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | Non
 
 
 def _choices(config: Config, machine: Machine) -> Iterator[Choice]:
-    """The rows to try, fitted to what was asked for: a row never does more at once than the flags say."""
+    """Yield the rows to try, fitted to the flags: a row never does more at once than they say."""
     modes = ["shard"] if machine.device == "cpu" else ["shard", "offload"] + ["exact-bf16"] * (machine.gpus == 1)
     on_host = config.needs_reference and machine.device == "cuda"
     if config.memory != "auto":
@@ -197,7 +197,7 @@ def plan_text(config: Config) -> str:
     """
     if config.model is None:
         raise ValueError("--plan needs --model: a folder, a config.json or a hub id")
-    if config.gpu_gib is None:  # what is not given is that of this machine
+    if config.gpu_gib is None:
         machine = this_machine(pick_device(config.device), config.gpus or 1)
     else:
         host = None if config.host_gib is None else config.host_gib * GIB
@@ -235,7 +235,7 @@ def judge_shapes(config: Config) -> Shapes | None:
 def heading(plan: Plan, name: str) -> list[str]:
     config, machine, model = plan.config, plan.machine, plan.shapes.config
     is_gpu = machine.device == "cuda"
-    host = "host memory not given" if machine.host_bytes is None else f"{gib(machine.host_bytes)} of host memory a node"
+    host = "host memory not checked" if machine.host_bytes is None else f"{gib(machine.host_bytes)} of host memory a node"
     return [
         f"{name}: {plan.shapes.parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} layers, "
         f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",

@@ -1,4 +1,4 @@
-"""How much memory each phase of a step takes on one GPU, worked out from shapes alone: no weights, no GPU.
+"""The memory that each phase of a step takes on one GPU, worked out from shapes alone: no weights, no GPU.
 
 The bytes of a phase are the sum of its items. `Plan.table` holds every formula. Symbols:
 
