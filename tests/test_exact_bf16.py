@@ -20,7 +20,7 @@ from rl.logprobs import token_logprobs
 from rl.optim import create_state
 from rl.run import checkpoint
 from rl.session import open_session
-from rl.weights.exact_bf16 import ExactBF16AdamW, join_master, split_master
+from rl.weights.exact_bf16 import ExactBF16AdamW, join_master, prepare_gradients, split_master
 from rl.weights.policy import TrainState, make_sampler_model
 from rl.weights.sharding import full
 
@@ -112,7 +112,7 @@ def test_small_gradients_are_not_lost_beside_large_ones():
     """Bug guarded: gradients added up in bfloat16, where 1 + 2**-9 is 1, whatever the number of micro-batches."""
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = ExactBF16AdamW([weight], lr=1e-3)
-    optimizer.prepare_gradients()
+    prepare_gradients(optimizer)
     for scale in [1.0] + [2.0**-9] * 512:
         (weight * torch.full((4,), scale, dtype=torch.bfloat16)).sum().backward()
     assert weight.grad.dtype == torch.float32
@@ -201,7 +201,7 @@ def train_sharded(rank: int, folder: Path) -> None:
     ours = ExactBF16AdamW(model.parameters(), **SETTINGS)
     theirs = torch.optim.AdamW(expected.parameters(), **SETTINGS, fused=True)
     for step in range(4):
-        ours.prepare_gradients()
+        prepare_gradients(ours)
         for batch in range(2):
             ids = torch.tensor(random_prompts([6], seed=100 * step + 10 * batch + rank))
             model(ids).float().square().mean().backward()

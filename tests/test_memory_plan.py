@@ -13,7 +13,6 @@ import train
 from benchmarks.memory import compare, make_folder
 from model import ModelConfig
 from model.attention import PackedAttention
-from model.kv_cache import KVCache, kv_bytes_per_token
 from rl.config import Config, parse_config
 from rl.weights.exact_bf16 import ExactBF16AdamW
 from rl.weights.memory import check_memory, decide, plan_run, smallest_change, this_machine
@@ -70,13 +69,6 @@ def test_state_bytes_are_those_of_the_optimizers():
         assert items["optimizer"] == state
         assert items["weights"] - sum(p.nbytes for p in model.parameters()) in (0, 2 * shapes.parameters)  # the copy
         assert items["gradients"] == 4 * shapes.parameters
-
-
-def test_cache_bytes_are_those_of_the_cache(family):
-    config = make_config(family)
-    cache = KVCache(config, slots=6, max_len=18, dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert cache.kv.nbytes == kv_bytes_per_token(config, torch.bfloat16) * 6 * 18
-    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16) == 57_344
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,7 +7,7 @@ copy of the weights, and a parameter takes 12 bytes beside its gradient: 2 + 2, 
 masters a slice at a time and hands them to torch's own AdamW, which makes it the float32 optimizer by construction.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class ExactBF16AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
-        for parameter in self._parameters():
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
             low_bits = _take_low_bits(parameter)
             # made now, not at the first step: a checkpoint of an optimizer without state makes torch run a hidden step
             self.state[parameter] = {
@@ -71,18 +71,6 @@ class ExactBF16AdamW(torch.optim.Optimizer):
                 LOW_BITS: low_bits,
             }
             parameter.grad_dtype = torch.float32
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for group in self.param_groups for parameter in group["params"])
-
-    def prepare_gradients(self) -> None:
-        """Give sharded parameters a float32 gradient of zeros to add to; FSDP2 would start one in bfloat16.
-
-        Nothing to do for plain parameters, whose gradients are float32 by `grad_dtype`.
-        """
-        for parameter in self._parameters():
-            if isinstance(parameter, DTensor) and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
 
     @torch.no_grad()
     def master(self, parameter: nn.Parameter) -> Tensor:
@@ -132,9 +120,14 @@ class ExactBF16AdamW(torch.optim.Optimizer):
 
 
 def prepare_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Prepare the first backward of an optimizer step; other optimizers need nothing."""
+    """Give sharded bfloat16 parameters a float32 gradient of zeros to add to, because FSDP2 would start one in bfloat16.
+
+    Plain parameters need none: their gradients are float32 by `grad_dtype`. Other optimizers need nothing.
+    """
     if isinstance(optimizer, ExactBF16AdamW):
-        optimizer.prepare_gradients()
+        for parameter in optimizer.state:
+            if isinstance(parameter, DTensor) and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
 
 
 def _local(tensor: Tensor) -> Tensor:
