@@ -251,7 +251,7 @@ def test_two_processes_on_one_run(place, whole, capfd):
 
 
 class Hostile:
-    """What an attacker would put into a pickle."""
+    """An object that touches a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -120,6 +120,16 @@ def test_a_named_mode_moves_the_reference_only_where_it_must(seven):
     assert decide(seven, replace(config, beta=0.0), Machine(2, 40 * GIB)).reference_memory == "device", "there is none"
 
 
+def test_a_small_cpu_still_runs(seven):
+    """Bug guarded: a laptop refused because the last rows of the table are those of GPUs."""
+    tokens = set()
+    for size in range(100, 240):
+        plan = decide(seven, settings(judge="rules", beta=0.0), Machine(1, size * GIB, device="cpu"))
+        assert (plan.config.memory, plan.reference_memory) == ("shard", "device")
+        tokens |= {plan.config.micro_batch_tokens} if plan.fits else set()
+    assert min(tokens) == 2_524, "one longest sequence at a time"
+
+
 def test_auto_takes_the_first_row_that_fits(seven):
     """Bug guarded: a plan that depends on more than the order of the table, or a row that nothing ever takes."""
     taken = set()

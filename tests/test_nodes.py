@@ -21,7 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 @dataclass(frozen=True)
 class Node:
-    """Where an agent of torchrun runs.
+    """The machine or network namespace of an agent of torchrun.
 
     Attributes:
         prefix: of a command that is to run there.

@@ -41,7 +41,7 @@ def on_call(number: int, function, *, before: bool = False, half_line_in: Path |
 
 
 def moments(run: Path) -> dict:
-    """Where to be killed: (object, attribute, replacement). The first checkpoint is that of step 2."""
+    """Return the moments of a kill: (object, attribute, replacement). The first checkpoint is that of step 2."""
     return {
         "rollout": (rl.rollout.Rollout, "sample_and_judge", on_call(4, rl.rollout.Rollout.sample_and_judge)),
         "update, before the optimizer": (train, "optimizer_step", on_call(4, train.optimizer_step, before=True)),

@@ -1,4 +1,4 @@
-"""What two processes compute, for test_distributed.py: `main` in each of them, with RANK and WORLD_SIZE. Not a test by itself.
+"""The work of two processes, for test_distributed.py: `main` in each of them, with RANK and WORLD_SIZE. Not a test by itself.
 
 They are forked: rewards and reports are as the fixtures of the tests have patched them.
 """
@@ -236,7 +236,7 @@ def whole_runs(place: Path) -> dict:
 
 
 def full_disk(place: Path) -> str:
-    """What a rank says when rank 0 cannot write the export, in which all of them gather the weights."""
+    """Return a rank's error when rank 0 cannot write the export, for which all ranks gather the weights."""
 
     def refuse(*_, **__) -> None:
         raise OSError(28, "No space left on device")

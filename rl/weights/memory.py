@@ -52,6 +52,7 @@ AUTO = [
     Choice("shard", "host", True, 4_096, 24),
     Choice("offload", "device", True, 16_384, 64),
     Choice("offload", "host", True, 16_384, 64),
+    Choice("shard", "device", True, 1, LEAST_SLOTS),
     Choice("shard", "host", True, 1, LEAST_SLOTS),
     Choice("offload", "device", True, 1, LEAST_SLOTS),
     Choice("offload", "host", True, 1, LEAST_SLOTS),
