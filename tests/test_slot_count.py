@@ -15,11 +15,11 @@ from rl.sampler import Sampler
 from rl.slots import MOST_SLOTS, USED_SHARE, draw_bytes, free_bytes, prefill_bytes, slots_that_fit
 from rl.weights.memory import plan_run
 
-ASKED = [Request([5] * 40, 30, 20, 1.0, 0)]
+REQUESTS = [Request([5] * 40, 30, 20, 1.0, 0)]
 
 
 def least_free(model) -> int:
-    """The least free memory in which one row of ASKED fits."""
+    """The least free memory in which one row of REQUESTS fits."""
     row = 60 * kv_bytes_per_token(model.config, torch.float64) + draw_bytes(model.config, 20)
     return round((row + prefill_bytes(model.config, torch.float64, 40)) / USED_SHARE)
 
@@ -40,7 +40,7 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
     found = []
     for free in (2_000_000, 4_000_000, 2**40):
         monkeypatch.setattr(rl.slots, "free_bytes", lambda device, free=free: free)
-        slots, line = slots_that_fit(model, ASKED)
+        slots, line = slots_that_fit(model, REQUESTS)
         assert slots * row < free
         assert f"at most {slots} are used at once" in " ".join(line.split())
         assert slots < 16 or slots % 16 == 0, "a little more memory makes no other batch"
@@ -50,16 +50,16 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
     sampler = Sampler(model, stop_ids=[0], max_slots="auto", max_len=64)
     fixed = Sampler(model, stop_ids=[0], max_slots=64, max_len=64)
     for _ in range(2):
-        assert [c.ids for c in sampler.generate(ASKED)[0]] == [c.ids for c in fixed.generate(ASKED)[0]]
+        assert [c.ids for c in sampler.generate(REQUESTS)[0]] == [c.ids for c in fixed.generate(REQUESTS)[0]]
     assert capsys.readouterr().out.count("rows fit") == 1, "said once, and again when it changes"
 
     least = least_free(model)
     for free in (1000, least - 2):
         monkeypatch.setattr(rl.slots, "free_bytes", lambda device, free=free: free)
         with pytest.raises(ValueError, match=r"0 rows fit[.] Lower --max-new-tokens"):
-            sampler.generate(ASKED)
+            sampler.generate(REQUESTS)
     monkeypatch.setattr(rl.slots, "free_bytes", lambda device: least + 2)
-    assert slots_that_fit(model, ASKED)[0] == 1
+    assert slots_that_fit(model, REQUESTS)[0] == 1
 
 
 def test_free_memory_is_read():

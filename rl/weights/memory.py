@@ -107,6 +107,7 @@ def _choices(config: Config, machine: Machine) -> Iterator[Choice]:
 
 def smallest_change(plan: Plan, config: Config) -> str:
     """Return what makes a plan that does not fit fit: the first of a short list of changes, of flags or of the machine."""
+    # changes of flags, then of the machine
     machine, changes = plan.machine, []
     if config.memory != "auto":
         changes.append(("--memory auto", replace(config, memory="auto"), machine))
@@ -122,6 +123,8 @@ def smallest_change(plan: Plan, config: Config) -> str:
     if machine.device == "cuda":
         counts = (2**n for n in range(1, 11) if 2**n > machine.gpus)
         changes += [(f"{gpus} such GPUs", config, replace(machine, gpus=gpus)) for gpus in counts]
+
+    # the first that fits
     for text, changed, other in changes:
         if decide(plan.shapes, changed, other, plan.judge).fits:
             return text
