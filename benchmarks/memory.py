@@ -1,4 +1,4 @@
-"""Measured peaks of a real run's phases against what `--plan` says: is the arithmetic of rl/memory/plan.py right?
+"""Compare the measured peaks of a real run's phases with what `--plan` says, the arithmetic of rl/weights/plan.py.
 
     python benchmarks/memory.py                                     # a random model of 55 M parameters, on this machine
     python benchmarks/memory.py --layers 16 --micro-batch-tokens 4096
@@ -15,15 +15,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from rl.update import Updater
 
 import train
 from data.division import build_tokenizer, load_split
@@ -38,13 +35,13 @@ from rl.weights.plan import CPU_RUNTIME, GIB, GPU_RUNTIME, Shapes
 
 PHASES = {
     "rollout": (Rollout, "collect"),
-    "reference": (Updater, "_score_old_and_reference"),
-    "update": (Updater, "_optimizer_step"),
+    "reference": (train, "token_logprobs"),  # those without gradient, which come before all others of a step
+    "update": (train, "update_policy"),
 }
 
 
 def make_folder(path: Path, args: argparse.Namespace) -> Path:
-    """A random model with the embedded task's tokenizer."""
+    """Write a random model with the embedded task's tokenizer, and questions."""
     if args.shape:
         config = ModelConfig.from_hf(read_json(Path(args.shape)))
     else:
@@ -93,6 +90,8 @@ class Peaks:
 
         @wraps(original)
         def watched(*arguments, **named):
+            if phase == "reference" and torch.is_grad_enabled():
+                return original(*arguments, **named)
             self.reset()
             result = original(*arguments, **named)
             self.peaks[phase] = max(self.peaks.get(phase, 0), self.read())
@@ -102,14 +101,14 @@ class Peaks:
 
 
 def pay_for_length(groups, config) -> None:
-    """Random weights earn nothing, and equal rewards are not trained on: pay for something, so that every step trains."""
+    """Pay for something, because random weights earn nothing and equal rewards are not trained on."""
     for group in groups:
-        for place, sample in enumerate(group.refine_samples):
-            sample.reward, sample.format, sample.refine = float(place), -1.0, 0.0
+        for index, sample in enumerate(group.refine_samples):
+            sample.reward, sample.format, sample.refine = float(index), -1.0, 0.0
 
 
 def measure(arguments: list[str]) -> None:
-    """In the child: run, and print the peaks as the last line."""
+    """Run in the child process, and print the peaks as the last line."""
     peaks = Peaks(pick_device("auto"))
     for phase, (owner, name) in PHASES.items():
         peaks.watch(phase, owner, name)
@@ -119,12 +118,12 @@ def measure(arguments: list[str]) -> None:
 
 
 def compare(path: Path, args: argparse.Namespace, more: list[str]) -> dict[str, tuple[float, float]]:
-    """Planned and measured GiB of each phase."""
+    """Return planned and measured GiB of each phase."""
     arguments = command_line(path, args, more)
     config = parse_config(arguments)
     device = pick_device(config.device)
     shapes = Shapes(ModelConfig.from_hf(read_json(path / "model" / "config.json")))
-    plan = check_memory(shapes, replace(config, reference_memory="device"), this_machine(device))
+    plan = check_memory(shapes, config, this_machine(device))
     # memory that is freed goes back to the system, so that a phase's peak is its own
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "1048576",

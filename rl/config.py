@@ -17,7 +17,7 @@ DEMO_DATA = "division"  # --data of the embedded task
 # flags that may differ when a run is continued: they do not change what is computed
 FREE_ON_RESUME = {
     "resume", "resume_with_changes", "run", "runs_dir", "save_every", "keep", "keep_best", "eval_every", "wandb", "show_every",
-    "device", "memory", "reference_memory", "plan", "gpus", "gpu_gib", "host_gib",
+    "device", "memory", "plan", "gpus", "gpu_gib", "host_gib",
 }  # fmt: skip
 
 
@@ -107,7 +107,6 @@ class Config:
     memory: Literal["auto", "shard", "exact-bf16", "offload"] = option(
         "auto", "where training state lives; auto takes the first that fits and may lower --max-slots, --micro-batch-tokens"
     )
-    reference_memory: Literal["auto", "device", "host"] = option("auto", "where --memory keeps the reference", flag=False)
     plan: bool = option(False, "print what each phase takes on the machine below, and what --memory auto would do, and stop")
     gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: 1")
     gpu_gib: float | None = option(None, "--plan: memory of one GPU in GiB (80 GB H100: 79.6, H200: 140.4); default: here")

@@ -131,7 +131,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     decided = replace(plan.config, max_slots="auto") if config.max_slots == "auto" else plan.config
 
     # the reference and the judge, which is tried out before the policy is loaded
-    in_host = decided.reference_memory == "host"
+    in_host = plan.reference_memory == "host"
     reference = load_reference(source, device, offload=in_host) if config.needs_reference else None
     reference_weights = WholeWeights(reference, keep=False) if reference is not None else nullcontext()
     judge_weights = reference_weights if spec.kind == "self" else nullcontext()

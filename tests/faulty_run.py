@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 from conftest import pay_for_length
-from rl.update import Updater
 
 import train
 from rl.distributed import rank
@@ -19,10 +18,10 @@ from rl.run.processes import leave
 
 torch.set_num_threads(1)
 fault, where = sys.argv[1], int(sys.argv[2])
-apply, calls = Updater._apply, []
+step, calls = train.optimizer_step, []
 
 
-def faulty(self, *args) -> None:
+def faulty(*args) -> None:
     calls.append(1)
     time.sleep(0.2)
     if len(calls) == 3 and rank() == where and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
@@ -30,11 +29,11 @@ def faulty(self, *args) -> None:
             raise RuntimeError("made up by the test")
         if fault == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-    apply(self, *args)
+    step(*args)
 
 
 with pytest.MonkeyPatch.context() as patch:
     pay_for_length(patch)
-    patch.setattr(Updater, "_apply", faulty)
+    patch.setattr(train, "optimizer_step", faulty)
     code = train.main(sys.argv[3:])
 leave(code)

@@ -40,7 +40,7 @@ def place(made, tmp_path) -> Path:
 
 
 def said_on_failure(capsys, command, arguments: list[str]) -> str:
-    """What a command prints that must end with exit code 2 and one line."""
+    """Return the output of a command that must end with exit code 2 and one line."""
     try:
         code = command(arguments)
     except SystemExit as stop:

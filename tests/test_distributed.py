@@ -29,7 +29,7 @@ TOLERANCE = {"tied": 1e-9, "untied": 1e-9, "gentle": 1e-6}  # the last is float3
 
 
 def environment(number: int, count: int, port: int) -> dict[str, str]:
-    """What a launcher tells each process. SLURM's srun can do without torchrun in the same way."""
+    """Return the variables that a launcher sets in each process, as torchrun and SLURM's srun do."""
     ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return {name: str(value) for name, value in ranks.items()}
 

@@ -1,15 +1,13 @@
 """--memory exact-bf16: bfloat16 weights and 16 low bits are the float32 master, bit for bit, in training and on resuming."""
 
 import copy
-import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from conftest import assert_same_run, flags, lines_of, make_model, random_prompts
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -19,9 +17,12 @@ import train
 from model import Transformer
 from rl.config import parse_config
 from rl.logprobs import token_logprobs
+from rl.optim import create_state
+from rl.run import checkpoint
 from rl.session import open_session
-from rl.weights.exact_bf16 import ExactBF16AdamW, join_master, split_master
-from rl.weights.policy import make_sampler_model
+from rl.weights.exact_bf16 import ExactBF16AdamW, join_master, prepare_gradients, split_master
+from rl.weights.policy import TrainState, make_sampler_model
+from rl.weights.sharding import full
 
 SETTINGS = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
@@ -78,7 +79,7 @@ def gradient(step: int, shape) -> torch.Tensor:
 @pytest.mark.parametrize("slice_elements", [64, 2**23])
 def test_masters_are_those_of_adamw(monkeypatch, slice_elements):
     """Bug guarded: anything but AdamW on float32 masters: bias correction, decay, epsilon, a master rebuilt from bfloat16."""
-    monkeypatch.setattr(rl.memory.exact_bf16, "SLICE_ELEMENTS", slice_elements)
+    monkeypatch.setattr(rl.weights.exact_bf16, "SLICE_ELEMENTS", slice_elements)
     generator = torch.Generator().manual_seed(0)
     shapes = [(40, 33), (7,), (1, 128)]
     theirs = [torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.02) for shape in shapes]
@@ -111,7 +112,7 @@ def test_small_gradients_are_not_lost_beside_large_ones():
     """Bug guarded: gradients added up in bfloat16, where 1 + 2**-9 is 1, whatever the number of micro-batches."""
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = ExactBF16AdamW([weight], lr=1e-3)
-    optimizer.prepare_gradients()
+    prepare_gradients(optimizer)
     for scale in [1.0] + [2.0**-9] * 512:
         (weight * torch.full((4,), scale, dtype=torch.bfloat16)).sum().backward()
     assert weight.grad.dtype == torch.float32
@@ -144,27 +145,11 @@ def test_the_sampler_uses_the_trained_weights_themselves():
     assert make_sampler_model(model) is model
 
 
-def test_state_is_loaded_in_its_own_dtypes():
+def test_torchs_own_loading_is_refused():
     """Bug guarded: torch casts a loaded state to its parameter's dtype: bfloat16 moments, and low bits that are gone."""
-    weights = [torch.nn.Parameter(torch.randn(50)) for _ in range(2)]
-    optimizer = ExactBF16AdamW([weights[0]], **SETTINGS)
-    for step in range(3):
-        weights[0].grad = gradient(step + 1, (50,))
-        optimizer.step()
-    other = ExactBF16AdamW([weights[1]], lr=1.0)
-    with torch.no_grad():
-        weights[1].copy_(weights[0])
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for w, o in zip(weights, (optimizer, other), strict=True):
-        w.grad = gradient(4, (50,))
-        o.step()
-    assert torch.equal(bits(optimizer.master(weights[0])), bits(other.master(weights[1])))
-    for name, tensor in optimizer.state[weights[0]].items():
-        assert torch.equal(tensor, other.state[weights[1]][name])
-    broken = copy.deepcopy(optimizer.state_dict())
-    del broken["state"][0]["low_bits"]
-    with pytest.raises(ValueError, match="lacks low_bits"):
-        other.load_state_dict(broken)
+    optimizer = ExactBF16AdamW([torch.nn.Parameter(torch.randn(50))], **SETTINGS)
+    with pytest.raises(RuntimeError, match="load_checkpoint"):
+        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def test_other_dtypes_and_bfloat16_gradients_are_refused():
@@ -209,50 +194,86 @@ def sharded(model: Transformer) -> Transformer:
     return fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def train_sharded(rank: int, folder: str) -> None:
-    """Two processes: masters against sharded float32 AdamW with the same gradients; then a checkpoint, loaded afresh."""
+def train_sharded(rank: int, folder: Path) -> None:
+    """Two processes: masters against sharded float32 AdamW with the same gradients; then checkpoints of one and of two."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model, wanted = sharded(make_model("qwen3").bfloat16()), sharded(make_model("qwen3").bfloat16().float())
-    ours, theirs = (
-        ExactBF16AdamW(model.parameters(), **SETTINGS),
-        torch.optim.AdamW(wanted.parameters(), **SETTINGS, fused=True),
-    )
+    model, expected = sharded(make_model("qwen3").bfloat16()), sharded(make_model("qwen3").bfloat16().float())
+    ours = ExactBF16AdamW(model.parameters(), **SETTINGS)
+    theirs = torch.optim.AdamW(expected.parameters(), **SETTINGS, fused=True)
     for step in range(4):
-        ours.prepare_gradients()
+        prepare_gradients(ours)
         for batch in range(2):
             ids = torch.tensor(random_prompts([6], seed=100 * step + 10 * batch + rank))
             model(ids).float().square().mean().backward()
-        for a, b in zip(model.parameters(), wanted.parameters(), strict=True):
+        for a, b in zip(model.parameters(), expected.parameters(), strict=True):
             assert isinstance(a.grad, DTensor)
             assert a.grad.dtype == torch.float32
             b.grad = a.grad.clone()
         ours.step()
         theirs.step()
         ours.zero_grad()
-    for a, b in zip(model.parameters(), wanted.parameters(), strict=True):
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(bits(ours.master(a)), bits(b.to_local()))
-    state = dict(zip(("model", "optimizer"), get_state_dict(model, ours), strict=True))
-    dcp.save(state, checkpoint_id=f"{folder}/state")
-    again = sharded(make_model("qwen3", seed=9).bfloat16())
-    loaded = ExactBF16AdamW(again.parameters(), lr=1.0)
-    state = dict(zip(("model", "optimizer"), get_state_dict(again, loaded), strict=True))
-    dcp.load(state, checkpoint_id=f"{folder}/state")
-    set_state_dict(again, loaded, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    for a, b in zip(model.parameters(), again.parameters(), strict=True):
-        assert torch.equal(bits(ours.master(a)), bits(loaded.master(b)))
-        assert torch.equal(ours.state[a]["exp_avg_sq"].to_local(), loaded.state[b]["exp_avg_sq"].to_local())
+    for kind, trained in (("exact", TrainState(model, ours, None, 4)), ("adamw", TrainState(expected, theirs, None, 4))):
+        save(trained, folder / f"two-{kind}", is_main=rank == 0)
+        for count in ("one", "two"):
+            assert_loaded(folder / f"{count}-{kind}", state_of(kind, sharded))
     dist.barrier()
     dist.destroy_process_group()
 
 
+def state_of(kind: str, place=lambda model: model) -> TrainState:
+    """Weights and an optimizer whose state has never been stepped."""
+    dtype = torch.bfloat16 if kind == "exact" else torch.float32
+    model = place(make_model("qwen3", dtype, seed=9))
+    if kind == "exact":
+        return TrainState(model, ExactBF16AdamW(model.parameters(), lr=1.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, fused=True)
+    create_state(optimizer)
+    return TrainState(model, optimizer)
+
+
+def whole_tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    def whole(tensor: torch.Tensor) -> torch.Tensor:  # gloo knows no int16
+        return full(tensor.int()).short() if tensor.dtype == torch.int16 else full(tensor).clone()
+
+    return {name: whole(tensor) for name, tensor in checkpoint._tensors(state).items()}
+
+
+def save(state: TrainState, folder: Path, is_main: bool = True) -> None:
+    """Save a state, and what it holds for the comparison."""
+    checkpoint._save_state(state, 4, folder / "state")
+    tensors = whole_tensors(state)
+    if is_main:
+        torch.save(tensors, folder / "tensors.pt")
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def assert_loaded(folder: Path, state: TrainState) -> None:
+    assert checkpoint.load_checkpoint(folder, state) == state.optimizer_steps == 4
+    expected, loaded = torch.load(folder / "tensors.pt", weights_only=True), whole_tensors(state)
+    assert expected.keys() == loaded.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == loaded[name].dtype, name
+        assert torch.equal(tensor, loaded[name]), name
+
+
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    """Bug guarded: state that is not sharded with its parameter, int16 in a collective, bfloat16 sums under FSDP2."""
-    mp.spawn(train_sharded, args=(str(tmp_path),), nprocs=2)
-    model = make_model("qwen3", seed=9).bfloat16()  # two processes wrote, one reads
-    optimizer = ExactBF16AdamW(model.parameters(), lr=1.0)
-    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-    dcp.load(state, checkpoint_id=tmp_path / "state", no_dist=True)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    assert all(s["low_bits"].dtype == torch.int16 and s["low_bits"].any() for s in optimizer.state.values())
-    shutil.rmtree(tmp_path / "state")
+    """Bug guarded: state that is not sharded with its parameter, int16 in a collective, bfloat16 sums under FSDP2; a checkpoint
+    that another number of processes reads differently, moments cast to bfloat16, or lost steps of Adam."""
+    for kind in ("exact", "adamw"):
+        state = state_of(kind)
+        state.optimizer_steps = 4
+        if kind == "adamw":  # column-major weights
+            state.policy.lm_head.weight.data = state.policy.lm_head.weight.data.T.contiguous().T
+        for parameter in state.policy.parameters():
+            parameter.grad = torch.randn(parameter.shape)
+        state.optimizer.step()
+        save(state, tmp_path / f"one-{kind}")
+    mp.spawn(train_sharded, args=(tmp_path,), nprocs=2)
+    for kind in ("exact", "adamw"):
+        for count in ("one", "two"):
+            assert_loaded(tmp_path / f"{count}-{kind}", state_of(kind))
+    assert any(t.dtype == torch.int16 and t.any() for t in torch.load(tmp_path / "two-exact/tensors.pt").values())

@@ -8,14 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SHARED, make_config, make_model, write_task_folder
-from model.static_cache import StaticCache
-from rl.update import make_optimizer
 
 import train
 from benchmarks.memory import compare, make_folder
 from model import ModelConfig
 from model.attention import PackedAttention
-from model.kv_cache import kv_bytes_per_token
 from rl.config import Config, parse_config
 from rl.weights.exact_bf16 import ExactBF16AdamW
 from rl.weights.memory import check_memory, decide, plan_run, smallest_change, this_machine
@@ -24,15 +21,15 @@ from rl.weights.plan import (
     ITEMS,
     PHASES,
     Machine,
+    Plan,
     Shapes,
     backward_bytes,
-    disk_bytes,
     forward_bytes,
     host_bytes,
-    phases,
     pinned,
     saved_bytes,
 )
+from rl.weights.policy import make_optimizer
 
 CPU = torch.device("cpu")
 H100, H200 = 79.6 * GIB, 140.4 * GIB
@@ -48,7 +45,7 @@ def seven() -> Shapes:
     return Shapes(QWEN_7B)
 
 
-def asked(**changes) -> Config:
+def settings(**changes) -> Config:
     return replace(Config(preset="default", model="x"), **changes)
 
 
@@ -64,7 +61,7 @@ def test_state_bytes_are_those_of_the_optimizers():
     """Bug guarded: a plan for another optimizer than the one that is used."""
     for mode in ("shard", "exact-bf16"):
         model = make_model("qwen3", torch.float32)
-        config, shapes = asked(memory=mode, beta=0.0, judge="rules"), Shapes(model.config)
+        config, shapes = settings(memory=mode, beta=0.0, judge="rules"), Shapes(model.config)
         optimizer = make_optimizer(model, config)
         assert isinstance(optimizer, ExactBF16AdamW) == (mode == "exact-bf16")
         items = decide(shapes, config, Machine(1, H100)).table["update"]
@@ -72,13 +69,6 @@ def test_state_bytes_are_those_of_the_optimizers():
         assert items["optimizer"] == state
         assert items["weights"] - sum(p.nbytes for p in model.parameters()) in (0, 2 * shapes.parameters)  # the copy
         assert items["gradients"] == 4 * shapes.parameters
-
-
-def test_cache_bytes_are_those_of_the_cache(family):
-    config = make_config(family)
-    cache = StaticCache(config, slots=6, max_len=18, dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert cache.kv.nbytes == kv_bytes_per_token(config, torch.bfloat16) * 6 * 18
-    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16) == 57_344
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,7 +85,7 @@ def test_saved_bytes_are_what_autograd_keeps(family, dtype):
             kept[storage.data_ptr()] = storage
         return tensor
 
-    block, attention = model.model.layers[0], PackedAttention([tokens // 2] * 2, torch.device("cpu"))
+    block, attention = model.model.layers[0], PackedAttention.of_sequences([tokens // 2] * 2, torch.device("cpu"))
     x = torch.randn(1, tokens, 128, dtype=dtype, requires_grad=True)
     cos, sin = (torch.ones(1, tokens, 1, config.head_dim, dtype=dtype) for _ in range(2))
     weights |= {cos.untyped_storage().data_ptr(), sin.untyped_storage().data_ptr()}
@@ -108,7 +98,7 @@ def test_saved_bytes_are_what_autograd_keeps(family, dtype):
 
 
 def test_items_add_up_and_every_phase_has_them(seven):
-    plan = decide(seven, asked(), Machine(4, H100))
+    plan = decide(seven, settings(), Machine(4, H100))
     assert tuple(plan.table) == PHASES
     for phase, items in plan.table.items():
         assert tuple(items) == ITEMS
@@ -118,8 +108,8 @@ def test_items_add_up_and_every_phase_has_them(seven):
 
 def test_the_arithmetic_of_a_7b_model_by_hand(seven):
     """Bug guarded: a factor of two anywhere; the figures are worked out by hand from 7.616e9 parameters."""
-    config = asked(memory="shard", reference_memory="device", activation_checkpointing=True, max_slots=256)
-    update, rollout = (decide(seven, config, Machine(2, H100)).table[phase] for phase in ("update", "rollout"))
+    config = settings(memory="shard", activation_checkpointing=True, max_slots=256)
+    update, rollout = (Plan(seven, config, Machine(2, H100)).table[phase] for phase in ("update", "rollout"))
     in_gib = {name: value / GIB for name, value in update.items()}
     assert in_gib["weights"] == pytest.approx(4 * 7.616 / 2 / 1.0737, rel=1e-3)
     assert in_gib["gradients"] == pytest.approx(14.19, abs=0.01)
@@ -131,25 +121,25 @@ def test_the_arithmetic_of_a_7b_model_by_hand(seven):
     assert saved_bytes(QWEN_7B, 2, padded=False) == 57_344 + 16_384 + 151_552
     assert backward_bytes(QWEN_7B, 2) == 113_664 + 43_008
     assert forward_bytes(QWEN_7B, 2) == 113_664 + 14_336 + 2 * 38 * 128
-    assert disk_bytes(seven, config) == 14 * seven.parameters * 3
 
 
 def test_a_sharded_reference_is_whole_while_it_judges_or_writes(seven):
     """Bug guarded: a whole copy beside the sampler's that the plan did not count."""
-    config, machine = asked(memory="shard", reference_memory="device", max_slots=64), Machine(4, H100)
+    config, machine = settings(memory="shard", max_slots=64), Machine(4, H100)
     part = 2 * seven.parameters / 4
     for changes, phase in (({"judge": "self"}, "judge"), ({"judge": "rules", "plain_policy": "reference"}, "rollout")):
-        kept, freed = (phases(seven, replace(config, **changes), machine, keep_copy=keep)[phase] for keep in (True, False))
+        plans = (Plan(seven, replace(config, **changes), machine, keep_copy=keep) for keep in (True, False))
+        kept, freed = (plan.table[phase] for plan in plans)
         assert kept["weights"] + kept["reference"] == (4 + 2 * 4 + 2 * 4) * seven.parameters / 4 + part
         assert freed["weights"] + freed["reference"] == (4 + 2 * 4) * seven.parameters / 4 + part
-    update = phases(seven, replace(config, plain_policy="reference"), machine)["update"]
+    update = Plan(seven, replace(config, plain_policy="reference"), machine).table["update"]
     assert update["reference"] == part
 
 
 def test_a_reference_that_nobody_needs_takes_nothing(seven):
-    items = decide(seven, asked(beta=0.0, judge="rules"), Machine(1, H200)).table["update"]
+    items = decide(seven, settings(beta=0.0, judge="rules"), Machine(1, H200)).table["update"]
     assert items["reference"] == 0
-    assert decide(seven, asked(judge="rules"), Machine(1, H200)).table["update"]["reference"] > 0
+    assert decide(seven, settings(judge="rules"), Machine(1, H200)).table["update"]["reference"] > 0
 
 
 @pytest.mark.parametrize(
@@ -158,9 +148,8 @@ def test_a_reference_that_nobody_needs_takes_nothing(seven):
 )
 def test_auto_runs_a_7b_model_on_every_machine_of_the_readme(seven, gpus, gpu, host, mode):
     """Bug guarded: the command of the README that ends in an error, or in a mode that is slow for no reason."""
-    plan = check_memory(seven, asked(), Machine(gpus, gpu, host and host * GIB))
+    plan = check_memory(seven, settings(), Machine(gpus, gpu, host and host * GIB))
     assert plan.config.memory == mode
-    assert plan.config.reference_memory in ("device", "host")
     assert plan.fits
     assert max(plan.sums.values()) <= 0.95 * gpu
 
@@ -168,13 +157,13 @@ def test_auto_runs_a_7b_model_on_every_machine_of_the_readme(seven, gpus, gpu, h
 def test_more_memory_never_means_a_smaller_batch(seven):
     """Bug guarded: a search that misses a plan which fits."""
     for gpus in (1, 2, 4):
-        sizes = [decide(seven, asked(memory="shard"), Machine(gpus, g * GIB)).fits for g in range(10, 300, 10)]
+        sizes = [decide(seven, settings(memory="shard"), Machine(gpus, g * GIB)).fits for g in range(10, 300, 10)]
         assert sizes == sorted(sizes)
 
 
 def test_auto_lowers_numbers_and_a_named_mode_does_not(seven):
     """Bug guarded: flags that are overridden although the mode was chosen by hand."""
-    config = asked(memory="shard", reference_memory="device", max_slots=256)
+    config = settings(memory="shard", max_slots=256)
     assert decide(seven, config, Machine(2, H100)).config == config
     with pytest.raises(ValueError, match=r"it does not fit: --memory shard: .* needs .* GiB"):
         check_memory(seven, config, Machine(2, H100))
@@ -184,7 +173,7 @@ def test_auto_lowers_numbers_and_a_named_mode_does_not(seven):
 
 def test_slots_left_to_auto_are_fitted_in_a_named_mode(seven):
     """Bug guarded: a run refused for want of room for 256 slots that nobody asked for."""
-    named, machine = asked(memory="shard", reference_memory="host", activation_checkpointing=True), Machine(2, H100)
+    named, machine = settings(memory="shard", activation_checkpointing=True), Machine(2, H100)
     assert not decide(seven, replace(named, max_slots=256), machine).fits
     plan = check_memory(seven, named, machine)
     assert plan.config == replace(named, max_slots=plan.config.max_slots)
@@ -195,7 +184,7 @@ def test_slots_left_to_auto_are_fitted_in_a_named_mode(seven):
 @pytest.mark.parametrize("mode", ["shard", "exact-bf16", "offload"])
 def test_the_flags_that_are_named_work(seven, gpus, mode):
     """Bug guarded: advice that does not help. What is named is given to the command line, and must fit."""
-    machine, given = Machine(gpus, H100, 400 * GIB), ["--model", "x", "--memory", mode, "--reference-memory", "host"]
+    machine, given = Machine(gpus, H100, 400 * GIB), ["--model", "x", "--memory", mode]
     plan = decide(seven, parse_config(given), machine)
     if not plan.fits:
         text = smallest_change(plan, parse_config(given))
@@ -207,32 +196,21 @@ def test_more_of_a_machine_is_named_where_no_flag_helps(seven):
     """Bug guarded: the same for hardware; with less than what is named it must not fit."""
     small = Machine(1, H100, 64 * GIB)
     with pytest.raises(ValueError, match=r"works: \d+ GiB of host memory a node") as refused:
-        check_memory(seven, asked(), small)
+        check_memory(seven, settings(), small)
     needed = int(str(refused.value).split("works: ")[1].split()[0])
-    assert decide(seven, asked(), replace(small, host_bytes=needed * GIB)).fits
-    assert not decide(seven, asked(), replace(small, host_bytes=(needed - 2) * GIB)).fits
+    assert decide(seven, settings(), replace(small, host_bytes=needed * GIB)).fits
+    assert not decide(seven, settings(), replace(small, host_bytes=(needed - 2) * GIB)).fits
     with pytest.raises(ValueError, match=r"works: 4 such GPUs"):
-        check_memory(seven, asked(memory="shard", activation_checkpointing=True, max_slots=256), small)
+        check_memory(seven, settings(memory="shard", activation_checkpointing=True, max_slots=256), small)
     with pytest.raises(ValueError, match=r"works: a smaller --model"):
-        check_memory(seven, asked(), Machine(1, 12 * GIB))
-
-
-def test_plain_answers_of_the_reference_keep_it_on_the_device(seven):
-    """Bug guarded: a sampler that fetches all weights for every token."""
-    config = asked(plain_policy="reference")
-    small = Machine(2, 72 * GIB)
-    for machine in (Machine(1, H200), Machine(1, H100), small, Machine(4, H100)):
-        assert decide(seven, config, machine).config.reference_memory == "device"
-    assert decide(seven, asked(), small).config.reference_memory == "host"  # what it would be otherwise
-    with pytest.raises(ValueError, match="every token would wait"):
-        parse_config(["--model", "x", "--plain-policy", "reference", "--reference-memory", "host"])
+        check_memory(seven, settings(), Machine(1, 12 * GIB))
 
 
 def test_pinned_memory_is_rounded_up(seven):
     """Bug guarded: a host that runs full because torch rounds each pinned tensor up to a power of two."""
-    config = asked(memory="offload", reference_memory="device")
+    plan = Plan(seven, settings(memory="offload"), Machine(1, H100))
     assert [pinned(count, 4) for count in (3, 4, 5)] == [16, 16, 32]
-    assert 22 * seven.parameters < host_bytes(seven, config, Machine(1, H100)) < 28 * seven.parameters
+    assert 22 * seven.parameters < host_bytes(plan) < 28 * seven.parameters
 
 
 def test_the_demo_fits_this_machine():
@@ -241,7 +219,7 @@ def test_the_demo_fits_this_machine():
     assert machine.gpu_bytes > GIB / 4
     config = replace(parse_config([]), memory="auto", max_slots=128)
     plan = check_memory(Shapes(make_config("qwen3")), config, machine)
-    assert plan.config == replace(config, memory="shard", reference_memory="device")
+    assert plan.config == replace(config, memory="shard")
 
 
 def test_plan_prints_a_table_and_loads_nothing(tmp_path, capsys):
@@ -253,7 +231,15 @@ def test_plan_prints_a_table_and_loads_nothing(tmp_path, capsys):
         assert train.main(arguments) == 0
         said = capsys.readouterr().out
         assert max(map(len, said.splitlines()[1:])) <= 100
-        for word in (*PHASES, "KV cache", "optimizer", "left", "auto takes: --memory shard", "host memory of a node", "disk"):
+        for word in (
+            *PHASES,
+            "KV cache",
+            "optimizer",
+            "left",
+            "auto takes: --memory shard",
+            "host memory of a node",
+            "disk for 2 checkpoints",
+        ):
             assert word in said
     assert train.main([*arguments[:3], "--gpus", "1", "--gpu-gib", "24", "--host-gib", "64"]) == 0
     assert "smallest change that works: " in capsys.readouterr().out
@@ -265,11 +251,11 @@ def test_plan_prints_a_table_and_loads_nothing(tmp_path, capsys):
 def test_a_run_is_planned_before_its_weights_are_there(tmp_path, capsys):
     """Bug guarded: a model of a hundred gigabytes that is loaded first and refused then."""
     huge = replace(QWEN_7B, intermediate_size=200 * QWEN_7B.intermediate_size)
-    assert plan_run(asked(judge="rules", beta=0.0, max_slots=8), write_task_folder(tmp_path / "small"), CPU).fits
+    assert plan_run(settings(judge="rules", beta=0.0, max_slots=8), write_task_folder(tmp_path / "small"), CPU).fits
     assert "memory: auto takes: --memory shard" in capsys.readouterr().out
     (tmp_path / "config.json").write_text(json.dumps(huge.to_hf("bfloat16")))
     with pytest.raises(ValueError, match="smallest change that works: a smaller --model"):
-        plan_run(asked(), tmp_path, CPU)
+        plan_run(settings(), tmp_path, CPU)
 
 
 @pytest.mark.skipif(not (SHARED / "configs").is_dir(), reason="no model configurations in ../shared/data/configs")

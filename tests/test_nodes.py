@@ -21,7 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 @dataclass(frozen=True)
 class Node:
-    """Where an agent of torchrun runs.
+    """The machine or network namespace of an agent of torchrun.
 
     Attributes:
         prefix: of a command that is to run there.
@@ -77,7 +77,7 @@ def test_a_rank_that_raises_ends_the_run_and_its_traceback_comes_first(place, tm
     """Bug guarded: a run that hangs until a time-out of hours, or a log in which the cause is below its consequences."""
     begin, log = time.monotonic(), tmp_path / "log"
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--", "tests/faulty_run.py", "raise", "1"]
-    process = start([*command, *flags(place, "raises", "--dist-timeout", "60")], log)
+    process = start([*command, *flags(place, "raises")], log)
     try:
         assert process.wait(timeout=100) != 0
     finally:

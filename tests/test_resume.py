@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch.distributed.checkpoint as dcp
 from conftest import assert_same_run, flags, run_in_child, start_child
-from rl.update import Updater
 
 import rl.rollout
 import rl.run.checkpoint
@@ -42,19 +41,19 @@ def on_call(number: int, function, *, before: bool = False, half_line_in: Path |
 
 
 def moments(run: Path) -> dict:
-    """Where to be killed: (object, attribute, replacement). The first checkpoint is that of step 2."""
+    """Return the moments of a kill: (object, attribute, replacement). The first checkpoint is that of step 2."""
     return {
-        "rollout": (rl.rollout.Rollout, "_sample_and_judge", on_call(4, rl.rollout.Rollout._sample_and_judge)),
-        "update, before the optimizer": (Updater, "_apply", on_call(4, Updater._apply, before=True)),
-        "update, after the optimizer": (Updater, "_apply", on_call(5, Updater._apply)),
+        "rollout": (rl.rollout.Rollout, "sample_and_judge", on_call(4, rl.rollout.Rollout.sample_and_judge)),
+        "update, before the optimizer": (train, "optimizer_step", on_call(4, train.optimizer_step, before=True)),
+        "update, after the optimizer": (train, "optimizer_step", on_call(5, train.optimizer_step)),
         "metrics, half a line": (RunFolder, "log", on_call(3, RunFolder.log, half_line_in=run / "metrics.jsonl")),
         "rollout file": (RunFolder, "log_rollouts", on_call(5, RunFolder.log_rollouts)),
         "save, before the state": (dcp, "save", on_call(2, dcp.save, before=True)),
         "save, after the state": (dcp, "save", on_call(3, dcp.save)),
-        "export": (rl.checkpoint, "save_model", on_call(2, rl.run.checkpoint.save_model)),
-        "save, before it is marked": (rl.checkpoint, "_mark", on_call(2, rl.run.checkpoint._mark, before=True)),
-        "save, before the rename": (rl.checkpoint, "_flush", on_call(3, rl.run.checkpoint._flush)),
-        "save, after the rename": (rl.checkpoint, "_flush", on_call(4, rl.run.checkpoint._flush)),
+        "export": (rl.run.checkpoint, "save_model", on_call(2, rl.run.checkpoint.save_model)),
+        "save, before it is marked": (rl.run.checkpoint, "_mark", on_call(2, rl.run.checkpoint._mark, before=True)),
+        "save, before the rename": (rl.run.checkpoint, "_flush", on_call(3, rl.run.checkpoint._flush)),
+        "save, after the rename": (rl.run.checkpoint, "_flush", on_call(4, rl.run.checkpoint._flush)),
         "last step, after its checkpoint": (RunFolder, "finish", on_call(1, RunFolder.finish, before=True)),
     }
 
@@ -94,20 +93,20 @@ def test_killed_at_random_times_and_resumed(place, whole, monkeypatch):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_stop_signals_finish_the_step_and_save(place, whole, capsys, monkeypatch, name):
     """Bug guarded: a scheduler's signal that costs the steps since the last checkpoint."""
-    sample = Updater._apply
+    step = train.optimizer_step
     steps, reported = [], []
 
-    def signal_in_step_3(self, *args):
+    def signal_in_step_3(*args):
         steps.append(1)
         if len(steps) == 3:
             signal.raise_signal(getattr(signal, name))
-        return sample(self, *args)
+        return step(*args)
 
     def report(folders):
         reported.append(len(steps))
 
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    monkeypatch.setattr(Updater, "_apply", signal_in_step_3)
+    monkeypatch.setattr(train, "optimizer_step", signal_in_step_3)
     monkeypatch.setattr(train, "write_report", report)
     assert train.main(flags(place, name)) == 0
     said = capsys.readouterr().out
@@ -123,7 +122,7 @@ def test_stop_signals_finish_the_step_and_save(place, whole, capsys, monkeypatch
 
 def test_a_second_signal_leaves_at_once(place, whole, monkeypatch):
     """Bug guarded: a Ctrl-C that cannot be repeated while a rollout takes minutes."""
-    judge = rl.rollout.Rollout._sample_and_judge
+    judge = rl.rollout.Rollout.sample_and_judge
     calls = []
 
     def twice(self, *arguments):
@@ -133,7 +132,7 @@ def test_a_second_signal_leaves_at_once(place, whole, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
         return judge(self, *arguments)
 
-    monkeypatch.setattr(rl.rollout.Rollout, "_sample_and_judge", twice)
+    monkeypatch.setattr(rl.rollout.Rollout, "sample_and_judge", twice)
     with pytest.raises(SystemExit) as stop:
         train.main(flags(place, "twice"))
     assert stop.value.code == 128 + signal.SIGTERM

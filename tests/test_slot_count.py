@@ -5,22 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_model, write_questions, write_task_folder
-from model.static_cache import StaticCache
 
 import rl.session
 import rl.slots
-from model.kv_cache import GroupedCache, kv_bytes_per_token
+from model.kv_cache import KVCache, kv_bytes_per_token
 from rl.config import parse_config
 from rl.records import Request
 from rl.sampler import Sampler
 from rl.slots import MOST_SLOTS, USED_SHARE, draw_bytes, free_bytes, prefill_bytes, slots_that_fit
 from rl.weights.memory import plan_run
 
-ASKED = [Request([5] * 40, 30, 20, 1.0, 0)]
+REQUESTS = [Request([5] * 40, 30, 20, 1.0, 0)]
 
 
 def least_free(model) -> int:
-    """The least free memory in which one row of ASKED fits."""
+    """The least free memory in which one row of REQUESTS fits."""
     row = 60 * kv_bytes_per_token(model.config, torch.float64) + draw_bytes(model.config, 20)
     return round((row + prefill_bytes(model.config, torch.float64, 40)) / USED_SHARE)
 
@@ -31,9 +30,7 @@ def test_bytes_per_token_are_those_of_the_caches(family, dtype):
     config = make_model(family).config
     place = dict(dtype=dtype, device=torch.device("cpu"))
     per_token = kv_bytes_per_token(config, dtype)
-    assert StaticCache(config, slots=3, max_len=7, **place).kv.nbytes == 3 * 7 * per_token
-    grouped = GroupedCache(config, rows=3, groups=2, max_prompt=5, max_new=4, **place)
-    assert grouped.prompt_kv.nbytes == 2 * 5 * per_token
+    assert KVCache(config, slots=3, max_len=7, **place).kv.nbytes == 3 * 7 * per_token
 
 
 def test_slots_follow_free_memory(monkeypatch, capsys):
@@ -42,30 +39,27 @@ def test_slots_follow_free_memory(monkeypatch, capsys):
     row = 60 * kv_bytes_per_token(model.config, torch.float64)
     found = []
     for free in (2_000_000, 4_000_000, 2**40):
-        monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device, free=free: free)
-        slots, line = slots_that_fit(model, ASKED)
+        monkeypatch.setattr(rl.slots, "free_bytes", lambda device, free=free: free)
+        slots, line = slots_that_fit(model, REQUESTS)
         assert slots * row < free
         assert f"at most {slots} are used at once" in " ".join(line.split())
         assert slots < 16 or slots % 16 == 0, "a little more memory makes no other batch"
         found.append(slots)
     assert 0 < found[0] < found[1] < found[2] == MOST_SLOTS
-    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: 2_000_000)
-    assert slots_that_fit(model, ASKED, pack=True)[0] < found[0], "the packed copy of the weights takes room too"
-
-    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: 2_000_000)
+    monkeypatch.setattr(rl.slots, "free_bytes", lambda device: 2_000_000)
     sampler = Sampler(model, stop_ids=[0], max_slots="auto", max_len=64)
     fixed = Sampler(model, stop_ids=[0], max_slots=64, max_len=64)
     for _ in range(2):
-        assert [c.ids for c in sampler.generate(ASKED)[0]] == [c.ids for c in fixed.generate(ASKED)[0]]
+        assert [c.ids for c in sampler.generate(REQUESTS)[0]] == [c.ids for c in fixed.generate(REQUESTS)[0]]
     assert capsys.readouterr().out.count("rows fit") == 1, "said once, and again when it changes"
 
     least = least_free(model)
     for free in (1000, least - 2):
-        monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(rl.slots, "free_bytes", lambda device, free=free: free)
         with pytest.raises(ValueError, match=r"0 rows fit[.] Lower --max-new-tokens"):
-            sampler.generate(ASKED)
-    monkeypatch.setattr(rl.sampling.slot_count, "free_bytes", lambda device: least + 2)
-    assert slots_that_fit(model, ASKED)[0] == 1
+            sampler.generate(REQUESTS)
+    monkeypatch.setattr(rl.slots, "free_bytes", lambda device: least + 2)
+    assert slots_that_fit(model, REQUESTS)[0] == 1
 
 
 def test_free_memory_is_read():
@@ -92,7 +86,7 @@ def test_a_run_samples_with_the_slots_of_its_plan(tmp_path, monkeypatch, given, 
         plan = plan_run(config, source, device)
         return replace(plan, config=replace(plan.config, max_slots=3))
 
-    monkeypatch.setattr(rl.setup, "plan_run", lowered)
+    monkeypatch.setattr(rl.session, "plan_run", lowered)
     folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
     where = ["--model", str(folder), "--data", str(data), "--runs-dir", str(tmp_path), "--run", "r"]
     session = rl.session.open_session(parse_config([*where, "--judge", "rules", "--max-slots", given]))

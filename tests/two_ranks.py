@@ -1,4 +1,4 @@
-"""What two processes compute, for test_distributed.py: `main` in each of them, with RANK and WORLD_SIZE. Not a test by itself.
+"""The work of two processes, for test_distributed.py: `main` in each of them, with RANK and WORLD_SIZE. Not a test by itself.
 
 They are forked: rewards and reports are as the fixtures of the tests have patched them.
 """
@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import STEPS, flags
-from rl.judging.waiting.waiting import JudgeUnavailable
-from rl.update import MAX_SKIPPED_IN_A_ROW, Updater
 from torch.distributed.tensor import DTensor
 
 import rl.run.checkpoint
@@ -23,17 +21,19 @@ from data.division import load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
 from model.checkpoint import save_model
-from rewards.judge import RuleScorer
+from rewards.judge import JudgeUnavailable, RuleScorer
 from rl.advantages import select_samples
 from rl.config import PRESETS, Config
 from rl.distributed import gather, make_mesh, rank, world_size
+from rl.judging.baselines import ReferenceBaselines
 from rl.judging.cache import BaselineCache
+from rl.judging.waiting import PendingScores
 from rl.records import Completion, Group, Sample
 from rl.report import write_report
-from rl.rollout import Rollout
+from rl.rollout import Rollout, assign_rewards
 from rl.run.processes import process_group
 from rl.sampler import Sampler
-from rl.weights.policy import WholeWeights
+from rl.weights.policy import TrainState, WholeWeights, make_optimizer
 from rl.weights.sharding import load_sharded, whole_weights
 
 CPU = torch.device("cpu")
@@ -80,9 +80,13 @@ UPDATES = {  # name -> rewards, settings
     "one sample": (FULL[:1], {"only": 1}),
     "half the groups skipped": ([[1.0, 1.0], [2.0, 2.0], [0.0, 3.0]], {}),
     "all skipped": ([[1.0, 1.0], [None, 2.0]], {}),
-    "kl in the reward": (FULL, {"kl_estimator": "k1-reward", "beta": 0.5, "micro_batch_tokens": 20}),
+    "k3-ratio": (FULL, {"kl_estimator": "k3-ratio", "beta": 0.5, "micro_batch_tokens": 20}),
     "importance": (FULL, {"importance_cap": 2.0}),
 }
+
+
+def train_state(policy, chosen: Config, reference=None) -> TrainState:
+    return TrainState(policy, make_optimizer(policy, chosen), reference if chosen.beta else None)
 
 
 def gradients(policy, reference, rewards, settings: dict) -> dict:
@@ -92,14 +96,14 @@ def gradients(policy, reference, rewards, settings: dict) -> dict:
     chosen = config(**settings)
     groups = made_up_groups(rewards)
     samples = select_samples(groups, chosen)[:only]
-    updater, seen = Updater(policy, reference if chosen.beta else None, chosen), {}
+    state, seen = train_state(policy, chosen, reference), {}
 
     def look() -> None:
         for name, p in policy.named_parameters():
             seen[name] = (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
 
-    updater.optimizer.step = look
-    metrics = updater.update(samples, groups, 0)
+    state.optimizer.step = look
+    metrics = train.update_policy(state, samples, chosen, 0)
     del metrics["time/logprob"]
     return {"gradients": seen, "metrics": metrics, "advantages": [s.advantage for s in samples]}
 
@@ -121,8 +125,8 @@ def several_steps(place: Path) -> dict:
     """Six optimizer steps, with old log-probs; fp64, and eps-dominated Adam would hide nothing of a wrong gradient."""
     policy, reference = load(place / "untied", torch.float64), load(place / "reference/untied", torch.float64)
     chosen = config(epochs_per_batch=3, minibatches=2, lr=3e-3, micro_batch_tokens=20, max_grad_norm=1.0)
-    groups = made_up_groups(FULL)
-    metrics = Updater(policy, reference.requires_grad_(False), chosen).update(select_samples(groups, chosen), groups, 9)
+    state, samples = train_state(policy, chosen, reference.requires_grad_(False)), select_samples(made_up_groups(FULL), chosen)
+    metrics = train.update_policy(state, samples, chosen, 9)
     del metrics["time/logprob"]
     return {"metrics": metrics, "weights": {name: w.clone() for name, w in whole_weights(policy, torch.float64)}}
 
@@ -131,13 +135,12 @@ def skipped_steps(place: Path) -> dict:
     """A NaN that only one rank computes: all of them have to skip, and in the end to raise."""
     policy = load(place / "untied", torch.float64)
     chosen = config(beta=0.0, micro_batch_tokens=1)
-    updater, groups = Updater(policy, None, chosen), made_up_groups(FULL)
-    samples = select_samples(groups, chosen)
+    state, samples = train_state(policy, chosen), select_samples(made_up_groups(FULL), chosen)
     samples[0].advantage = float("nan")
-    skipped = [updater.update(samples, groups, 0)["skipped_steps"] for _ in range(MAX_SKIPPED_IN_A_ROW - 1)]
+    skipped = [train.update_policy(state, samples, chosen, 0)["skipped_steps"] for _ in range(train.MAX_SKIPPED_IN_A_ROW - 1)]
     with pytest.raises(RuntimeError, match="not finite"):
-        updater.update(samples, groups, 0)
-    return {"skipped": gather(skipped), "steps": gather(updater.optimizer_steps)}
+        train.update_policy(state, samples, chosen, 0)
+    return {"skipped": gather(skipped), "steps": gather(state.optimizer_steps)}
 
 
 class MarkedScorer(RuleScorer):
@@ -160,8 +163,10 @@ def rollouts(place: Path) -> dict:
     sampler, other = Sampler(weights.model, **limits), Sampler(reference.model, **limits)
 
     def collect(settings: Config, scorer, step: int, questions=QUESTIONS, **more) -> tuple[list[Group], Rollout]:
-        rollout = Rollout(settings, renderer, sampler, scorer, weights=weights, **more)
-        return rollout.collect(questions, step), rollout
+        rollout = Rollout(settings, renderer, sampler, PendingScores(scorer, 0.05, 0), weights, **more)
+        groups = rollout.collect(questions, step)
+        assign_rewards(groups, settings)
+        return groups, rollout
 
     for count in (5, 1, 2):
         groups, rollout = collect(config(), RuleScorer(), 4, QUESTIONS[:count])
@@ -170,8 +175,8 @@ def rollouts(place: Path) -> dict:
     settings = config(plain_policy="reference")
     for visit in range(2):  # the second time every question is dealt to the other rank
         questions = QUESTIONS[visit:] + QUESTIONS[:visit]
-        more = dict(reference_sampler=other, baselines=cache, reference_weights=reference)
-        groups, rollout = collect(settings, RuleScorer(), visit, questions, **more)
+        fill = ReferenceBaselines(cache, other, reference)
+        groups, rollout = collect(settings, RuleScorer(), visit, questions, fill_baselines=fill)
         results["reference", visit] = ([g.baseline for g in groups], rollout.judge_stats["baseline/sampled"])
     scorer = MarkedScorer()
     scorer.is_down = rank() == world_size() - 1
@@ -215,30 +220,29 @@ def whole_runs(place: Path) -> dict:
     run(place, "two-two", *resume)
     run(place, "one-two", *resume)
     run(place, "offload", "--memory", "offload")
-    stepped, calls = Updater._apply, []
+    stepped, calls = train.optimizer_step, []
 
-    def signalled(self, *args):
+    def signalled(*args):
         calls.append(1)
         if len(calls) == 3 and rank() == world_size() - 1:
             signal.raise_signal(signal.SIGUSR1)
-        return stepped(self, *args)
+        return stepped(*args)
 
-    Updater._apply = signalled
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "optimizer_step", signalled)
         patch.setattr(train, "write_report", write_report)  # the other runs do without: it takes longer than they do
         run(place, "signal")
-    Updater._apply = stepped
     return {"after signal": gather(len(calls)), "disk full": gather(full_disk(place))}
 
 
 def full_disk(place: Path) -> str:
-    """What a rank says when rank 0 cannot write the export, in which all of them gather the weights."""
+    """Return a rank's error when rank 0 cannot write the export, for which all ranks gather the weights."""
 
     def refuse(*_, **__) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl.checkpoint, "save_model", refuse)
+        patch.setattr(rl.run.checkpoint, "save_model", refuse)
         with pytest.raises(OSError) as error:
             train.main(flags(place, "disk"))
     return str(error.value)

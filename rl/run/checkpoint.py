@@ -1,11 +1,11 @@
 """Checkpoints: everything a run needs to go on, beside weights that transformers can load.
 
     checkpoints/step_000100/            config.json, *.safetensors, tokenizer, prompts.json: load it like any model
-    checkpoints/step_000100/state/      weights, optimizer and counters (torch.distributed.checkpoint)
+    checkpoints/step_000100/state/      weights and optimizer (safetensors), counters.json
     checkpoints/step_000100/COMPLETE    sizes of all files, written last; a folder without it is not a checkpoint
 
-All ranks save and load the state together, each its shard; rank 0 writes the rest. The run folder must be one that all of them
-see. A state saved by any number of processes is read by any other.
+All ranks save and load the state together, each its shard; rank 0 writes the rest. All of them must see the run folder.
+A state saved by any number of processes is read by any other.
 
 A checkpoint is written under another name, flushed to disk, marked and renamed; older ones are deleted only after that. So a
 kill or a full disk at any moment costs at most the checkpoint that was being written.
@@ -13,7 +13,6 @@ kill or a full disk at any moment costs at most the checkpoint that was being wr
 
 import json
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -23,18 +22,20 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from data.prompts import PromptRenderer
-from model.checkpoint import resolve_checkpoint, save_model, stored_dtype
+from model.checkpoint import read_json, resolve_checkpoint, save_model, stored_dtype
 from rl.distributed import broadcast_from_main, is_main, main_only, raise_on_all_ranks, world_size
 from rl.run.console import gigabytes, wrapped
-from rl.run.safe_state import SafePlanner, SafeReader
-from rl.weights.exact_bf16 import LOW_BITS, ExactBF16AdamW
+from rl.weights.exact_bf16 import LOW_BITS
 from rl.weights.policy import TrainState
 from rl.weights.sharding import rows_held, whole_weights
 
 MARKER = "COMPLETE"
+COUNTERS = ("optimizer_steps", "skipped_in_a_row")  # of a TrainState
+FILE_BYTES = 2 * 10**9  # tensors written together: the writer makes a file in memory
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -42,7 +43,7 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. A marked one lists its files; each must have the size it was written with."""
+    """Return what is wrong with a checkpoint, or None. Each file that its marker lists must have the size it had."""
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -57,12 +58,12 @@ def damage(folder: Path) -> str | None:
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """The undamaged checkpoints of a run, oldest first."""
+    """Return the undamaged checkpoints of a run, oldest first."""
     return [folder for folder in sorted((run / "checkpoints").glob("step_*")) if not damage(folder)]
 
 
 def damaged_checkpoints(run: Path) -> list[str]:
-    """A line for each checkpoint of a run that cannot be used."""
+    """Return a line for each checkpoint of a run that cannot be used."""
     folders = sorted((run / "checkpoints").glob("step_*"))
     return [f"ignoring {folder}: {problem}" for folder in folders if (problem := damage(folder))]
 
@@ -73,26 +74,28 @@ def save_checkpoint(
     """Save after `step` steps, then delete all but the newest `keep` checkpoints and that of step `best`.
 
     Args:
-        source: the folder the policy was loaded from: its configuration and tokenizer travel along, and the weights are
-            exported in the dtype it stores them in.
+        source: the folder the policy was loaded from. Its configuration and tokenizer are copied, and its dtype is that of
+            the exported weights.
 
     Raises:
         OSError: the checkpoint could not be written; the earlier ones are untouched.
     """
     target = checkpoint_folder(run, step)
     part = target.with_name(f".{target.name}.part")
-    if broadcast_from_main(lambda: damage(target) is None):  # of this step already: replacing it would put it at risk
+    # a complete checkpoint of this step stays, because replacing it would put it at risk
+    if broadcast_from_main(lambda: damage(target) is None):
         broadcast_from_main(lambda: _prune(run, keep, best))
         return target
+
+    # write under another name; each library has its own error for a full disk
     try:
         with raise_on_all_ranks(OSError):
             _begin(part)
-        with _one_process_is_meant():
-            dcp.save(_state(state, step), checkpoint_id=part / "state", no_dist=world_size() == 1)
+        _save_state(state, step, part / "state")
         _export(state, renderer, source, part)
         with raise_on_all_ranks(OSError):
             _complete(part, target, step)
-    except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:  # each has its own word for a full disk
+    except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:
         if is_main():
             shutil.rmtree(part, ignore_errors=True)
         raise OSError(
@@ -117,7 +120,7 @@ def _begin(part: Path) -> None:
 
 
 def _export(state: TrainState, renderer: PromptRenderer, source: Path, part: Path) -> None:
-    """Weights, configuration and tokenizer for transformers. The weights are gathered one by one, which takes all ranks."""
+    """Write weights, configuration and tokenizer for transformers. All ranks gather the weights together, one by one."""
     policy, dtype = state.policy, stored_dtype(source)
     weights = whole_weights(policy, dtype)
     with raise_on_all_ranks(OSError, RuntimeError, SafetensorError):
@@ -126,7 +129,7 @@ def _export(state: TrainState, renderer: PromptRenderer, source: Path, part: Pat
                 save_model(policy, renderer.tokenizer, part, dtype=dtype, source=source, weights=weights)
                 renderer.prompts.save(part)
         finally:
-            for _ in weights:  # also when rank 0 could not write: the others are waiting in the gathering of the next one
+            for _ in weights:  # also when rank 0 could not write, because the others wait in the gathering of the next one
                 pass
 
 
@@ -140,37 +143,44 @@ def _complete(part: Path, target: Path, step: int) -> None:
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> int:
-    """Restore weights, optimizer and counters in place. Executes nothing from the files.
-
-    Returns:
-        The number of steps done.
+    """Restore weights, optimizer and counters in place, bit for bit. Return the number of steps done.
 
     Raises:
-        ValueError: the state is damaged, holds values that are not finite, belongs to another model, or keeps its masters in
-            another way.
+        ValueError: the state is damaged, holds values that are not finite, belongs to another model, keeps its masters in
+            another way, or was written by an earlier version.
     """
-    saved, is_exact = _state(state, step=0), isinstance(state.optimizer, ExactBF16AdamW)
+    # a state of the former format is a pickle, which is not opened
+    path, tensors = folder / "state", _tensors(state)
+    if (path / ".metadata").exists():
+        raise ValueError(
+            f"{folder} was written by an earlier version and cannot be resumed; its weights load as a model (--model {folder})"
+        )
     try:
-        reader = SafeReader(folder / "state")
-        was_exact = any(name.endswith(f".{LOW_BITS}") for name in reader.read_metadata().state_dict_metadata)
+        # counters, and the names of what was saved, before any tensor is overwritten
+        counters = read_json(path / "counters.json")
+        step, *counts = (int(counters[name]) for name in ("step", *COUNTERS))
+        reader = HuggingFaceStorageReader(str(path))
+        saved = reader.read_metadata().state_dict_metadata.keys()
+        was_exact, is_exact = (any(name.endswith(LOW_BITS) for name in names) for names in (saved, tensors))
         if was_exact == is_exact:
+            if surplus := saved - tensors.keys():
+                raise ValueError(f"it also holds {min(surplus)}")
             with _one_process_is_meant():
-                dcp.load(saved, storage_reader=reader, planner=SafePlanner(), no_dist=world_size() == 1)
-    except (dcp.CheckpointException, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+                dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+    except (dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
     if was_exact != is_exact:
         saved_with = "exact-bf16" if was_exact else "shard or --memory offload"
         raise ValueError(f"{folder} keeps its float32 masters in another way than this run: go on with --memory {saved_with}")
+
+    # weights that are not finite on one rank end the run on all of them
     with raise_on_all_ranks(ValueError):
-        for name, tensor in saved["model"].items():
-            if not torch.isfinite(rows_held(tensor)[0]).all():
+        for name, parameter in state.policy.named_parameters():
+            if not torch.isfinite(rows_held(parameter)[0]).all():
                 raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
-    settings = [{name: g[name] for name in ("betas", "weight_decay")} for g in state.optimizer.param_groups]
-    set_state_dict(state.policy, state.optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
-    for group, given in zip(state.optimizer.param_groups, settings, strict=True):
-        group.update(given)  # flags win over what was saved (--resume-with-changes)
-    state.optimizer_steps, state.skipped_in_a_row = saved["optimizer_steps"], saved["skipped_in_a_row"]
-    return saved["step"]
+    for name, value in zip(COUNTERS, counts, strict=True):
+        setattr(state, name, value)
+    return step
 
 
 @main_only
@@ -185,13 +195,13 @@ def set_aside_checkpoints_after(run: Path, step: int) -> None:
 
 
 def newest_model(path: Path) -> Path:
-    """A run folder stands for its newest checkpoint; any other folder for itself."""
+    """Return the newest checkpoint of a run folder, or the folder itself if it is none."""
     checkpoints = complete_checkpoints(path)
     return checkpoints[-1] if checkpoints else path
 
 
 def model_folder(path_or_hub_id: str) -> Path:
-    """The folder of a model: of a run its newest checkpoint, of a hub id what is downloaded.
+    """Return the folder of a model: of a run its newest checkpoint, of a hub id what is downloaded.
 
     Raises:
         ValueError: there is none.
@@ -202,19 +212,33 @@ def model_folder(path_or_hub_id: str) -> Path:
     return folder
 
 
-def _state(state: TrainState, step: int) -> dict:
-    model, optimizer = get_state_dict(state.policy, state.optimizer)
-    return {
-        "model": model,
-        "optimizer": optimizer,
-        "step": step,
-        "optimizer_steps": state.optimizer_steps,
-        "skipped_in_a_row": state.skipped_in_a_row,
-    }
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """Return the weights and the optimizer's state by name. They are the run's own tensors, to be written or filled."""
+    tensors = {}
+    for name, parameter in state.policy.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        tensors |= {f"optimizer.{name}.{part}": tensor for part, tensor in state.optimizer.state[parameter].items()}
+    return tensors
+
+
+def _save_state(state: TrainState, step: int, folder: Path) -> None:
+    """Write weights, optimizer and counters: all ranks together, each its shard."""
+    tensors = {name: tensor.contiguous() for name, tensor in _tensors(state).items()}  # safetensors takes no others
+    file_numbers, written = {}, 0
+    for name, tensor in tensors.items():
+        file_numbers[name] = 1 + written // FILE_BYTES
+        written += tensor.numel() * tensor.itemsize
+    writer = HuggingFaceStorageWriter(str(folder), file_numbers, save_distributed=True)
+    with _one_process_is_meant():
+        dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+    with raise_on_all_ranks(OSError):
+        if is_main():
+            counters = {"step": step} | {name: getattr(state, name) for name in COUNTERS}
+            (folder / "counters.json").write_text(json.dumps(counters) + "\n", encoding="utf-8")
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of a message: torch puts a traceback before it."""
+    """Return the last line of a message, because torch puts a traceback before it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
@@ -227,7 +251,7 @@ def _mark(folder: Path, step: int) -> None:
 
 @contextmanager
 def _one_process_is_meant() -> Iterator[None]:
-    """Where there is no process group, torch need not warn that it assumes a single process."""
+    """Silence torch's warning that it assumes a single process, where there is no process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
@@ -248,17 +272,12 @@ HEADROOM = 1.02  # rollouts, metrics and file systems want some too
 
 
 def checkpoint_bytes(parameters: int, export_bytes: int) -> tuple[int, int]:
-    """Bytes of the resumable state and of the exported weights of one checkpoint.
-
-    Args:
-        parameters: count of trained parameters.
-        export_bytes: bytes of one exported weight.
-    """
+    """Return the bytes of the state and of the export of a checkpoint; `export_bytes` are those of one exported weight."""
     return parameters * STATE_BYTES, parameters * export_bytes
 
 
 def check_disk(folder: Path, parameters: int, export_bytes: int, *, keep: int, existing: int) -> str:
-    """The arithmetic, to be printed when a run starts.
+    """Check that the checkpoints of a run fit on the disk. Return the arithmetic as a line.
 
     Args:
         folder: an existing folder on the disk in question.

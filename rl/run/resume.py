@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from, and whether it is still the same run."""
+"""Find the checkpoint that a run continues from, and refuse flags that would make another run of it."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from rl.run.checkpoint import complete_checkpoints, damage, damaged_checkpoints
 
 
 def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
-    """The checkpoint to continue, if there is one, and the configuration with its run name filled in.
+    """Return the configuration with its run name filled in, and the checkpoint to continue, if there is one.
 
     Raises:
         ValueError: no such checkpoint, or the run was started with other flags.
@@ -19,7 +19,7 @@ def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
         return config, None
     if config.resume == "auto":
         if config.run is None:
-            raise ValueError("--resume auto needs --run NAME: which run is to be continued?")
+            raise ValueError("--resume auto needs --run NAME: name the run to continue")
         run = Path(config.runs_dir) / config.run
         for line in damaged_checkpoints(run):
             print(line)
@@ -38,7 +38,7 @@ def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
 
 
 def _with_its_batch(config: Config, saved_file: Path) -> Config:
-    """A run of the paper's preset, whose batch depends on the number of GPUs, keeps its batch on another number."""
+    """Keep the batch of a run of the paper's preset, whose batch depends on the number of GPUs, on another number."""
     saved = read_json(saved_file).get("config")
     if config.preset != "paper" or config.questions_per_step != preset_values("paper")["questions_per_step"]:
         return config
@@ -56,7 +56,7 @@ def _refuse_changes(config: Config, saved_file: Path) -> None:
 
 
 def _decisive(name: str, config: dict):
-    """Return what of a flag's value decides scores; of `--judge-options` how patiently the judge is asked does not."""
+    """Return the part of a flag's value that decides scores. In `--judge-options` time-outs and retries do not."""
     value = config.get(name)
     if name != "judge_options" or value is None:
         return value

@@ -1,4 +1,4 @@
-"""AdamW for weights that are bfloat16 and yet lose nothing: each float32 master is kept as its bfloat16 and 16 low bits.
+"""AdamW for bfloat16 weights that lose nothing: each float32 master is kept as its bfloat16 and 16 low bits.
 
     master (float32) = weight (bfloat16, what the model computes and samples with) + low bits (int16)
 
@@ -7,7 +7,7 @@ copy of the weights, and a parameter takes 12 bytes beside its gradient: 2 + 2, 
 masters a slice at a time and hands them to torch's own AdamW, which makes it the float32 optimizer by construction.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ LOW_BITS = "low_bits"  # name of that state
 
 
 def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 -> (bfloat16, int16 low bits), from which `join_master` makes the same bits again.
+    """Split float32 into (bfloat16, int16 low bits), from which `join_master` makes the same bits again.
 
     The bfloat16 is the nearest one. Of a value halfway between two, the one larger in magnitude: 16 bits count either the
     half below a bfloat16 or the half above, not both, so halves cannot go to even.
@@ -33,7 +33,7 @@ def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join_master(weight: Tensor, low_bits: Tensor) -> Tensor:
-    """The float32 master of a bfloat16 weight and its low bits: a new tensor."""
+    """Return the float32 master of a bfloat16 weight and its low bits: a new tensor."""
     return (weight.view(torch.int16).to(torch.int32) << 16).add_(low_bits).view(torch.float32)
 
 
@@ -61,7 +61,7 @@ class ExactBF16AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
-        for parameter in self._parameters():
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
             low_bits = _take_low_bits(parameter)
             # made now, not at the first step: a checkpoint of an optimizer without state makes torch run a hidden step
             self.state[parameter] = {
@@ -72,29 +72,17 @@ class ExactBF16AdamW(torch.optim.Optimizer):
             }
             parameter.grad_dtype = torch.float32
 
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for group in self.param_groups for parameter in group["params"])
-
-    def prepare_gradients(self) -> None:
-        """Give sharded parameters a float32 gradient of zeros to add to; FSDP2 would start one in bfloat16.
-
-        Nothing to do for plain parameters, whose gradients are float32 by `grad_dtype`.
-        """
-        for parameter in self._parameters():
-            if isinstance(parameter, DTensor) and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
-
     @torch.no_grad()
     def master(self, parameter: nn.Parameter) -> Tensor:
-        """The float32 master of a parameter (of this process' shard): a new tensor."""
+        """Return the float32 master of a parameter, or of its shard here: a new tensor."""
         return join_master(_local(parameter), _local(self.state[parameter][LOW_BITS]))
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One step of AdamW on the masters; parameters without a gradient stay.
+        """Make one step of AdamW on the masters; parameters without a gradient stay.
 
         Raises:
-            ValueError: a closure was given, or a gradient is not float32.
+            ValueError: there is a closure, or a gradient is not float32.
         """
         if closure is not None:
             raise ValueError("ExactBF16AdamW takes no closure: compute the gradients before the step")
@@ -122,37 +110,28 @@ class ExactBF16AdamW(torch.optim.Optimizer):
             low_bits.copy_(new_low_bits)
         state["step"] += 1
 
-    @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over a state, in place and each tensor in its own dtype.
-
-        torch's own method would cast moments and low bits to the dtype of their parameter, bfloat16, and destroy both.
+        """Refuse: torch casts a loaded state to the dtype of its parameter, bfloat16, which destroys moments and low bits.
 
         Raises:
-            ValueError: it belongs to other parameters, or lacks something.
+            RuntimeError: always.
         """
-        kept = self.state
-        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})  # checks and takes the groups
-        self.state = kept
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        for key, parameter in zip(keys, self._parameters(), strict=True):
-            saved = state_dict["state"].get(key, {})
-            for name, tensor in self.state[parameter].items():
-                if name not in saved:
-                    raise ValueError(f"the optimizer state of parameter {key} lacks {name}: was it saved by another optimizer?")
-                if saved[name].dtype != tensor.dtype or saved[name].shape != tensor.shape:
-                    raise ValueError(f"{name} of parameter {key} is {saved[name].dtype} {tuple(saved[name].shape)}")
-                tensor.copy_(saved[name])
+        raise RuntimeError("the state of ExactBF16AdamW is loaded in place: see load_checkpoint in rl/run/checkpoint.py")
 
 
 def prepare_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Get ready for the first backward of an optimizer step; other optimizers need nothing."""
+    """Give sharded bfloat16 parameters a float32 gradient of zeros to add to, because FSDP2 would start one in bfloat16.
+
+    Plain parameters need none: their gradients are float32 by `grad_dtype`. Other optimizers need nothing.
+    """
     if isinstance(optimizer, ExactBF16AdamW):
-        optimizer.prepare_gradients()
+        for parameter in optimizer.state:
+            if isinstance(parameter, DTensor) and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process' part of a sharded tensor, or the tensor."""
+    """Return the part of a sharded tensor that is here, or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
@@ -163,5 +142,5 @@ def _take_low_bits(parameter: nn.Parameter) -> Tensor:
         return torch.zeros_like(parameter, dtype=torch.int16, requires_grad=False)
     if parameter.dtype != torch.float32 or isinstance(parameter, DTensor):
         raise ValueError(f"a parameter is {parameter.dtype}{' and sharded' if isinstance(parameter, DTensor) else ''}")
-    parameter.data, low_bits = split_master(parameter.data)
+    parameter.data, low_bits = split_master(parameter.data.contiguous())
     return low_bits

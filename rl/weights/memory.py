@@ -1,12 +1,11 @@
-"""What `--memory auto` takes, and whether anything fits at all: the plan of a run, made before a weight is loaded."""
+"""The plan of a run's memory, made before a weight is loaded: what `--memory auto` takes, and whether anything fits."""
 
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -14,198 +13,126 @@ from huggingface_hub import hf_hub_download
 from model import ModelConfig
 from model.checkpoint import read_json
 from model.kv_cache import kv_bytes_per_token
-from rl.config import Config, to_flag
+from rl.config import Config
 from rl.distributed import gather, pick_device, world_size
-from rl.run.console import count as counted
-from rl.run.console import gib, gigabytes, wrapped
+from rl.run.checkpoint import checkpoint_bytes
+from rl.run.console import count, gib, gigabytes, wrapped
 from rl.slots import MOST_SLOTS
-from rl.weights.plan import (
-    GIB,
-    ITEMS,
-    PHASES,
-    Machine,
-    Shapes,
-    disk_bytes,
-    host_bytes,
-    longest_sequence,
-    phases,
-    sampled_at_once,
-    shares_weights,
-)
+from rl.weights.plan import GIB, ITEMS, PHASES, Machine, Plan, Shapes, longest_sequence, sampled_at_once
 
-RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and this file does not know
+RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and plan.py does not know
 LEAST_SLOTS = 8
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run with its memory decided.
+class Choice(NamedTuple):
+    """One way to run that auto may take. A row of AUTO."""
 
-    Attributes:
-        config: what runs: no field of it is auto any more.
-        keep_copy: the sampler's copy of the weights stays through the update.
+    memory: str
+    reference_memory: str
+    recompute: bool  # --activation-checkpointing
+    most_tokens: int  # largest micro-batch
+    least_slots: int  # with fewer, a later row is faster
+
+
+# auto takes the first row that fits, the fastest first. Recomputing costs a third of the update, few slots slow the rollout
+# down, and offload moves every weight over PCIe for each micro-batch. A micro-batch holds at least one longest sequence.
+AUTO = [
+    Choice("shard", "device", False, 16_384, 128),
+    Choice("shard", "device", False, 4_096, 128),
+    Choice("exact-bf16", "device", False, 4_096, 128),
+    Choice("shard", "device", True, 16_384, 128),
+    Choice("exact-bf16", "device", True, 16_384, 128),
+    Choice("exact-bf16", "device", True, 4_096, 128),
+    Choice("shard", "device", False, 4_096, 64),
+    Choice("shard", "device", True, 16_384, 24),
+    Choice("shard", "device", True, 4_096, 24),
+    Choice("exact-bf16", "device", True, 4_096, 24),
+    Choice("shard", "host", True, 16_384, 24),
+    Choice("shard", "host", True, 4_096, 24),
+    Choice("offload", "device", True, 16_384, 64),
+    Choice("offload", "host", True, 16_384, 64),
+    Choice("shard", "device", True, 1, LEAST_SLOTS),
+    Choice("shard", "host", True, 1, LEAST_SLOTS),
+    Choice("offload", "device", True, 1, LEAST_SLOTS),
+    Choice("offload", "host", True, 1, LEAST_SLOTS),
+]
+
+
+def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | None = None) -> Plan:
+    """Return the first plan of AUTO that fits; if none does, the one that comes closest.
+
+    None of the choices changes what is computed but for rounding. A mode that is named is taken as it is, with every number of
+    the command line; its reference goes to host memory only where it does not fit on the device. Slots that are left to auto
+    (`--max-slots`) are fitted in every mode.
     """
-
-    shapes: Shapes
-    config: Config
-    machine: Machine
-    judge: Shapes | None = None
-    keep_copy: bool = False
-    reserve: float = 0.0
-
-    @cached_property
-    def table(self) -> dict[str, dict[str, float]]:
-        return phases(self.shapes, self.config, self.machine, keep_copy=self.keep_copy, judge=self.judge)
-
-    @cached_property
-    def sums(self) -> dict[str, float]:
-        return {phase: sum(items[name] for name in ITEMS) for phase, items in self.table.items()}
-
-    @cached_property
-    def host(self) -> float:
-        return host_bytes(self.shapes, self.config, self.machine)
-
-    @property
-    def disk(self) -> int:
-        return disk_bytes(self.shapes, self.config)
-
-    @property
-    def usable(self) -> float:
-        return self.machine.gpu_bytes * (1 - self.reserve)
-
-    @property
-    def fits_gpu(self) -> bool:
-        return max(self.sums.values()) <= self.usable
-
-    @property
-    def excess(self) -> tuple[float, float]:
-        """How far it is from fitting, on the GPU first and then in host memory."""
-        return max(0.0, max(self.sums.values()) - self.usable), max(0.0, self.host - (self.machine.host_bytes or self.host))
-
-    @property
-    def fits(self) -> bool:
-        return self.fits_gpu and (self.machine.host_bytes is None or self.host <= self.machine.host_bytes)
-
-    @property
-    def problem(self) -> str:
-        """Where it does not fit."""
-        phase = max(self.sums, key=self.sums.get)
-        if not self.fits_gpu:
-            where = "on a GPU" if self.machine.device == "cuda" else "in a process"
-            room = f"{gib(self.usable)} {where}" + (f" ({self.reserve:.0%} stay free)" if self.reserve else "")
-            return f"{phase} needs {gib(self.sums[phase])} of {room}"
-        return f"a node needs {gib(self.host)} of host memory, it has {gib(self.machine.host_bytes)}"
-
-
-def decide(
-    shapes: Shapes, config: Config, machine: Machine, judge: Shapes | None = None, *, may_lower: bool | None = None
-) -> Plan:
-    """The plan that should be fastest of those that fit; if none does, the one that comes closest.
-
-    `--memory auto` tries, with the reference on the device and in host memory, shard and (on one GPU) exact-bf16; offload only
-    where they leave few slots, because it moves every weight over PCIe for each micro-batch. Within a mode it turns activation
-    checkpointing on, then makes micro-batches and slots smaller. None of it changes what is computed but for rounding. A mode
-    that is named is taken as it is, with every number as it was given, unless `may_lower` says otherwise. Slots that are left
-    to auto (`--max-slots`) are fitted in every mode.
-    """
-    may_lower = config.memory == "auto" if may_lower is None else may_lower
-    fits_slots = may_lower or config.max_slots == "auto"
-    config = replace(config, max_slots=MOST_SLOTS) if config.max_slots == "auto" else config
+    is_auto = config.memory == "auto"
+    may_lower_slots = is_auto or config.max_slots == "auto"
+    most = min(MOST_SLOTS if config.max_slots == "auto" else config.max_slots, sampled_at_once(config, machine)[0])
     closest: Plan | None = None
-    for modes, least_slots, least_tokens in _passes(config, machine):
-        for chosen in _candidates(config, machine, modes, least_tokens if may_lower else None):
-            plan = Plan(shapes, chosen, machine, judge, reserve=RESERVE if may_lower else 0.0)
-            plan = _with_slots(plan, least_slots) if fits_slots else plan
-            if plan.fits:
-                with_copy = replace(plan, keep_copy=True)
-                return with_copy if with_copy.fits else plan
-            if closest is None or plan.excess < closest.excess:
-                closest = plan
+    for choice in _choices(config, machine):
+        # the run of this row, with as many slots as it has room for
+        decided = replace(
+            config, memory=choice.memory, activation_checkpointing=choice.recompute, micro_batch_tokens=choice.most_tokens,
+            max_slots=most if may_lower_slots else config.max_slots,
+        )  # fmt: skip
+        plan = Plan(shapes, decided, machine, judge, choice.reference_memory, reserve=RESERVE if is_auto else 0.0)
+        slots = most
+        while may_lower_slots and plan.sums["rollout"] > plan.usable and slots > choice.least_slots:
+            slots = max(choice.least_slots, (slots - 1) // 8 * 8)
+            plan = replace(plan, config=replace(decided, max_slots=slots))
+
+        # the sampler's copy of the weights stays through the update where there is room
+        if plan.fits:
+            with_copy = replace(plan, keep_copy=True)
+            return with_copy if with_copy.fits else plan
+        if closest is None or plan.excess < closest.excess:
+            closest = plan
     return closest
 
 
-def _passes(config: Config, machine: Machine) -> list[tuple[list[str], int, int]]:
-    """Modes to try, and the slots and tokens of a micro-batch below which to try something else first."""
+def _choices(config: Config, machine: Machine) -> Iterator[Choice]:
+    """Yield the rows to try, fitted to the flags: a row never does more at once than they say."""
+    modes = ["shard"] if machine.device == "cpu" else ["shard", "offload"] + ["exact-bf16"] * (machine.gpus == 1)
+    on_host = config.needs_reference and machine.device == "cuda"
     if config.memory != "auto":
-        return [([config.memory], LEAST_SLOTS, 1)]
-    if machine.device == "cpu":
-        return [(["shard"], LEAST_SLOTS, 1)]
-    resident = ["shard", "exact-bf16"] if machine.gpus == 1 else ["shard"]
-    return [(resident, 128, 4096), (resident, 24, 1), (["offload"], 64, 4096), ([*resident, "offload"], LEAST_SLOTS, 1)]
+        for reference in ["device", "host"][: 1 + on_host]:
+            yield Choice(config.memory, reference, config.activation_checkpointing, config.micro_batch_tokens, LEAST_SLOTS)
+        return
+    for row in AUTO:
+        if row.memory in modes and (row.reference_memory == "device" or on_host):
+            tokens = min(config.micro_batch_tokens, max(row.most_tokens, longest_sequence(config)))
+            yield row._replace(recompute=row.recompute or config.activation_checkpointing, most_tokens=tokens)
 
 
-def _candidates(config: Config, machine: Machine, modes: list[str], least_tokens: int | None) -> Iterator[Config]:
-    """Every way to run in one of some modes, fastest first; micro-batches are not made smaller if `least_tokens` is None."""
-    decodes = config.reference_writes_plain
-    may_stream = config.needs_reference and not decodes and machine.device == "cuda"
-    places = ["device", "host"][: 1 + may_stream] if config.reference_memory == "auto" else [config.reference_memory]
-    checkpointing, tokens = [config.activation_checkpointing], [config.micro_batch_tokens]
-    if least_tokens is not None:
-        smallest = max(least_tokens, longest_sequence(config))
-        checkpointing = sorted({config.activation_checkpointing or modes == ["offload"], True})
-        while tokens[-1] // 2 >= smallest:
-            tokens.append(tokens[-1] // 2)
-    for place, mode, recompute, count in product(places, modes, checkpointing, tokens):
-        yield replace(config, memory=mode, reference_memory=place, activation_checkpointing=recompute, micro_batch_tokens=count)
+def smallest_change(plan: Plan, config: Config) -> str:
+    """Return what makes a plan that does not fit fit: the first of a short list of changes, of flags or of the machine."""
+    # changes of flags, then of the machine
+    machine, changes = plan.machine, []
+    if config.memory != "auto":
+        changes.append(("--memory auto", replace(config, memory="auto"), machine))
+    if config.needs_reference:
+        rules = {"judge": "rules"} if config.judge_kind == "self" else {}
+        text = "no reference model: --beta 0" + (" with --judge rules or a judge's server" if rules else "")
+        changes.append((text, replace(config, beta=0.0, plain_policy="current", **rules), machine))
+    if tokens := config.max_new_tokens // 2:
+        changes.append((f"--max-new-tokens {tokens}", replace(config, max_new_tokens=tokens), machine))
+    if machine.host_bytes is not None and plan.excess[0] == 0:
+        needed = math.ceil(plan.host / GIB)
+        changes.append((f"{needed} GiB of host memory a node", config, replace(machine, host_bytes=needed * GIB)))
+    if machine.device == "cuda":
+        counts = (2**n for n in range(1, 11) if 2**n > machine.gpus)
+        changes += [(f"{gpus} such GPUs", config, replace(machine, gpus=gpus)) for gpus in counts]
 
-
-def _with_slots(plan: Plan, least: int) -> Plan:
-    """The plan with as many slots as its rollout has room for, at least `least`."""
-    wanted = min(plan.config.max_slots, sampled_at_once(plan.config, plan.machine)[0])
-    least = min(least, wanted)
-    if plan.sums["rollout"] <= plan.usable:
-        return plan
-    for slots in [*range((wanted - 1) // 8 * 8, least - 1, -8), least]:
-        fewer = replace(plan, config=replace(plan.config, max_slots=slots))
-        if fewer.sums["rollout"] <= plan.usable:
-            break
-    return fewer
-
-
-def smallest_change(plan: Plan, asked: Config) -> str:
-    """What makes a plan that does not fit fit: the smallest change of flags, or of the machine."""
-    for text, config, machine in _changes(plan, asked):
-        if decide(plan.shapes, config, machine, plan.judge).fits:
+    # the first that fits
+    for text, changed, other in changes:
+        if decide(plan.shapes, changed, other, plan.judge).fits:
             return text
     return "a smaller --model"
 
 
-def _changes(plan: Plan, asked: Config) -> Iterator[tuple[str, Config, Machine]]:
-    """Changes to try, smallest first."""
-    machine = plan.machine
-    if asked.memory != "auto":
-        lowered = decide(plan.shapes, asked, machine, plan.judge, may_lower=True).config
-        if differing := different_flags(lowered, plan.config):
-            yield differing, lowered, machine
-        yield "--memory auto", replace(asked, memory="auto", reference_memory="auto"), machine
-    if asked.needs_reference and asked.judge_kind == "self":
-        without = replace(asked, beta=0.0, judge="rules", plain_policy="current")
-        yield "no reference model: --beta 0 with --judge rules or a judge's server", without, machine
-    elif asked.needs_reference:
-        yield "no reference model: --beta 0", replace(asked, beta=0.0, plain_policy="current"), machine
-    for tokens in (asked.max_new_tokens // 2, asked.max_new_tokens // 4):
-        if tokens:
-            yield f"--max-new-tokens {tokens}", replace(asked, max_new_tokens=tokens), machine
-    if machine.host_bytes is not None and plan.fits_gpu:
-        needed = math.ceil(plan.host / GIB)
-        yield f"{needed} GiB of host memory a node", asked, replace(machine, host_bytes=needed * GIB)
-    for count in (2**n for n in range(1, 11)):
-        if count > machine.gpus and machine.device == "cuda":
-            yield f"{count} such GPUs", asked, replace(machine, gpus=count)
-
-
-def different_flags(config: Config, other: Config) -> str:
-    """The flags of memory in which a configuration differs from another."""
-    changed = []
-    for name in ("reference_memory", "activation_checkpointing", "micro_batch_tokens", "max_slots"):
-        if (value := getattr(config, name)) != getattr(other, name):
-            changed.append(to_flag(name) if value is True else f"{to_flag(name)} {value}")
-    return " ".join(changed)
-
-
 def check_memory(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | None = None) -> Plan:
-    """Decide what `auto` stands for; to be called before any weight is loaded.
+    """Decide what `auto` stands for, before any weight is loaded.
 
     Raises:
         ValueError: nothing fits; the message names the smallest change that does.
@@ -216,17 +143,25 @@ def check_memory(shapes: Shapes, config: Config, machine: Machine, judge: Shapes
     return plan
 
 
-def describe_misfit(plan: Plan, asked: Config) -> str:
-    tried = "no mode of --memory fits; the closest, " if asked.memory == "auto" else "it does not fit: "
-    return f"{tried}--memory {plan.config.memory}: {plan.problem}"
+def describe_misfit(plan: Plan, config: Config) -> str:
+    """Return the phase or the node that lacks memory, in words."""
+    machine, phase = plan.machine, max(plan.sums, key=plan.sums.get)
+    if plan.excess[0] == 0:
+        problem = f"a node needs {gib(plan.host)} of host memory, it has {gib(machine.host_bytes)}"
+    else:
+        room = f"{gib(plan.usable)} {'on a GPU' if machine.device == 'cuda' else 'in a process'}"
+        reserved = f" ({plan.reserve:.0%} stay free)" if plan.reserve else ""
+        problem = f"{phase} needs {gib(plan.sums[phase])} of {room}{reserved}"
+    tried = "no mode of --memory fits; the closest, " if config.memory == "auto" else "it does not fit: "
+    return f"{tried}--memory {plan.config.memory}: {problem}"
 
 
 def this_machine(device: torch.device, processes: int = 1, per_node: int | None = None) -> Machine:
-    """The machine this process runs on.
+    """Return the machine this process runs on. Where cards or machines differ, the smallest counts, on every rank.
 
     Args:
-        processes: of the whole run.
-        per_node: of them on this machine; default all. Where cards or machines differ, the smallest counts, on every rank.
+        processes: those of the whole run.
+        per_node: those on this machine; default all.
     """
     per_node = per_node or processes
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -240,7 +175,7 @@ def this_machine(device: torch.device, processes: int = 1, per_node: int | None 
 
 
 def read_model_config(path_or_hub_id: str) -> ModelConfig:
-    """The shapes of a model: from a folder, a config.json, or a hub id, of which nothing but config.json is fetched.
+    """Read the shapes of a model: from a folder, a config.json, or a hub id, of which only config.json is fetched.
 
     Raises:
         ValueError: there is no such model, or it is of an unsupported kind.
@@ -259,25 +194,30 @@ def read_model_config(path_or_hub_id: str) -> ModelConfig:
 
 
 def plan_text(config: Config) -> str:
-    """What `--plan` prints.
+    """Return what `--plan` prints.
 
     Raises:
         ValueError: the model cannot be read.
     """
     if config.model is None:
         raise ValueError("--plan needs --model: a folder, a config.json or a hub id")
-    shapes = Shapes(read_model_config(config.model))
-    plan = decide(shapes, config, described_machine(config), judge_shapes(config))
+    if config.gpu_gib is None:
+        machine = this_machine(pick_device(config.device), config.gpus or 1)
+    else:
+        host = None if config.host_gib is None else config.host_gib * GIB
+        machine = Machine(config.gpus or 1, config.gpu_gib * GIB, host)
+    plan = decide(Shapes(read_model_config(config.model)), config, machine, judge_shapes(config))
     lines = [*heading(plan, config.model), "", *table_lines(plan), "", *decision(plan, config)]
     if plan.fits:
-        lines.append(f"disk for {plan.config.keep} checkpoints and the one being written: {gigabytes(plan.disk)}")
+        kept = sum(checkpoint_bytes(plan.shapes.parameters, export_bytes=2)) * (config.keep + 1)
+        lines.append(f"disk for {config.keep} checkpoints and the one being written: {gigabytes(kept)}")
     else:
         lines.append(wrapped(f"smallest change that works: {smallest_change(plan, config)}"))
     return "\n".join(lines)
 
 
 def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
-    """The plan of this run on this machine, to be made before any weight is loaded, by all ranks; says what was decided.
+    """Plan this run on this machine and print what was decided. All ranks call this together, before any weight is loaded.
 
     Args:
         source: folder of the policy.
@@ -292,65 +232,51 @@ def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
 
 
 def judge_shapes(config: Config) -> Shapes | None:
-    """Shapes of the model of `--judge PATH`."""
+    """Return the shapes of the model of `--judge PATH`."""
     return Shapes(read_model_config(config.judge)) if config.judge_kind == "model" else None
-
-
-def described_machine(config: Config) -> Machine:
-    """The machine of --gpus, --gpu-gib and --host-gib; what is not given is this machine's."""
-    if config.gpu_gib is not None:
-        host = None if config.host_gib is None else config.host_gib * GIB
-        return Machine(config.gpus or 1, config.gpu_gib * GIB, host)
-    return this_machine(pick_device(config.device), config.gpus or 1)
 
 
 def heading(plan: Plan, name: str) -> list[str]:
     config, machine, model = plan.config, plan.machine, plan.shapes.config
-    kind = "GPU" if machine.device == "cuda" else "CPU process"
-    host = "host memory not given" if machine.host_bytes is None else f"{gib(machine.host_bytes)} of host memory a node"
-    where = f", {host}" if machine.device == "cuda" else ""
+    is_gpu = machine.device == "cuda"
+    host = "host memory not checked" if machine.host_bytes is None else f"{gib(machine.host_bytes)} of host memory a node"
     return [
         f"{name}: {plan.shapes.parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} layers, "
         f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",
-        f"{counted(machine.gpus, kind)} of {gib(machine.gpu_bytes)}{where}",
-        f"{counted(config.questions_per_step, 'question')} a step, {config.group_size} + {config.plain_samples} answers of up "
+        f"{count(machine.gpus, 'GPU' if is_gpu else 'CPU process')} of {gib(machine.gpu_bytes)}" + f", {host}" * is_gpu,
+        f"{count(config.questions_per_step, 'question')} a step, {config.group_size} + {config.plain_samples} answers of up "
         f"to {config.max_new_tokens:,} tokens, prompts of up to {config.max_prompt_tokens:,}",
     ]
 
 
 def table_lines(plan: Plan) -> list[str]:
-    """A line for every item that takes anything, in GiB, with sums and what is left."""
+    """Return a line for every item that takes anything, in GiB, with sums and what is left."""
 
     def line(title: str, values: list[float]) -> str:
         return f"{title:<18}" + "".join(f"{value / GIB:>12.1f}" for value in values)
 
     rows = {name: [plan.table[phase][name] for phase in PHASES] for name in ITEMS}
-    sums = [plan.sums[phase] for phase in PHASES]
+    reserved = [plan.machine.gpu_bytes * plan.reserve] * len(PHASES)
     return [
         f"{'GiB on each ' + ('GPU' if plan.machine.device == 'cuda' else 'CPU'):<18}" + "".join(f"{p:>12}" for p in PHASES),
         *(line(name, values) for name, values in rows.items() if any(values)),
-        line("sum", sums),
-        *([line(f"{plan.reserve:.0%} kept free", [plan.machine.gpu_bytes * plan.reserve] * len(sums))] if plan.reserve else []),
-        line("left", [plan.usable - total for total in sums]),
+        line("sum", list(plan.sums.values())),
+        *([line(f"{plan.reserve:.0%} kept free", reserved)] if plan.reserve else []),
+        line("left", [plan.usable - total for total in plan.sums.values()]),
     ]
 
 
-def decision(plan: Plan, asked: Config, prefix: str = "") -> list[str]:
-    """What was decided, as flags, and what else it needs; the first line begins with `prefix`."""
-    config, machine = plan.config, plan.machine
+def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
+    """Return what was decided, as flags, and what else it needs; the first line begins with `prefix`."""
+    decided, machine = plan.config, plan.machine
     if not plan.fits:
-        return [wrapped(describe_misfit(plan, asked))]
-    changed = [f"--memory {config.memory}"]
-    if config.needs_reference:
-        changed.append(f"--reference-memory {config.reference_memory}")
-    changed += ["--activation-checkpointing"] * config.activation_checkpointing
-    changed += [f"--micro-batch-tokens {config.micro_batch_tokens}", f"--max-slots {asked.max_slots}"]
-    if shares_weights(config, machine):
-        copy = "the sampler uses the trained weights themselves"
-    else:
-        copy = f"the sampler's copy of the weights {'stays through' if plan.keep_copy else 'is freed before'} the update"
-    taken = ("auto takes: " if asked.memory == "auto" else "it fits: ") + " ".join(changed)
-    if asked.max_slots == "auto":
-        taken += f" (about {min(config.max_slots, sampled_at_once(config, machine)[0])} rows)"
-    lines = [wrapped(prefix + taken), copy]
+        return [wrapped(describe_misfit(plan, config))]
+    flags = [f"--memory {decided.memory}", *["--activation-checkpointing"] * decided.activation_checkpointing]
+    flags += [f"--micro-batch-tokens {decided.micro_batch_tokens}", f"--max-slots {config.max_slots}"]
+    rows = f" (about {decided.max_slots} rows)" if config.max_slots == "auto" else ""
+    taken = ("auto takes: " if config.memory == "auto" else "it fits: ") + " ".join(flags) + rows
+    copy = f"a copy of the weights, which {'stays through' if plan.keep_copy else 'is freed before'} the update"
+    lines = [wrapped(prefix + taken), f"the sampler uses {'the trained weights themselves' if plan.shares_weights else copy}"]
+    if config.needs_reference and machine.device == "cuda":
+        lines.append(f"the reference lies {'in host memory' if plan.reference_memory == 'host' else 'on the device'}")
     return lines + ([f"host memory of a node: {gib(plan.host)}"] if machine.device == "cuda" else [])

@@ -1,4 +1,4 @@
-"""Where weights, gradients and optimizer live: the one place that looks at `--memory`.
+"""The homes of weights, gradients and optimizer: the one file that looks at `--memory`.
 
     mode         trained parameters                      sampled with
     shard        float32, cut over the ranks             themselves on one CPU process, else a copy in the compute dtype
@@ -25,7 +25,7 @@ from rl.weights.sharding import load_sharded, whole
 
 @dataclass
 class TrainState:
-    """What is trained: everything a checkpoint restores, and the frozen reference beside it.
+    """The policy in training: everything a checkpoint restores, and the frozen reference beside it.
 
     Attributes:
         policy: float32 masters, updated in place; it may be sharded.
@@ -48,7 +48,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_policy(config: Config, source: Path, device: torch.device) -> Transformer:
-    """Load the weights that are trained, where `--memory` (decided) says."""
+    """Load the weights that are trained to where `--memory` says; it is not auto any more."""
     compute, offload = compute_dtype(device), config.memory == "offload"
     if world_size() > 1 or offload:
         stored = torch.bfloat16 if config.memory == "exact-bf16" else torch.float32
@@ -74,7 +74,8 @@ def load_reference(source: Path, device: torch.device, *, offload: bool) -> Tran
     """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
 
     Args:
-        offload: keep it in host memory; each layer visits the device while it computes.
+        offload: keep it in host memory (FSDP2); each layer visits the device while it computes. What judges or writes answers
+            is a whole copy (`WholeWeights`), because a decode step would fetch every weight for one token.
     """
     if world_size() == 1 and not offload:
         return load_frozen(source, device)
@@ -119,16 +120,16 @@ def sync_weights(policy: Transformer, sampler_model: Transformer) -> None:
 
 
 class WholeWeights:
-    """A whole model with the weights of one that is sharded or of another dtype, there while it is used: `with weights: ...`
+    """A whole copy of a model that is sharded or of another dtype, in memory while it is used: `with weights: ...`
 
     All ranks enter together, and then compute at their own pace. The model object stays the same; its memory comes and goes.
 
     Args:
         source: the model whose weights these are.
-        keep: hold on to the memory between uses; 2 bytes a parameter that an update then lacks.
+        keep: keep the copy between uses; an update then lacks its memory.
 
     Attributes:
-        model: to be used inside the context; the source itself if that will do.
+        model: for use inside the context; the source itself if it is whole and of the compute dtype.
     """
 
     def __init__(self, source: Transformer, *, keep: bool) -> None:
@@ -139,7 +140,7 @@ class WholeWeights:
             self._release()
 
     def refresh(self) -> None:
-        """The source has changed. A copy that was let go of is made anew when it is needed."""
+        """Take over the changed weights of the source. A copy that was released is made anew when it is needed."""
         if self._is_filled:
             sync_weights(self.source, self.model)
 

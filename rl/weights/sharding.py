@@ -1,4 +1,4 @@
-"""Models cut over the ranks by FSDP2: each rank holds a part of every parameter, and a layer is whole only while it computes.
+"""Models sharded over the ranks by FSDP2: each rank holds a part of every parameter; a layer is whole only while it computes.
 
 Blocks, embedding and head are units of their own. All ranks must call forward and backward of a sharded model equally often.
 """
@@ -26,12 +26,12 @@ def load_sharded(
     compute: torch.dtype,
     offload: bool = False,
 ) -> Transformer:
-    """A sharded model from a checkpoint folder; each rank reads its own rows of each tensor.
+    """Load a sharded model from a checkpoint folder; each rank reads its own rows of each tensor.
 
     Args:
-        device: where it computes; where its parameters are, too, unless they are offloaded.
-        dtype: of the parameters.
-        compute: of activations and of the parameters while they are whole. Gradients are summed in at least float32.
+        device: the device that computes; its memory holds the parameters, too, unless they are offloaded.
+        dtype: dtype of the parameters.
+        compute: dtype of activations, and of parameters while they are whole. Gradients are summed in at least float32.
         offload: keep parameters, gradients and optimizer in host memory.
 
     Raises:
@@ -48,9 +48,9 @@ def load_sharded(
 
 
 def shard(model: Transformer, mesh: DeviceMesh, *, offload: bool = False) -> None:
-    """Cut a model in place. The head of a tied model is the embedding: both then belong to the root.
+    """Shard a model in place. The head of a tied model is the embedding: both then belong to the root.
 
-    Every unit is cut again after its forward, so that no rank computes with whole parameters of before an optimizer step.
+    Every unit is sharded again after its forward, so that no rank computes with whole parameters of before an optimizer step.
     """
     dtype = model.lm_head.weight.dtype
     policy = MixedPrecisionPolicy(
@@ -58,14 +58,14 @@ def shard(model: Transformer, mesh: DeviceMesh, *, offload: bool = False) -> Non
         reduce_dtype=torch.float32 if dtype in HALF_PRECISION else dtype,
         cast_forward_inputs=False,
     )
-    place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+    offloading = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     units = [] if model.config.tie_word_embeddings else [model.model.embed_tokens, model.lm_head]
     for unit in [*units, *model.model.layers, model]:
-        fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=place, reshard_after_forward=True)
+        fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=True)
 
 
 def rows_held(parameter: nn.Parameter) -> tuple[Tensor, int]:
-    """The part of a parameter that this rank holds, and its first row. Shards are `torch.chunk`'s: uneven, some maybe empty."""
+    """Return a parameter's rows on this rank, and the number of the first. Shards are `torch.chunk`'s: some may be empty."""
     if not isinstance(parameter, DTensor):
         return parameter, 0
     mesh = parameter.device_mesh
@@ -74,18 +74,17 @@ def rows_held(parameter: nn.Parameter) -> tuple[Tensor, int]:
 
 
 def whole(parameter: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A parameter without gradient, gathered if it is cut: every rank has to call this, in the same order."""
-    parameter = parameter.detach().to(device=device, dtype=dtype)
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    """Return a parameter without gradient, gathered if it is sharded: all ranks call this in the same order."""
+    return full(parameter.detach().to(device=device, dtype=dtype))
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Return a tensor that is whole: gathered if it is cut."""
+    """Return a whole tensor, gathered if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def whole_weights(model: Transformer, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The parameters by name, one after another, so that no more than one of them is whole at a time."""
+    """Yield the parameters by name, so that no more than one of them is whole at a time."""
     for name, parameter in model.named_parameters():
         yield name, whole(parameter, dtype, model.device)
