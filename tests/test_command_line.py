@@ -122,7 +122,7 @@ def test_asking_a_trained_model(demo_run, capsys):
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-@pytest.mark.parametrize("extra", [(), ("--plain-policy", "reference", "--kl-estimator", "k1-reward", "--minibatches", "2")])
+@pytest.mark.parametrize("extra", [(), ("--plain-policy", "reference", "--kl-estimator", "k3-ratio", "--minibatches", "2")])
 def test_any_model_folder_and_data_file(tmp_path, family, extra):
     """Bug guarded: what works for the demo's own model only."""
     folder, data = write_task_folder(tmp_path / "model", family), write_questions(tmp_path / "data.jsonl")
@@ -206,7 +206,6 @@ def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
         "resume nothing": (*real, "--resume", str(tmp_path)),
         "not finite": (*real, "--zeta", "nan"),
         "clipped to nothing": (*real, "--max-grad-norm", "0"),
-        "penalty without weight": (*real, "--kl-estimator", "k1-reward", "--beta", "0"),
         "another task's evaluation": (*real, "--eval-every", "5"),
         "judge without a name": (*real, "--judge", "http://localhost:1/v1"),
         "out of the folder": (*real, "--run", "a/../../b"),
@@ -228,13 +227,12 @@ def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
         ("no data", "could not be downloaded"),
         ("group of one", "--group-size is 1; it must be at least 2"),
         ("no slots", "--max-slots is 0"),
-        ("greedy", "--temperature must be above 0"),
+        ("greedy", "--temperature is 0.0; it must be above 0"),
         ("unwritable", "Choose a writable --runs-dir"),
         ("resume what", "--resume auto needs --run"),
         ("resume nothing", "no complete checkpoint"),
         ("not finite", "--zeta is nan"),
-        ("clipped to nothing", "--max-grad-norm must be above 0"),
-        ("penalty without weight", "needs --beta above 0"),
+        ("clipped to nothing", "--max-grad-norm is 0.0; it must be above 0"),
         ("another task's evaluation", "needs --eval-benchmarks"),
         ("judge without a name", "needs --judge-model"),
         ("out of the folder", "leads out of --runs-dir"),

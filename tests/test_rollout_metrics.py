@@ -40,7 +40,7 @@ def test_sandbagging_is_noticed_and_noise_is_not():
 
 def test_what_refinements_earn_by_eq_6_whatever_is_paid():
     """Bug guarded: win, tie and loss that are 0, or do not add up, under another refinement reward."""
-    config = rollout_config(refine_reward="presence", zeta=0.1, monitor_plain=True)
+    config = rollout_config(refine_reward="presence", zeta=0.1, num_plain=8)
     samples = [sample(GOOD, accuracy=a) for a in (1.0, 0.5, 0.45, 0.0, None)] + [sample("?", accuracy=1.0)]
     groups = [Group("a", "q", "8", refine_samples=samples, baseline=0.5)]
     assign_rewards(groups, config)

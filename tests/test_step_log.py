@@ -38,12 +38,12 @@ def step_of(accuracy: float = 1.0, trained: bool = True) -> list[Group]:
 def test_tokens_are_counted_over_the_whole_run():
     """Bug guarded: a count that starts anew with each step or each resumed run."""
     folder = Folder([{"step": 1, "num_tokens": 100}])
-    journal = StepLog(folder, rollout_config(), print)
-    found = [journal.write(step, step_of(), {}, Clock())["num_tokens"] for step in (2, 3)]
+    log = StepLog(folder, rollout_config(), print)
+    found = [log.log_step(step, step_of(), {}, Clock())["num_tokens"] for step in (2, 3)]
     assert found == [106, 112]
     assert [(step, row["num_tokens"]) for step, row in folder.logged] == [(2, 106), (3, 112)]
     assert [step for step, _ in folder.rollouts] == [2, 3]
-    assert StepLog(Folder([]), rollout_config(), print).write(1, step_of(), {}, Clock())["num_tokens"] == 6
+    assert StepLog(Folder([]), rollout_config(), print).log_step(1, step_of(), {}, Clock())["num_tokens"] == 6
 
 
 def test_what_others_measured_is_logged_with_it():
@@ -52,7 +52,7 @@ def test_what_others_measured_is_logged_with_it():
     with clock("update"):
         pass
     more = {"trained_tokens": 50, "loss": 0.5, "completions/mean_length": 9.0}
-    metrics = StepLog(Folder([]), rollout_config(), print).write(1, step_of(), more, clock)
+    metrics = StepLog(Folder([]), rollout_config(), print).log_step(1, step_of(), more, clock)
     assert {name: metrics[name] for name in more} == more
     assert metrics["perf/train_tokens_per_s"] > 0
     assert "time/update" in metrics
@@ -62,17 +62,17 @@ def test_what_others_measured_is_logged_with_it():
 def test_only_the_embedded_task_has_trials(model, there):
     """Bug guarded: trials looked for in any text, or missing in the demo, whose result they are."""
     config = rollout_config() if model is None else Config(model=model, questions_per_step=1)
-    metrics = StepLog(Folder([]), config, print).write(1, step_of(), {}, Clock())
+    metrics = StepLog(Folder([]), config, print).log_step(1, step_of(), {}, Clock())
     assert ("pasr/p_refine_wrong" in metrics) == there
 
 
 def test_a_step_without_training_is_told_with_its_reasons():
     """Bug guarded: a run that stands still without a word, or a word at every step."""
     said = []
-    journal = StepLog(Folder([]), rollout_config(), said.append)
-    journal.write(1, step_of(), {}, Clock())
+    log = StepLog(Folder([]), rollout_config(), said.append)
+    log.log_step(1, step_of(), {}, Clock())
     assert said == []
-    journal.write(2, step_of(trained=False), {}, Clock())
+    log.log_step(2, step_of(trained=False), {}, Clock())
     assert said == ["step 2: nothing to train on (1 x equal rewards); no optimizer step, going on"]
     kept, dropped = step_of()[0], step_of(trained=False)[0]
     assert dropped_reasons([kept, dropped, dropped]) == "1 x responses left out of the loss, 2 x equal rewards"
@@ -83,6 +83,6 @@ def test_a_fall_of_plain_answers_is_told_although_the_run_was_resumed():
     before = [{"step": 1, "num_tokens": 0, "pasr/plain_accuracy": 0.9, "pasr/plain_wellformed": 1.0}]
     said = []
     config = rollout_config(questions_per_step=256, plain_policy="current")  # every step is a window
-    StepLog(Folder(before), config, said.append).write(2, step_of(0.5), {}, Clock())
+    StepLog(Folder(before), config, said.append).log_step(2, step_of(0.5), {}, Clock())
     assert len(said) == 1
     assert "step 2: sandbagged baseline? plain accuracy fell from 0.90 to 0.50" in said[0]
