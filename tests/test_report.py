@@ -4,14 +4,15 @@ import html.parser
 import json
 import re
 import shutil
+import sys
 
 import pytest
 from conftest import flags, lines_of
 
 import train
 from rl.report.__main__ import main
-from rl.report.curves import SECTIONS, Line, draw, running_mean, thin
-from rl.report.page import drawn_sections, headline_rows, write_report
+from rl.report.curves import SECTIONS, Chart, Line, Series, draw, running_mean, thin
+from rl.report.page import drawn_sections, has_packages, headline_rows, write_report
 from rl.report.runs import OUTCOMES, choose, load_run, outcome_of, segments, shorten, spread
 
 FIXED = "<think>6:402><refine>5:335<</refine></think><answer>5</answer>"
@@ -80,7 +81,7 @@ def test_a_run_writes_its_report(place, reward_for_length, more):
     assert train.main(flags(place, name, "--save-every", "4", *more)) == 0
     run = place / "runs" / name
     page, recorded = Page(run / "report.html"), set(lines_of(run / "metrics.jsonl")[0])
-    charts = [c for s in SECTIONS for c in s.charts if recorded & {series.metric for series in c.series}]
+    charts = [c for charts in SECTIONS.values() for c in charts if recorded & {series.metric for series in c.series}]
     assert len(page.all("svg")) == len(page.all("figure", "chart")) >= len(charts) - 1  # every value of one may be null
     cards = page.all("article", "card")
     assert {a["data-step"] for a in cards} == {str(step) for step in range(1, 9)}
@@ -244,8 +245,8 @@ def test_curves_show_the_values(tmp_path):
     nan = float("nan")
     assert running_mean([1.0, nan, 3.0, 5.0], 2) == [1.0, 1.0, 3.0, 4.0]
     assert thin(list(range(1000)), list(range(1000)))[1][-1] == 999
-    chart = SECTIONS[0].charts[0]
-    drawing = draw(chart, [None, Line("b", [1, 2], [0.0, 1.0], [], [])])
+    chart = Chart("Two", "", (Series("a", "a"), Series("b", "b")))
+    drawing = draw(chart, [Line("a", [1, 2], [nan, nan], [], []), Line("b", [1, 2], [0.0, 1.0], [], [])])
     assert drawing.entries == [("b", 1, "1.000")]
     assert "var(--curve-1)" in drawing.svg
     assert "var(--curve-0)" not in drawing.svg
@@ -286,9 +287,21 @@ def test_benchmarks_asked_while_training(tmp_path):
         rows[step] |= {f"eval/{name}/pasr/accuracy": value for name in ("gsm8k", "average")}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = load_run(tmp_path)
-    assert [row["changes"][0].texts for row in headline_rows([run]) if "Benchmarks" in row["quantity"].label] == [
-        ("0.250", "0.750")
-    ]
+    changes = {row["label"]: row["changes"] for row in headline_rows([run])}
+    assert changes["Benchmarks, refine prompt"] == [("0.250", "0.750")]
     charts = {chart.title: drawing for section in drawn_sections([run]) for chart, drawing in section["charts"]}
     assert charts["gsm8k"].entries == [("pasr", 0, "0.750")]
     assert run.evaluated("eval/gsm8k/pasr/accuracy") == ([0, 399], [0.25, 0.75])
+
+
+def test_without_the_packages_that_draw(tmp_path, monkeypatch, capsys):
+    """Bug guarded: training that ends at its report on a machine without matplotlib, or says so at each checkpoint."""
+    for name in ("matplotlib", "jinja2", "markupsafe"):
+        monkeypatch.setitem(sys.modules, name, None)
+    has_packages.cache_clear()
+    run = write_run(tmp_path / "run")
+    assert write_report([run]) is write_report([run]) is None
+    assert main([str(run)]) == main([str(run), "--figure", str(tmp_path / "p.svg")]) == 2
+    has_packages.cache_clear()
+    assert capsys.readouterr().out.count("pip install matplotlib jinja2") == 1
+    assert not (run / "report.html").exists()
