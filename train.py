@@ -51,7 +51,7 @@ def train(session: Session) -> bool:
     """Maximise E[R] (Eq. 1) by policy gradients, one rollout batch a step. Return False if a signal stopped it early."""
     config, rollout, state = session.config, session.rollout, session.state
     bar = progress_bar(session.first_step, config.steps)
-    clock, log = Clock(), StepLog(session.run, config, bar.write)
+    clock, log = Clock(), StepLog(session.run, config, bar.write, demo.trial_metrics if config.model is None else None)
     with StopSignals() as stop:
         for step in bar:
             # questions x of this step

@@ -3,7 +3,7 @@
 import pytest
 from samples import GOOD, rollout_config, sample
 
-from rl.config import Config
+from rl.demo import trial_metrics
 from rl.metrics import Clock
 from rl.records import Group
 from rl.run.folder import StepLog, dropped_reasons
@@ -58,12 +58,11 @@ def test_what_others_measured_is_logged_with_it():
     assert "time/update" in metrics
 
 
-@pytest.mark.parametrize(("model", "there"), [(None, True), ("m", False)])
-def test_only_the_embedded_task_has_trials(model, there):
+@pytest.mark.parametrize("task_metrics", [trial_metrics, None])
+def test_only_the_embedded_task_has_trials(task_metrics):
     """Bug guarded: trials looked for in any text, or missing in the demo, whose result they are."""
-    config = rollout_config() if model is None else Config(model=model, questions_per_step=1)
-    metrics = StepLog(Folder([]), config, print).log_step(1, step_of(), {}, Clock())
-    assert ("pasr/p_refine_wrong" in metrics) == there
+    metrics = StepLog(Folder([]), rollout_config(), print, task_metrics).log_step(1, step_of(), {}, Clock())
+    assert ("pasr/p_refine_wrong" in metrics) == (task_metrics is not None)
 
 
 def test_a_step_without_training_is_told_with_its_reasons():

@@ -12,8 +12,8 @@ import rl.run.wandb
 from rewards.format import mark_refinements
 from rl.config import parse_config
 from rl.records import Completion, Group, Sample
-from rl.run.folder import RunFolder
-from rl.run.wandb import group_name, sample_rows
+from rl.run.folder import RunFolder, rollout_record
+from rl.run.wandb import TABLE_COLUMNS, group_name, table_rows
 
 BLOCK, HEADER = 32 * 1024, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is: crc, length, kind
 FIRST_AND_ONLY, LAST = 1, 4
@@ -123,6 +123,13 @@ def test_an_unreachable_server_does_not_hold_up_the_run(tmp_path, monkeypatch, c
     assert history(finished_records(file))[1]["reward"] == 0.1
 
 
+def test_the_environment_names_the_group(tmp_path, monkeypatch):
+    """Bug guarded: a sweep's own group replaced by the name of the flags that differ."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    (file,) = mirrored_steps(tmp_path, (1,)).path.glob("wandb/offline-run-*/run-*.wandb")
+    assert [r.run.run_group for r in finished_records(file) if r.WhichOneof("record_type") == "run"] == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
@@ -140,4 +147,6 @@ def test_refinements_are_marked():
 
 
 def test_the_table_is_bounded():
-    assert len(sample_rows(make_groups(1) * 100, 7)) == 7
+    (group,) = make_groups(1)
+    rows = table_rows([rollout_record(group, group.refine_samples[0])] * 100, 7)
+    assert (len(rows), len(rows[0])) == (7, len(TABLE_COLUMNS))
