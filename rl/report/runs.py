@@ -103,7 +103,7 @@ def load_run(path: Path | str) -> RunRecord:
 
 def readable_lines(file: Path) -> tuple[list[dict], int]:
     """Read the JSON objects of a JSONL file, and count the lines that are none. A missing file has no lines."""
-    lines = [line for line in _read_text(file).splitlines() if line.strip()]
+    lines = [line for line in _read_text(file).split("\n") if line.strip()]
     rows = [row for row in map(_parse, lines) if row is not None]
     return rows, len(lines) - len(rows)
 
