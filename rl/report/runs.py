@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
 
-from data.division import Trial, read_trials
+from data.division import read_trials
 from rewards.format import TAG
 from rewards.refine import refine_reward
 
@@ -153,25 +153,6 @@ class Segment:
     text: str
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A response of the report.
-
-    Attributes:
-        record: its line in rollouts/.
-        outcome: one of OUTCOMES.
-        count: how often the same text was drawn for the same question.
-        trials: of the embedded task; () for other tasks.
-    """
-
-    step: int
-    record: dict
-    outcome: str
-    segments: tuple[Segment, ...]
-    count: int = 1
-    trials: tuple[Trial, ...] = ()
-
-
 def outcome_of(record: dict, config: dict) -> str:
     """Return what the refinements of a refine-prompt response changed.
 
@@ -193,22 +174,21 @@ def outcome_of(record: dict, config: dict) -> str:
         return "not scored"
     if is_demo(config):
         trials = read_trials(record["question"], record["text"])
-        if not trials:
-            return "useless"
-        change = (accuracy == 1.0) - trials[0].is_right
-    elif baseline is None:
+        change = (accuracy == 1.0) - trials[0].is_right if trials else 0
+        return {1: "fixed", 0: "useless", -1: "harmed"}[change]
+    if baseline is None:
         return "not scored"
-    else:
-        reward = refine_reward(accuracy, baseline, zeta=config.get("zeta", 0.0), refined=True)
-        change = {1.0: 1, -0.5: 0, -1.0: -1}[reward]
-    return {1: "fixed", 0: "useless", -1: "harmed"}[change]
+    reward = refine_reward(accuracy, baseline, zeta=config.get("zeta", 0.0), refined=True)
+    return {1.0: "fixed", -0.5: "useless", -1.0: "harmed"}[reward]
 
 
 def sampled_steps(run: RunRecord, max_steps: int = MAX_STEPS) -> list[dict]:
     """Choose responses of at most `max_steps` steps, spread evenly over the run, the first and the last among them.
 
     Returns:
-        Of each step {"step", "total": responses, "counts": of all of them by outcome, "shown": those chosen}.
+        For each step {"step", "total": number of responses, "counts": their number by outcome, "shown"}. A response that is
+        shown is its line in rollouts/ with "outcome", "copies" (how often the text was drawn for the question), "segments" and
+        "trials" (of the embedded task).
     """
     files = _by_step(run.path.glob("rollouts/step_*.jsonl"))
     steps = [_sample_step(step, files[step], run.config) for step in spread(list(files), max_steps)]
@@ -224,21 +204,21 @@ def spread(items: list, count: int) -> list:
 
 def _sample_step(step: int, file: Path, config: dict) -> dict:
     rows = [row for row in readable_lines(file)[0] if row.get("mode") == "refine" and isinstance(row.get("text"), str)]
-    outcomes = [outcome_of(row, config) for row in rows]
+    for row in rows:
+        row["outcome"] = outcome_of(row, config)
 
-    # each text once, by the position where it is first drawn
-    copies: dict[tuple, list[int]] = {}
-    for i, row in enumerate(rows):
-        copies.setdefault((row.get("id"), row["text"]), []).append(i)
-    distinct = list(copies.values())
+    # each text once
+    distinct: dict[tuple, dict] = {}
+    for row in rows:
+        distinct.setdefault((row.get("id"), row["text"]), row | {"copies": 0})["copies"] += 1
+    responses = list(distinct.values())
 
-    shown = []
-    for number in choose([outcomes[same[0]] for same in distinct], MAX_RESPONSES):
-        i, count = distinct[number][0], len(distinct[number])
-        pieces = shorten(segments(rows[i]["text"]), MAX_CHARACTERS)
-        trials = read_trials(rows[i]["question"], rows[i]["text"]) if is_demo(config) else ()
-        shown.append(Shown(step, rows[i], outcomes[i], pieces, count, tuple(trials)))
-    return {"step": step, "total": len(rows), "counts": dict(Counter(outcomes)), "shown": shown}
+    # those that are shown
+    shown = [responses[i] for i in choose([response["outcome"] for response in responses], MAX_RESPONSES)]
+    for response in shown:
+        response["segments"] = shorten(segments(response["text"]), MAX_CHARACTERS)
+        response["trials"] = read_trials(response["question"], response["text"]) if is_demo(config) else ()
+    return {"step": step, "total": len(rows), "counts": dict(Counter(row["outcome"] for row in rows)), "shown": shown}
 
 
 def choose(outcomes: list[str], count: int) -> list[int]:
