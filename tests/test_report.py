@@ -16,6 +16,7 @@ from rl.report.page import drawn_sections, has_packages, headline_rows, write_re
 from rl.report.runs import OUTCOMES, choose, load_run, outcome_of, segments, shorten, spread
 
 FIXED = "<think>6:402><refine>5:335<</refine></think><answer>5</answer>"
+HARMED = "<think>5:335<<refine>6:402></refine></think><answer>6</answer>"
 
 
 class Page(html.parser.HTMLParser):
@@ -23,25 +24,19 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, file):
         super().__init__()
-        self.elements, self.text, self._inside = [], "", []
+        self.elements, self.text = [], ""
         self.source = file.read_text(encoding="utf-8")
         self.feed(self.source)
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        self._inside.append(tag)
-
-    def handle_endtag(self, tag):
-        while self._inside and self._inside.pop() != tag:
-            pass
 
     def handle_data(self, data):
-        if not {"script", "style"} & set(self._inside):
+        if self.cdata_elem is None:  # neither script nor style
             self.text += data
 
     def all(self, tag: str, css_class: str = "") -> list[dict]:
-        found = [a for name, a in self.elements if name == tag]
-        return [a for a in found if css_class in (a.get("class") or "").split()] if css_class else found
+        return [a for name, a in self.elements if name == tag and set(css_class.split()) <= set(a.get("class", "").split())]
 
 
 def response(text: str = FIXED, **changes) -> dict:
@@ -87,10 +82,8 @@ def test_a_run_writes_its_report(place, reward_for_length, more):
     assert {a["data-step"] for a in cards} == {str(step) for step in range(1, 9)}
     assert {a["data-outcome"] for a in cards} == {"malformed"}  # a random model
     assert len(json.loads(re.search(r'id="hover">(.*?)</script>', page.source).group(1))) == len(page.all("svg"))
-    outside = [
-        a[key] for _, a in page.elements for key in ("src", "href") if key in a and not a[key].startswith(("#", "data:"))
-    ]
-    assert not outside
+    links = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
+    assert all(link.startswith(("#", "data:")) for link in links)
     assert "url(" not in page.source.replace("url(#", "")
     assert "8 of 8 steps" in page.text
     assert "finished in" in page.text
@@ -142,9 +135,13 @@ def test_a_run_that_has_gone_back(tmp_path):
 
 
 def test_any_text_can_be_written(tmp_path):
-    """Bug guarded: a lone surrogate in a response, which JSON can carry and UTF-8 cannot, ends the run at its report."""
-    page = Page(write_report([write_run(tmp_path / "run", responses=[response("\ud83d 文 🙂\u2028\x00")])]))
+    """Bug guarded: a lone surrogate in a response, which JSON can carry and UTF-8 cannot, ends the run at its report; a
+    separator of lines inside a response cuts its record in two."""
+    run = write_run(tmp_path / "run", responses=[response("\ud83d 文 🙂\x00")])
+    (run / "rollouts/step_000001.jsonl").write_text(json.dumps(response("one\u2028line"), ensure_ascii=False))
+    page = Page(write_report([run]))
     assert "文 🙂" in page.text
+    assert "one\u2028line" in page.text
 
 
 def test_a_long_run_stays_a_small_page(tmp_path):
@@ -182,11 +179,11 @@ def test_two_runs_side_by_side(tmp_path):
     assert {a["data-run"] for a in page.all("article", "card")} == {"0", "1"}
 
 
-def test_before_and_after_shows_mended_answers(tmp_path):
-    page = Page(write_report([write_run(tmp_path / "run", evaluated=((0, 0.0), (3, 1.0)))]))
-    assert "Answered wrong before, right now" in page.text
-    page = Page(write_report([write_run(tmp_path / "other", evaluated=((0, 1.0), (3, 1.0)))]))
-    assert "Answered wrong before" not in page.text
+@pytest.mark.parametrize(("before", "shown"), [(0.0, True), (1.0, False)])
+def test_before_and_after_shows_mended_answers(tmp_path, before, shown):
+    """Bug guarded: answers that were right all along, shown as the work of training."""
+    page = Page(write_report([write_run(tmp_path / "run", evaluated=((0, before), (3, 1.0)))]))
+    assert ("Answered wrong before, right now" in page.text) == shown
 
 
 DEMO, REAL = {"model": None, "zeta": 0.05}, {"model": "m", "zeta": 0.05}
@@ -196,11 +193,7 @@ DEMO, REAL = {"model": None, "zeta": 0.05}, {"model": "m", "zeta": 0.05}
     ("config", "changes", "outcome"),
     [
         (DEMO, {}, "fixed"),
-        (
-            DEMO,
-            {"text": FIXED.replace("6:402>", "5:335<").replace("<refine>5:335<", "<refine>6:402>"), "accuracy": 0.0},
-            "harmed",
-        ),
+        (DEMO, {"text": HARMED, "accuracy": 0.0}, "harmed"),
         (DEMO, {"text": FIXED.replace("6:402>", "5:335<")}, "useless"),
         (DEMO, {"accuracy": 0.0}, "useless"),
         (DEMO, {"format": -1.0, "refinements": 0}, "malformed"),
@@ -213,7 +206,8 @@ DEMO, REAL = {"model": None, "zeta": 0.05}, {"model": "m", "zeta": 0.05}
         (REAL, {"format": -1.0, "accuracy": None}, "malformed"),
     ],
 )
-def test_what_a_refinement_was_good_for(config, changes, outcome):
+def test_what_a_refinement_changed(config, changes, outcome):
+    """Bug guarded: a response filed under what it was paid, or its first trial compared with another's answer."""
     assert outcome_of(response(**changes), config) == outcome
     assert outcome in OUTCOMES
 
@@ -229,6 +223,7 @@ def test_rare_outcomes_are_among_the_chosen():
 
 
 def test_segments_of_any_text():
+    """Bug guarded: text lost at a tag that is not closed, or a refinement cut out of a long response."""
     pieces = segments(FIXED)
     assert [(p.kind, p.text) for p in pieces if p.kind in ("refine", "answer")] == [("refine", "5:335<"), ("answer", "5")]
     for text in (FIXED, "", "<refine>never closed", "</refine><answer></think>x", "<<refine>>" * 3):
@@ -258,9 +253,7 @@ def test_extra_figures_are_embedded(tmp_path):
     """Bug guarded: analyses left out, or their markup trusted."""
     run = write_run(tmp_path / "run")
     (run / "analysis").mkdir()
-    (run / "analysis/where_it_refines.svg").write_text(
-        "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
-    )
+    (run / "analysis/where_it_refines.svg").write_text("<svg><script>alert(1)</script></svg>")
     page = Page(write_report([run]))
     assert page.all("img")[0]["src"].startswith("data:image/svg+xml;base64,")
     assert "run: where it refines" in page.text
@@ -268,8 +261,8 @@ def test_extra_figures_are_embedded(tmp_path):
 
 
 def test_picture_of_the_result(tmp_path, capsys):
-    evaluations = ((0, 0.0), (3, 1.0))
-    run = write_run(tmp_path / "run", evaluated=evaluations)
+    """Bug guarded: a picture of a run that has nothing to show."""
+    run = write_run(tmp_path / "run", evaluated=((0, 0.0), (3, 1.0)))
     assert main([str(run), "--figure", str(tmp_path / "p.svg")]) == 0
     assert (tmp_path / "p.svg").read_text().count("<svg") == 1
     assert main([str(write_run(tmp_path / "no")), "--figure", str(tmp_path / "p.svg")]) == 2
