@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -131,7 +131,7 @@ class SandbaggingWatch:
         metrics_so_far: metrics of the earlier steps, when a run is continued.
     """
 
-    def __init__(self, config: Config, metrics_so_far: list[dict[str, float]]) -> None:
+    def __init__(self, config: Config, metrics_so_far: Iterable[dict[str, float]]) -> None:
         self.is_on = config.plain_policy == "current"
         self.window = max(1, round(WINDOW / config.questions_per_step))  # in steps
         self._accuracy: list[float] = []  # of plain answers, by step

@@ -50,7 +50,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
         assert words in out
     metrics = lines_of(demo_run / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
-    wanted = {
+    expected = {
         "reward", "reward_std", "frac_reward_zero_std", "rewards/format/mean", "rewards/accuracy/mean", "rewards/refine/mean",
         "completions/mean_length", "completions/clipped_ratio", "kl", "entropy", "clip_ratio/region_mean",
         "sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean", "num_tokens", "step_time",
@@ -58,7 +58,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
         "pasr/allfail_group_frac", "baseline/sampled", "judge/calls", "time/rollout", "pasr/p_refine_right",
         "perf/rollout_tokens_per_s",
     }  # fmt: skip
-    assert wanted <= set(metrics[0])
+    assert expected <= set(metrics[0])
     rollouts = lines_of(demo_run / "rollouts" / "step_000004.jsonl")
     assert len(rollouts) == 3 * 8
     columns = {"id", "mode", "text", "tokens", "finish_reason", "reward", "baseline", "advantage", "policy_version"}
@@ -169,15 +169,15 @@ def test_real_vocabulary_and_questions(tmp_path, capsys, family, tokenizer, judg
         "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
     ]  # fmt: skip
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "<|im_start|>assistant" in said
-    assert ("WARNING: this judge does not tell" in said) == (judge == "self"), "a random model is no judge"
-    assert "151645 '<|im_end|>' (" in said
+    printed = capsys.readouterr().out
+    assert "<|im_start|>assistant" in printed
+    assert ("WARNING: this judge does not tell" in printed) == (judge == "self"), "a random model is no judge"
+    assert "151645 '<|im_end|>' (" in printed
     assert (tmp_path / "r/checkpoints/step_000002/model.safetensors").exists()
 
 
 REAL = "--model {tmp}/model --data {tmp}/data.jsonl"
-MISTAKES = {  # flags: what is said
+MISTAKES = {  # flags: what is printed
     "--tempreature 1": "unrecognized arguments: --tempreature",
     "--temp 1": "unrecognized arguments",
     "--lr fast": "--lr",
@@ -222,11 +222,11 @@ def test_mistakes_end_in_one_line(mistaken, tmp_path, capsys, flags, words):
     where = () if "--runs-dir" in arguments else ("--runs-dir", str(tmp_path / "runs"))
     with pytest.raises(SystemExit) as stop:
         main(["--wandb", "off", *arguments, *where])
-    said = "".join(capsys.readouterr())
-    assert stop.value.code == 2, said
-    assert words in said
-    assert "Traceback" not in said
-    assert sum(line.startswith(("error:", "train.py: error:")) for line in said.splitlines()) == 1
+    printed = "".join(capsys.readouterr())
+    assert stop.value.code == 2, printed
+    assert words in printed
+    assert "Traceback" not in printed
+    assert sum(line.startswith(("error:", "train.py: error:")) for line in printed.splitlines()) == 1
     assert not [path for path in (tmp_path / "runs").glob("*") if path.name != "data"], "a half-made run folder"
 
 

@@ -1,4 +1,4 @@
-"""What a step leaves behind: counts that go on where the run stopped, and words where something looks odd."""
+"""The log of a step: counts that go on where the run stopped, and a line where something looks wrong."""
 
 import pytest
 from samples import GOOD, rollout_config, sample
@@ -65,23 +65,23 @@ def test_only_the_embedded_task_has_trials(task_metrics):
     assert ("pasr/p_refine_wrong" in metrics) == (task_metrics is not None)
 
 
-def test_a_step_without_training_is_told_with_its_reasons():
+def test_a_step_without_training_is_printed_with_its_reasons():
     """Bug guarded: a run that stands still without a word, or a word at every step."""
-    said = []
-    log = StepLog(Folder([]), rollout_config(), said.append)
+    printed = []
+    log = StepLog(Folder([]), rollout_config(), printed.append)
     log.log_step(1, step_of(), {}, Clock())
-    assert said == []
+    assert printed == []
     log.log_step(2, step_of(trained=False), {}, Clock())
-    assert said == ["step 2: nothing to train on (1 x equal rewards); no optimizer step, going on"]
+    assert printed == ["step 2: nothing to train on (1 x equal rewards); no optimizer step, going on"]
     kept, dropped = step_of()[0], step_of(trained=False)[0]
     assert dropped_reasons([kept, dropped, dropped]) == "1 x responses left out of the loss, 2 x equal rewards"
 
 
-def test_a_fall_of_plain_answers_is_told_although_the_run_was_resumed():
+def test_a_fall_of_plain_answers_is_printed_although_the_run_was_resumed():
     """Bug guarded: plain answers compared with those since the last resumption alone, or compared and not told."""
     before = [{"step": 1, "num_tokens": 0, "pasr/plain_accuracy": 0.9, "pasr/plain_wellformed": 1.0}]
-    said = []
+    printed = []
     config = rollout_config(questions_per_step=256, plain_policy="current")  # every step is a window
-    StepLog(Folder(before), config, said.append).log_step(2, step_of(0.5), {}, Clock())
-    assert len(said) == 1
-    assert "step 2: sandbagged baseline? plain accuracy fell from 0.90 to 0.50" in said[0]
+    StepLog(Folder(before), config, printed.append).log_step(2, step_of(0.5), {}, Clock())
+    assert len(printed) == 1
+    assert "step 2: sandbagged baseline? plain accuracy fell from 0.90 to 0.50" in printed[0]

@@ -20,16 +20,16 @@ FIRST_AND_ONLY, LAST = 1, 4
 
 
 def read_records(file: Path) -> list[Record]:
-    """The records of a .wandb file."""
-    content, place, records, pieces = file.read_bytes(), 7, [], []  # 7: the file's own header
-    while place + HEADER.size <= len(content):
-        left = BLOCK - place % BLOCK
+    """Read the records of a .wandb file."""
+    content, position, records, pieces = file.read_bytes(), 7, [], []  # 7: the file's own header
+    while position + HEADER.size <= len(content):
+        left = BLOCK - position % BLOCK
         if left < HEADER.size:  # filled up with zeros
-            place += left
+            position += left
             continue
-        _, length, kind = HEADER.unpack_from(content, place)
-        pieces.append(content[place + HEADER.size : place + HEADER.size + length])
-        place += HEADER.size + length
+        _, length, kind = HEADER.unpack_from(content, position)
+        pieces.append(content[position + HEADER.size : position + HEADER.size + length])
+        position += HEADER.size + length
         if kind in (FIRST_AND_ONLY, LAST):
             records.append(Record.FromString(b"".join(pieces)))
             pieces = []
@@ -37,7 +37,7 @@ def read_records(file: Path) -> list[Record]:
 
 
 def finished_records(file: Path, seconds: float = 20.0) -> list[Record]:
-    """The same, once wandb's service, a process of its own, has written the last of them."""
+    """Read them once wandb's service, a process of its own, has written the last."""
     end = time.monotonic() + seconds
     while not (records := read_records(file)) or records[-1].WhichOneof("record_type") != "exit":
         assert time.monotonic() < end, f"{file} is still not finished"
@@ -46,7 +46,7 @@ def finished_records(file: Path, seconds: float = 20.0) -> list[Record]:
 
 
 def history(records: list[Record]) -> dict[int, dict]:
-    """What was logged at each step."""
+    """Return the logged values of each step."""
     steps: dict[int, dict] = {}
     for record in records:
         if record.WhichOneof("record_type") == "history":
