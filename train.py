@@ -260,8 +260,8 @@ def run_training(config: Config, begin: tuple[float, float]) -> int:
         if result is not None:
             times = {"wall_s": time.perf_counter() - begin[0], "cpu_s": time.process_time() - begin[1]}
             run.finish({"steps": config.steps} | {name: round(value, 1) for name, value in times.items()} | result)
-            if is_main():
-                print(f"report: {write_report([run.path])}")
+            if is_main() and (report := write_report([run.path])):
+                print(f"report: {report}")
             print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {run.path}")
     return 0
 
