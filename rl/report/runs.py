@@ -1,4 +1,4 @@
-"""What a run has left behind so far, read back. It may still be writing, or have been killed in the middle of a line."""
+"""The content of a run folder, read back. The run may still be writing, or have been killed in the middle of a line."""
 
 import json
 from collections import Counter
