@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from math import isnan
 from pathlib import Path
 
+from tqdm import tqdm
+
 from rl.config import FREE_ON_RESUME, PRESETS, Config, to_flag
 from rl.files import write_whole
 from rl.report.curves import COLOURS, SECTIONS, Line, Series, benchmark_charts, draw, format_number, one_curve_each, window_of
@@ -26,7 +28,8 @@ def has_packages() -> bool:
     """Return whether the packages that draw are installed. The first call says what to install if they are not."""
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
-        print(f"no report: it needs {' and '.join(missing)}; pip install {' '.join(missing)}, then python -m rl.report RUN")
+        names = " ".join(missing)
+        tqdm.write(f"no report: install what it needs (pip install {names}), then draw it: python -m rl.report RUN")
     return not missing
 
 
@@ -41,7 +44,7 @@ def write_report(folders: list[Path | str], file: Path | str | None = None) -> P
         The file; None if a package is missing.
 
     Raises:
-        ValueError: a folder is no run folder, or there are more runs than colours.
+        ValueError: a folder is not a run folder, or there are more runs than colours.
     """
     if len(folders) > len(COLOURS):
         raise ValueError(f"{len(folders)} runs cannot be told apart; compare at most {len(COLOURS)} at a time")
