@@ -16,7 +16,7 @@ from rewards.format import (
     keeps_order,
     parse_response,
     refines_inside_think,
-)  # fmt: skip
+)
 from rewards.refine import refine_reward
 from rl.config import Config
 from rl.distributed import gather, sum_over_ranks
