@@ -51,7 +51,7 @@ def train(session: Session) -> bool:
     config, rollout, state = session.config, session.rollout, session.state
     first, steps = session.first_step, config.steps
     bar = tqdm(range(first, steps), initial=first, total=steps, bar_format=BAR_FORMAT, disable=not is_main())
-    clock, log = Clock(), StepLog(session.run, config, bar.write)
+    clock, log = Clock(), StepLog(session.run, config, bar.write, demo.trial_metrics if config.model is None else None)
     with StopSignals() as stop:
         for step in bar:
             # questions x of this step
@@ -254,8 +254,8 @@ def run_training(config: Config, begin: tuple[float, float]) -> int:
         if result is not None:
             times = {"wall_s": time.perf_counter() - begin[0], "cpu_s": time.process_time() - begin[1]}
             run.finish({"steps": config.steps} | {name: round(value, 1) for name, value in times.items()} | result)
-            if is_main():
-                print(f"report: {write_report([run.path])}")
+            if is_main() and (report := write_report([run.path])):
+                print(f"report: {report}")
             print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {run.path}")
     return 0
 

@@ -1,7 +1,7 @@
-"""The processes of a run: one for each GPU, started by torchrun. `python train.py` is the same code with one process.
+"""Ranks and collectives. Every collective here does nothing for one process.
 
-Every rank samples and judges its share of a step's questions, then all ranks learn the whole outcome, so that whatever is
-decided from it is decided alike everywhere. Rank 0 alone writes and prints. Every collective here is a no-op for one process.
+Every rank samples and judges its share of a step's questions. Then all ranks gather the whole outcome, so that all decide the
+same from it. Rank 0 alone writes and prints.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-_stores: list[dist.Store] = []  # the rendezvous of this process group, if a launcher made one
+_stores: list[dist.Store] = []  # the one of `use_store`
 
 
 def rank() -> int:
@@ -31,7 +31,7 @@ def is_main() -> bool:
 
 
 def main_only(function: Callable) -> Callable:
-    """Calls of the function do something on rank 0 and nothing elsewhere, where they return None."""
+    """Make a function that runs on rank 0 alone; elsewhere it returns None."""
 
     @wraps(function)
     def on_main(*args, **kwargs):
@@ -41,10 +41,10 @@ def main_only(function: Callable) -> Callable:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of `--device`; auto takes a CUDA GPU if there is one, each process of a machine its own.
+    """Return the device of `--device`; auto takes a CUDA GPU if there is one, each process of a machine its own.
 
     Raises:
-        ValueError: cuda was asked for and is not there, or a machine runs more processes than it has GPUs.
+        ValueError: there is no CUDA GPU, or a machine runs more processes than it has GPUs.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -57,8 +57,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _is_first(event: str) -> bool:
-    """Whether no other rank has asked the same before."""
+def use_store(store: dist.Store | None) -> None:
+    """Set the store in which ranks count events: the launcher's rendezvous; None at the end of the process group."""
+    _stores[:] = [] if store is None else [store]
+
+
+def is_first(event: str) -> bool:
+    """Count an event, and return whether this rank is the first to do so."""
     try:
         return not _stores or _stores[0].add(event, 1) == 1
     except RuntimeError:  # the process that holds the store is gone
@@ -66,14 +71,14 @@ def _is_first(event: str) -> bool:
 
 
 def print_once(message: str, occasion: int = 0) -> None:
-    """Print what every rank may have come across; the first rank to say it on an occasion is the only one."""
+    """Print a message that several ranks may have: only the first rank prints it on an occasion."""
     digest = hashlib.blake2b(f"{occasion} {message}".encode(), digest_size=8).hexdigest()
-    if _is_first(f"said/{digest}"):
+    if is_first(f"said/{digest}"):
         print(message, file=sys.stdout if is_main() else sys.__stdout__, flush=True)
 
 
 def make_mesh(device: torch.device) -> DeviceMesh:
-    """All ranks in one row; one process without a launcher becomes a group of its own."""
+    """Return all ranks in one row; one process without a launcher becomes a group of its own."""
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -81,7 +86,7 @@ def make_mesh(device: torch.device) -> DeviceMesh:
 
 
 def gather(value) -> list:
-    """The value of every rank, by rank. Values are pickled on the way, within the run."""
+    """Return the value of every rank, by rank. Values are pickled on the way, within the run."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -98,18 +103,18 @@ def sum_over_ranks(values: list[float]) -> list[float]:
 
 
 def split_over_ranks(items: list) -> list:
-    """This rank's share of a list that every rank has: every world_size-th item."""
+    """Return this rank's share of a list that every rank has: every world_size-th item."""
     return items[rank() :: world_size()]
 
 
 def gather_split(share: list) -> list:
-    """The opposite of `deal`: what the ranks made of their shares, item for item, in the order of the list."""
+    """Return the ranks' results for their shares of `split_over_ranks`, item for item, in the order of the list."""
     shares = gather(share)
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
 def broadcast_from_main(function: Callable[[], object]):
-    """The result of a function that runs on rank 0, on every rank; a ValueError or OSError in it is raised everywhere."""
+    """Run a function on rank 0 and return its result on every rank; a ValueError or OSError in it is raised everywhere."""
     if world_size() == 1:
         return function()
     with raise_on_all_ranks(ValueError, OSError):
@@ -119,9 +124,9 @@ def broadcast_from_main(function: Callable[[], object]):
 
 @contextmanager
 def raise_on_all_ranks(*kinds: type[Exception]) -> Iterator[None]:
-    """Every rank enters, and learns at the end whether another one failed: an error of these kinds is raised on all of them.
+    """Raise an error of these kinds on all ranks if one rank has it. Every rank must enter.
 
-    Without it one rank would leave, and the others wait for it in the next collective.
+    Without it one rank would leave, and the others would wait for it in the next collective.
     """
     if world_size() == 1:
         yield

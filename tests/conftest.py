@@ -1,4 +1,4 @@
-"""Shared makings: small models whose greedy text is not degenerate, the demo's tokenizer, command-line runs."""
+"""Shared helpers: small models whose greedy text is not degenerate, the demo's tokenizer, command-line runs."""
 
 import io
 import json
@@ -29,16 +29,10 @@ needs_tokenizers = pytest.mark.skipif(
     not (SHARED / "tokenizers").is_dir(), reason="no real tokenizers in ../shared/data/tokenizers"
 )
 
-
 SHAPE = dict(
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
+    vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
     rope_theta=5e4,
-)
+)  # fmt: skip
 
 
 def make_config(family: str, **changes) -> ModelConfig:
@@ -68,7 +62,8 @@ def random_prompts(lengths, vocab: int = 97, seed: int = 1) -> list[list[int]]:
 
 def run_command(*arguments: str, cwd: Path = ROOT, timeout: int = 300) -> subprocess.CompletedProcess:
     """Run a Python script of the repository as a user would, without network and without wandb."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     environment.pop("WANDB_API_KEY", None)
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
@@ -76,7 +71,7 @@ def run_command(*arguments: str, cwd: Path = ROOT, timeout: int = 300) -> subpro
 
 
 def run_here(*arguments: str) -> subprocess.CompletedProcess:
-    """As `run_command`, but in this process: its `__main__` part and exit code, without the seconds that imports take."""
+    """Run a script as `run_command` does, but in this process, without the seconds that imports take."""
     out, err = io.StringIO(), io.StringIO()
     start = partial(runpy.run_module, alter_sys=True) if arguments[0] == "-m" else runpy.run_path
     name, *rest = arguments[1:] if arguments[0] == "-m" else (str(ROOT / arguments[0]), *arguments[1:])
@@ -94,7 +89,7 @@ def family(request) -> str:
 
 
 def write_task_folder(path: Path, family: str = "qwen3", seed: int = 0) -> Path:
-    """A random model with the embedded task's tokenizer, as a checkpoint folder."""
+    """Write a random model with the embedded task's tokenizer, as a checkpoint folder."""
     tokenizer = build_tokenizer(Prompts())
     model = make_model(family, torch.float32, seed, vocab_size=len(tokenizer), num_hidden_layers=2)
     save_model(model, tokenizer, path)
@@ -102,7 +97,7 @@ def write_task_folder(path: Path, family: str = "qwen3", seed: int = 0) -> Path:
 
 
 def write_questions(path: Path, count: int = 6) -> Path:
-    """Questions of the embedded task as JSONL."""
+    """Write questions of the embedded task as JSONL."""
     rows = [{"question": e.question, "answer": e.reference} for e in load_split(held_out=True)[:count]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -113,7 +108,7 @@ def lines_of(file: Path) -> list[dict]:
 
 
 def without_costs(rows: list[dict]) -> list[dict]:
-    """Metrics but for times, and for how many baselines were not yet in the cache."""
+    """Return metrics without times and without the number of baselines that were not yet in the cache."""
     return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "step_time", "baseline/"))} for row in rows]
 
 
@@ -139,10 +134,10 @@ def flags(place: Path, run: str, *more: str) -> list[str]:
 
 def pay_for_length(patch: pytest.MonkeyPatch) -> None:
     """A random model is malformed throughout, and equal rewards are skipped: pay for length, so that every step trains."""
-    rewarded = train.assign_rewards
+    assign_rewards = train.assign_rewards
 
     def pay(groups, config):
-        rewarded(groups, config)
+        assign_rewards(groups, config)
         for sample in (s for g in groups for s in g.refine_samples):
             sample.reward += len(sample.completion.ids) + 0.01 * sample.completion.ids[0]
 
@@ -158,7 +153,7 @@ def reward_for_length():
 
 @pytest.fixture(scope="module")
 def no_report():
-    """Runs draw no report: twenty charts take longer than all the steps of a run this small. test_report.py draws them."""
+    """Draw no reports, because twenty charts take longer than all the steps of a run this small. test_report.py draws them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "write_report", lambda folders: None)
         yield
@@ -172,7 +167,7 @@ def whole(place, reward_for_length, no_report) -> Path:
 
 
 def start_child(arguments: list[str], patch=None) -> int:
-    """train.main in a forked process, with one attribute replaced; its process id."""
+    """Start train.main in a forked process, with one attribute replaced, and return the process id."""
     child = os.fork()
     if child == 0:
         tqdm.set_lock(RLock())  # the usual one is shared with the parent, who would wait for a killed child for ever
@@ -192,14 +187,13 @@ def start_child(arguments: list[str], patch=None) -> int:
 
 
 def run_in_child(arguments: list[str], patch=None) -> int:
-    """The exit code of a child, negative if it was killed."""
+    """Return the exit code of a child, negative if it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(start_child(arguments, patch), 0)[1])
 
 
 def assert_same_run(run: Path, other: Path) -> None:
     assert without_costs(lines_of(run / "metrics.jsonl")) == without_costs(lines_of(other / "metrics.jsonl"))
-    for name in [f"rollouts/step_{step:06d}.jsonl" for step in range(1, STEPS + 1)] + [
-        "checkpoints/step_000008/model.safetensors"
-    ]:
+    rollouts = [f"rollouts/step_{step:06d}.jsonl" for step in range(1, STEPS + 1)]
+    for name in [*rollouts, "checkpoints/step_000008/model.safetensors"]:
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
     assert not list(run.rglob("*.part"))

@@ -50,7 +50,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
         assert words in out
     metrics = lines_of(demo_run / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
-    wanted = {
+    expected = {
         "reward", "reward_std", "frac_reward_zero_std", "rewards/format/mean", "rewards/accuracy/mean", "rewards/refine/mean",
         "completions/mean_length", "completions/clipped_ratio", "kl", "entropy", "clip_ratio/region_mean",
         "sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean", "num_tokens", "step_time",
@@ -58,7 +58,7 @@ def test_demo_leaves_a_whole_run_behind(demo_run):
         "pasr/allfail_group_frac", "baseline/sampled", "judge/calls", "time/rollout", "pasr/p_refine_right",
         "perf/rollout_tokens_per_s",
     }  # fmt: skip
-    assert wanted <= set(metrics[0])
+    assert expected <= set(metrics[0])
     rollouts = lines_of(demo_run / "rollouts" / "step_000004.jsonl")
     assert len(rollouts) == 3 * 8
     columns = {"id", "mode", "text", "tokens", "finish_reason", "reward", "baseline", "advantage", "policy_version"}
@@ -121,20 +121,23 @@ def test_asking_a_trained_model(demo_run, capsys):
     assert "cannot represent" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-@pytest.mark.parametrize("extra", [(), ("--plain-policy", "reference", "--kl-estimator", "k1-reward", "--minibatches", "2")])
+def real_run(tmp_path: Path, family: str = "qwen3") -> list[str]:
+    """Flags of two steps from a model folder and a file of questions; the run is tmp_path/r."""
+    folder, data = write_task_folder(tmp_path / "model", family), write_questions(tmp_path / "data.jsonl")
+    return [
+        "--model", str(folder), "--data", str(data), "--judge", "rules", "--steps", "2", "--questions-per-step", "4",
+        "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", [(), ("--plain-policy", "reference", "--kl-estimator", "k3-ratio", "--minibatches", "2")])
 def test_any_model_folder_and_data_file(tmp_path, family, extra):
     """Bug guarded: what works for the demo's own model only."""
-    folder, data = write_task_folder(tmp_path / "model", family), write_questions(tmp_path / "data.jsonl")
-    arguments = [
-        "--model", str(folder), "--data", str(data), "--judge", "rules", "--steps", "3", "--questions-per-step", "4",
-        "--group-size", "4", "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path / "runs"), "--run", "r",
-    ]  # fmt: skip
-    assert main([*arguments, *extra]) == 0
-    metrics = lines_of(tmp_path / "runs/r/metrics.jsonl")
-    assert len(metrics) == 3
+    assert main([*real_run(tmp_path, family), "--group-size", "4", *extra]) == 0
+    metrics = lines_of(tmp_path / "r/metrics.jsonl")
+    assert len(metrics) == 2
     assert {"pasr/plain_wellformed", "pasr/plain_leak"} <= set(metrics[0]) or extra
-    assert (tmp_path / "runs/r/checkpoints/step_000003/model.safetensors").exists()
+    assert (tmp_path / "r/checkpoints/step_000002/model.safetensors").exists()
 
 
 @pytest.fixture(autouse=True)
@@ -144,15 +147,9 @@ def offline(monkeypatch):
 
 def test_the_temperature_reaches_sampler_and_trainer(tmp_path):
     """Bug guarded: sampling at one temperature and scoring at another, anywhere between flag and loss (released code)."""
-    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
-    arguments = [
-        "--model", str(folder), "--data", str(data), "--judge", "rules", "--steps", "2", "--questions-per-step", "4",
-        "--group-size", "8", "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
-        "--temperature", "0.7", "--adv-norm", "none",
-    ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         pay_for_length(patch)
-        assert main(arguments) == 0
+        assert main([*real_run(tmp_path), "--temperature", "0.7", "--adv-norm", "none"]) == 0
     for row in lines_of(tmp_path / "r/metrics.jsonl"):
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
 
@@ -172,85 +169,64 @@ def test_real_vocabulary_and_questions(tmp_path, capsys, family, tokenizer, judg
         "--wandb", "off", "--runs-dir", str(tmp_path), "--run", "r",
     ]  # fmt: skip
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "<|im_start|>assistant" in said
-    assert ("WARNING: this judge does not tell" in said) == (judge == "self"), "a random model is no judge"
-    assert "151645 '<|im_end|>' (" in said
+    printed = capsys.readouterr().out
+    assert "<|im_start|>assistant" in printed
+    assert ("WARNING: this judge does not tell" in printed) == (judge == "self"), "a random model is no judge"
+    assert "151645 '<|im_end|>' (" in printed
     assert (tmp_path / "r/checkpoints/step_000002/model.safetensors").exists()
 
 
-def mistake(tmp_path: Path, name: str) -> tuple[str, ...]:
-    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
-    real = ("--model", str(folder), "--data", str(data))
-    (tmp_path / "bad.jsonl").write_text('{"question": "1/2", "answer": "0"}\n{"question": "1/2"}\n')
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "config.json").write_text((folder / "config.json").read_text())
-    (tmp_path / "file").write_text("")
-    return {
-        "unknown flag": ("--tempreature", "1"),
-        "abbreviated flag": ("--temp", "1"),
-        "not a number": ("--lr", "fast"),
-        "no such data": ("--model", str(folder), "--data", "nowhere.jsonl"),
-        "bad row": ("--model", str(folder), "--data", str(tmp_path / "bad.jsonl")),
-        "empty data": ("--model", str(folder), "--data", str(tmp_path / "empty.jsonl")),
-        "no such model": ("--model", "no/such/model", "--data", str(data)),
-        "not on the hub": ("--model", "nobody/nothing", "--data", str(data)),
-        "no weights": ("--model", str(tmp_path / "bare"), "--data", str(data)),
-        "no data": ("--model", str(folder)),
-        "group of one": (*real, "--group-size", "1"),
-        "no slots": (*real, "--max-slots", "0"),
-        "greedy": (*real, "--temperature", "0"),
-        "unwritable": (*real, "--runs-dir", str(tmp_path / "file" / "runs")),
-        "resume what": (*real, "--resume", "auto"),
-        "resume nothing": (*real, "--resume", str(tmp_path)),
-        "not finite": (*real, "--zeta", "nan"),
-        "clipped to nothing": (*real, "--max-grad-norm", "0"),
-        "penalty without weight": (*real, "--kl-estimator", "k1-reward", "--beta", "0"),
-        "another task's evaluation": (*real, "--eval-every", "5"),
-        "judge without a name": (*real, "--judge", "http://localhost:1/v1"),
-        "out of the folder": (*real, "--run", "a/../../b"),
-    }[name]
+REAL = "--model {tmp}/model --data {tmp}/data.jsonl"
+MISTAKES = {  # flags: what is printed
+    "--tempreature 1": "unrecognized arguments: --tempreature",
+    "--temp 1": "unrecognized arguments",
+    "--lr fast": "--lr",
+    "--model {tmp}/model --data nowhere.jsonl": "no data file at nowhere.jsonl",
+    "--model {tmp}/model --data {tmp}/bad.jsonl": "line 2: 'answer' is missing",
+    "--model {tmp}/model --data {tmp}/empty.jsonl": "holds no examples",
+    "--model no/such/model --data {tmp}/data.jsonl": "give an existing folder or a hub id",
+    "--model nobody/nothing --data {tmp}/data.jsonl": "could not be fetched",
+    "--model {tmp}/bare --data {tmp}/data.jsonl": "only safetensors weights",
+    "--model {tmp}/model": "could not be downloaded",
+    f"{REAL} --group-size 1": "--group-size is 1; it must be at least 2",
+    f"{REAL} --max-slots 0": "--max-slots is 0",
+    f"{REAL} --temperature 0": "--temperature is 0.0; it must be above 0",
+    f"{REAL} --runs-dir {{tmp}}/empty.jsonl/runs": "Choose a writable --runs-dir",
+    f"{REAL} --resume auto": "--resume auto needs --run",
+    f"{REAL} --resume {{tmp}}": "no complete checkpoint",
+    f"{REAL} --zeta nan": "--zeta is nan",
+    f"{REAL} --max-grad-norm 0": "--max-grad-norm is 0.0; it must be above 0",
+    f"{REAL} --eval-every 5": "needs --eval-benchmarks",
+    f"{REAL} --judge http://localhost:1/v1": "needs --judge-model",
+    f"{REAL} --run a/../../b": "leads out of --runs-dir",
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("unknown flag", "unrecognized arguments: --tempreature"),
-        ("abbreviated flag", "unrecognized arguments"),
-        ("not a number", "--lr"),
-        ("no such data", "no data file at nowhere.jsonl"),
-        ("bad row", "line 2: 'answer' is missing"),
-        ("empty data", "holds no examples"),
-        ("no such model", "give an existing folder or a hub id"),
-        ("not on the hub", "could not be fetched"),
-        ("no weights", "only safetensors weights"),
-        ("no data", "could not be downloaded"),
-        ("group of one", "--group-size is 1; it must be at least 2"),
-        ("no slots", "--max-slots is 0"),
-        ("greedy", "--temperature must be above 0"),
-        ("unwritable", "Choose a writable --runs-dir"),
-        ("resume what", "--resume auto needs --run"),
-        ("resume nothing", "no complete checkpoint"),
-        ("not finite", "--zeta is nan"),
-        ("clipped to nothing", "--max-grad-norm must be above 0"),
-        ("penalty without weight", "needs --beta above 0"),
-        ("another task's evaluation", "needs --eval-benchmarks"),
-        ("judge without a name", "needs --judge-model"),
-        ("out of the folder", "leads out of --runs-dir"),
-    ],
-)
-def test_mistakes_end_in_one_line(tmp_path, capsys, name, words):
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory) -> Path:
+    """A folder with a model, questions, and files that are wrong."""
+    path = tmp_path_factory.mktemp("mistaken")
+    folder = write_task_folder(path / "model")
+    write_questions(path / "data.jsonl")
+    (path / "bad.jsonl").write_text('{"question": "1/2", "answer": "0"}\n{"question": "1/2"}\n')
+    (path / "empty.jsonl").write_text("")
+    (path / "bare").mkdir()
+    (path / "bare" / "config.json").write_text((folder / "config.json").read_text())
+    return path
+
+
+@pytest.mark.parametrize(("flags", "words"), MISTAKES.items())
+def test_mistakes_end_in_one_line(mistaken, tmp_path, capsys, flags, words):
     """Bug guarded: a traceback, an exit code of 0, a half-made run folder."""
-    arguments = mistake(tmp_path, name)
+    arguments = flags.format(tmp=mistaken).split()
     where = () if "--runs-dir" in arguments else ("--runs-dir", str(tmp_path / "runs"))
     with pytest.raises(SystemExit) as stop:
         main(["--wandb", "off", *arguments, *where])
-    said = "".join(capsys.readouterr())
-    assert stop.value.code == 2, said
-    assert words in said
-    assert "Traceback" not in said
-    assert sum(line.startswith(("error:", "train.py: error:")) for line in said.splitlines()) == 1
+    printed = "".join(capsys.readouterr())
+    assert stop.value.code == 2, printed
+    assert words in printed
+    assert "Traceback" not in printed
+    assert sum(line.startswith(("error:", "train.py: error:")) for line in printed.splitlines()) == 1
     assert not [path for path in (tmp_path / "runs").glob("*") if path.name != "data"], "a half-made run folder"
 
 

@@ -4,17 +4,19 @@ import html.parser
 import json
 import re
 import shutil
+import sys
 
 import pytest
 from conftest import flags, lines_of
 
 import train
 from rl.report.__main__ import main
-from rl.report.curves import SECTIONS, Line, draw, running_mean, thin
-from rl.report.page import drawn_sections, headline_rows, write_report
+from rl.report.curves import SECTIONS, Chart, Line, Series, draw, running_mean, thin
+from rl.report.page import drawn_sections, has_packages, headline_rows, write_report
 from rl.report.runs import OUTCOMES, choose, load_run, outcome_of, segments, shorten, spread
 
 FIXED = "<think>6:402><refine>5:335<</refine></think><answer>5</answer>"
+HARMED = "<think>5:335<<refine>6:402></refine></think><answer>6</answer>"
 
 
 class Page(html.parser.HTMLParser):
@@ -22,25 +24,19 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, file):
         super().__init__()
-        self.elements, self.text, self._inside = [], "", []
+        self.elements, self.text = [], ""
         self.source = file.read_text(encoding="utf-8")
         self.feed(self.source)
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        self._inside.append(tag)
-
-    def handle_endtag(self, tag):
-        while self._inside and self._inside.pop() != tag:
-            pass
 
     def handle_data(self, data):
-        if not {"script", "style"} & set(self._inside):
+        if self.cdata_elem is None:  # neither script nor style
             self.text += data
 
     def all(self, tag: str, css_class: str = "") -> list[dict]:
-        found = [a for name, a in self.elements if name == tag]
-        return [a for a in found if css_class in (a.get("class") or "").split()] if css_class else found
+        return [a for name, a in self.elements if name == tag and set(css_class.split()) <= set(a.get("class", "").split())]
 
 
 def response(text: str = FIXED, **changes) -> dict:
@@ -80,16 +76,14 @@ def test_a_run_writes_its_report(place, reward_for_length, more):
     assert train.main(flags(place, name, "--save-every", "4", *more)) == 0
     run = place / "runs" / name
     page, recorded = Page(run / "report.html"), set(lines_of(run / "metrics.jsonl")[0])
-    charts = [c for s in SECTIONS for c in s.charts if recorded & {series.metric for series in c.series}]
+    charts = [c for charts in SECTIONS.values() for c in charts if recorded & {series.metric for series in c.series}]
     assert len(page.all("svg")) == len(page.all("figure", "chart")) >= len(charts) - 1  # every value of one may be null
     cards = page.all("article", "card")
     assert {a["data-step"] for a in cards} == {str(step) for step in range(1, 9)}
     assert {a["data-outcome"] for a in cards} == {"malformed"}  # a random model
     assert len(json.loads(re.search(r'id="hover">(.*?)</script>', page.source).group(1))) == len(page.all("svg"))
-    outside = [
-        a[key] for _, a in page.elements for key in ("src", "href") if key in a and not a[key].startswith(("#", "data:"))
-    ]
-    assert not outside
+    links = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
+    assert all(link.startswith(("#", "data:")) for link in links)
     assert "url(" not in page.source.replace("url(#", "")
     assert "8 of 8 steps" in page.text
     assert "finished in" in page.text
@@ -141,9 +135,13 @@ def test_a_run_that_has_gone_back(tmp_path):
 
 
 def test_any_text_can_be_written(tmp_path):
-    """Bug guarded: a lone surrogate in a response, which JSON can carry and UTF-8 cannot, ends the run at its report."""
-    page = Page(write_report([write_run(tmp_path / "run", responses=[response("\ud83d 文 🙂\u2028\x00")])]))
+    """Bug guarded: a lone surrogate in a response, which JSON can carry and UTF-8 cannot, ends the run at its report; a
+    separator of lines inside a response cuts its record in two."""
+    run = write_run(tmp_path / "run", responses=[response("\ud83d 文 🙂\x00")])
+    (run / "rollouts/step_000001.jsonl").write_text(json.dumps(response("one\u2028line"), ensure_ascii=False))
+    page = Page(write_report([run]))
     assert "文 🙂" in page.text
+    assert "one\u2028line" in page.text
 
 
 def test_a_long_run_stays_a_small_page(tmp_path):
@@ -181,11 +179,11 @@ def test_two_runs_side_by_side(tmp_path):
     assert {a["data-run"] for a in page.all("article", "card")} == {"0", "1"}
 
 
-def test_before_and_after_shows_mended_answers(tmp_path):
-    page = Page(write_report([write_run(tmp_path / "run", evaluated=((0, 0.0), (3, 1.0)))]))
-    assert "Answered wrong before, right now" in page.text
-    page = Page(write_report([write_run(tmp_path / "other", evaluated=((0, 1.0), (3, 1.0)))]))
-    assert "Answered wrong before" not in page.text
+@pytest.mark.parametrize(("before", "shown"), [(0.0, True), (1.0, False)])
+def test_before_and_after_shows_mended_answers(tmp_path, before, shown):
+    """Bug guarded: answers that were right all along, shown as the work of training."""
+    page = Page(write_report([write_run(tmp_path / "run", evaluated=((0, before), (3, 1.0)))]))
+    assert ("Answered wrong before, right now" in page.text) == shown
 
 
 DEMO, REAL = {"model": None, "zeta": 0.05}, {"model": "m", "zeta": 0.05}
@@ -195,11 +193,7 @@ DEMO, REAL = {"model": None, "zeta": 0.05}, {"model": "m", "zeta": 0.05}
     ("config", "changes", "outcome"),
     [
         (DEMO, {}, "fixed"),
-        (
-            DEMO,
-            {"text": FIXED.replace("6:402>", "5:335<").replace("<refine>5:335<", "<refine>6:402>"), "accuracy": 0.0},
-            "harmed",
-        ),
+        (DEMO, {"text": HARMED, "accuracy": 0.0}, "harmed"),
         (DEMO, {"text": FIXED.replace("6:402>", "5:335<")}, "useless"),
         (DEMO, {"accuracy": 0.0}, "useless"),
         (DEMO, {"format": -1.0, "refinements": 0}, "malformed"),
@@ -212,7 +206,8 @@ DEMO, REAL = {"model": None, "zeta": 0.05}, {"model": "m", "zeta": 0.05}
         (REAL, {"format": -1.0, "accuracy": None}, "malformed"),
     ],
 )
-def test_what_a_refinement_was_good_for(config, changes, outcome):
+def test_what_a_refinement_changed(config, changes, outcome):
+    """Bug guarded: a response filed under what it was paid, or its first trial compared with another's answer."""
     assert outcome_of(response(**changes), config) == outcome
     assert outcome in OUTCOMES
 
@@ -228,6 +223,7 @@ def test_rare_outcomes_are_among_the_chosen():
 
 
 def test_segments_of_any_text():
+    """Bug guarded: text lost at a tag that is not closed, or a refinement cut out of a long response."""
     pieces = segments(FIXED)
     assert [(p.kind, p.text) for p in pieces if p.kind in ("refine", "answer")] == [("refine", "5:335<"), ("answer", "5")]
     for text in (FIXED, "", "<refine>never closed", "</refine><answer></think>x", "<<refine>>" * 3):
@@ -244,8 +240,8 @@ def test_curves_show_the_values(tmp_path):
     nan = float("nan")
     assert running_mean([1.0, nan, 3.0, 5.0], 2) == [1.0, 1.0, 3.0, 4.0]
     assert thin(list(range(1000)), list(range(1000)))[1][-1] == 999
-    chart = SECTIONS[0].charts[0]
-    drawing = draw(chart, [None, Line("b", [1, 2], [0.0, 1.0], [], [])])
+    chart = Chart("Two", "", (Series("a", "a"), Series("b", "b")))
+    drawing = draw(chart, [Line("a", [1, 2], [nan, nan], [], []), Line("b", [1, 2], [0.0, 1.0], [], [])])
     assert drawing.entries == [("b", 1, "1.000")]
     assert "var(--curve-1)" in drawing.svg
     assert "var(--curve-0)" not in drawing.svg
@@ -257,9 +253,7 @@ def test_extra_figures_are_embedded(tmp_path):
     """Bug guarded: analyses left out, or their markup trusted."""
     run = write_run(tmp_path / "run")
     (run / "analysis").mkdir()
-    (run / "analysis/where_it_refines.svg").write_text(
-        "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
-    )
+    (run / "analysis/where_it_refines.svg").write_text("<svg><script>alert(1)</script></svg>")
     page = Page(write_report([run]))
     assert page.all("img")[0]["src"].startswith("data:image/svg+xml;base64,")
     assert "run: where it refines" in page.text
@@ -267,8 +261,8 @@ def test_extra_figures_are_embedded(tmp_path):
 
 
 def test_picture_of_the_result(tmp_path, capsys):
-    evaluations = ((0, 0.0), (3, 1.0))
-    run = write_run(tmp_path / "run", evaluated=evaluations)
+    """Bug guarded: a picture of a run that has nothing to show."""
+    run = write_run(tmp_path / "run", evaluated=((0, 0.0), (3, 1.0)))
     assert main([str(run), "--figure", str(tmp_path / "p.svg")]) == 0
     assert (tmp_path / "p.svg").read_text().count("<svg") == 1
     assert main([str(write_run(tmp_path / "no")), "--figure", str(tmp_path / "p.svg")]) == 2
@@ -286,9 +280,21 @@ def test_benchmarks_asked_while_training(tmp_path):
         rows[step] |= {f"eval/{name}/pasr/accuracy": value for name in ("gsm8k", "average")}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = load_run(tmp_path)
-    assert [row["changes"][0].texts for row in headline_rows([run]) if "Benchmarks" in row["quantity"].label] == [
-        ("0.250", "0.750")
-    ]
+    changes = {row["label"]: row["changes"] for row in headline_rows([run])}
+    assert changes["Benchmarks, refine prompt"] == [("0.250", "0.750")]
     charts = {chart.title: drawing for section in drawn_sections([run]) for chart, drawing in section["charts"]}
     assert charts["gsm8k"].entries == [("pasr", 0, "0.750")]
     assert run.evaluated("eval/gsm8k/pasr/accuracy") == ([0, 399], [0.25, 0.75])
+
+
+def test_without_the_packages_that_draw(tmp_path, monkeypatch, capsys):
+    """Bug guarded: training that ends at its report on a machine without matplotlib, or says so at each checkpoint."""
+    for name in ("matplotlib", "jinja2", "markupsafe"):
+        monkeypatch.setitem(sys.modules, name, None)
+    has_packages.cache_clear()
+    run = write_run(tmp_path / "run")
+    assert write_report([run]) is write_report([run]) is None
+    assert main([str(run)]) == main([str(run), "--figure", str(tmp_path / "p.svg")]) == 2
+    has_packages.cache_clear()
+    assert capsys.readouterr().out.count("pip install matplotlib jinja2") == 1
+    assert not (run / "report.html").exists()

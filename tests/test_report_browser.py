@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_report import FIXED, response, write_run
+from test_report import HARMED, response, write_run
 
 from rl.report.page import write_report
 
@@ -43,19 +43,14 @@ addEventListener("load", () => {
 def report(tmp_path_factory):
     """A page with everything that could be too wide: long words, long names, many columns."""
     path = tmp_path_factory.mktemp("browser")
-    harmed = FIXED.replace("6:402>", "5:335<").replace("<refine>5:335<", "<refine>6:402>")
-    rows = [response(), response(harmed, accuracy=0.0), response("<think>" + "unbroken" * 90, format=-1.0, refinements=0)]
-    runs = [
-        write_run(
-            path / f"a-run-with-quite-a-long-name-{i}", responses=rows, evaluated=((0, 0.1), (3, 1.0)), config={"zeta": i}
-        )
-        for i in range(4)
-    ]
+    rows = [response(), response(HARMED, accuracy=0.0), response("<think>" + "unbroken" * 90, format=-1.0, refinements=0)]
+    more = {"responses": rows, "evaluated": ((0, 0.1), (3, 1.0))}
+    runs = [write_run(path / f"a-run-with-quite-a-long-name-{i}", config={"zeta": i}, **more) for i in range(4)]
     return {1: write_report(runs[:1]), 4: write_report(runs, path / "four.html")}
 
 
 def look(report, width: int, tmp_path) -> tuple[dict, list[str]]:
-    """What the probe saw, and the messages on the console."""
+    """Return what the probe saw, and the messages on the console."""
     probe = tmp_path / "probe.html"
     probe.write_text(PROBE.replace("REPORT", report.as_uri()).replace("WIDTH", str(width)))
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []

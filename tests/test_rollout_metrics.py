@@ -1,4 +1,4 @@
-"""What is said of a rollout: metrics by hand, where there are no scores, and the watch over the plain answers."""
+"""The metrics of a rollout: computed by hand, without scores, and the watch over the plain answers."""
 
 import math
 
@@ -19,28 +19,24 @@ def test_sandbagging_is_noticed_and_noise_is_not():
     def row(accuracy: float, wellformed: float = 1.0) -> dict:
         return {"pasr/plain_accuracy": accuracy, "pasr/plain_wellformed": wellformed}
 
-    current = rollout_config(plain_policy="current", questions_per_step=64)  # a window is 4 steps
-    noisy = SandbaggingWatch(current, [])
-    assert not any(noisy.warning(row(0.6 + 0.3 * (-1) ** step)) for step in range(40))
-    watch = SandbaggingWatch(current, [])
-    assert not any(watch.warning(row(0.6)) for _ in range(8))
-    said = [watch.warning(row(0.45)) for _ in range(4)]
-    assert said[:3] == [None] * 3
-    assert "fell from 0.60 to 0.45" in said[3]
-    said = [SandbaggingWatch(current, [row(0.6)] * 4).warning(row(0.6, 0.5)) for _ in range(4)]
-    resumed = SandbaggingWatch(current, [row(0.7)] * 4)
-    assert "fell from 0.70" in [resumed.warning(row(0.5)) for _ in range(4)][-1], "measured from the start of the run"
-    malformed = SandbaggingWatch(current, [])
-    assert "well formed" in [malformed.warning(row(0.6, 0.85)) for _ in range(4)][-1]
-    unscored = SandbaggingWatch(current, [])
-    assert unscored.warning({"pasr/plain_wellformed": 1.0}) is None, "every plain score failed"
-    off = SandbaggingWatch(rollout_config(plain_policy="reference", questions_per_step=64), [])
-    assert not any(off.warning(row(0.6, 0.1)) for _ in range(8))
+    def warnings(steps: list[dict], before: tuple[dict, ...] = (), plain_policy: str = "current") -> list[str | None]:
+        watch = SandbaggingWatch(rollout_config(plain_policy=plain_policy, questions_per_step=64), before)
+        return [watch.warning(step) for step in steps]
+
+    # a window is 4 steps
+    assert not any(warnings([row(0.6 + 0.3 * (-1) ** step) for step in range(40)]))
+    *early, last = warnings([row(0.6)] * 8 + [row(0.45)] * 4)
+    assert not any(early)
+    assert "fell from 0.60 to 0.45" in last
+    assert "fell from 0.70" in warnings([row(0.5)] * 4, before=(row(0.7),) * 4)[-1], "measured from the start of the run"
+    assert "well formed" in warnings([row(0.6, 0.85)] * 4)[-1]
+    assert not any(warnings([{"pasr/plain_wellformed": 1.0}] * 4)), "every plain score failed"
+    assert not any(warnings([row(0.6, 0.1)] * 8, plain_policy="reference"))
 
 
 def test_what_refinements_earn_by_eq_6_whatever_is_paid():
     """Bug guarded: win, tie and loss that are 0, or do not add up, under another refinement reward."""
-    config = rollout_config(refine_reward="presence", zeta=0.1, monitor_plain=True)
+    config = rollout_config(refine_reward="presence", zeta=0.1, num_plain=8)
     samples = [sample(GOOD, accuracy=a) for a in (1.0, 0.5, 0.45, 0.0, None)] + [sample("?", accuracy=1.0)]
     groups = [Group("a", "q", "8", refine_samples=samples, baseline=0.5)]
     assign_rewards(groups, config)
@@ -66,7 +62,7 @@ def test_metrics_by_hand():
     assign_rewards([mixed, equal], rollout_config())
     select_samples([mixed, equal], rollout_config())
     metrics = rollout_metrics([mixed, equal], rollout_config())
-    wanted = {
+    expected = {
         "reward": (3.0 + 1.0 + 0.0 - 3.0) / 6, "frac_reward_zero_std": 0.5, "groups/trained": 1,
         "rewards/format/mean": 0.0, "rewards/accuracy/mean": 1.5 / 6, "rewards/refine/mean": (1 - 0.5 - 1) / 6,
         "completions/mean_length": 8 / 6, "completions/max_length": 3, "completions/clipped_ratio": 1 / 6,
@@ -75,7 +71,7 @@ def test_metrics_by_hand():
         "pasr/win": 1 / 3, "pasr/tie": 1 / 3, "pasr/loss": 1 / 3, "pasr/allfail_group_frac": 0.5,
         "pasr/plain_leak": 0.5, "pasr/plain_wellformed": 0.5, "pasr/format_c1": 0.5, "pasr/format_c2": 1.0,
     }  # fmt: skip
-    assert {name: metrics[name] for name in wanted} == pytest.approx(wanted)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
 def test_refinements_are_counted_by_what_stands_before_them():
@@ -110,8 +106,8 @@ def test_behaviour_by_hand():
     ]
     samples = [sample(text, accuracy=float("answer>7" in text)) for text in texts]
     got = behaviour("x", [question] * 5, samples)
-    wanted = {
+    expected = {
         "x/p_refine_wrong": 1 / 3, "x/p_refine_right": 2 / 5, "x/fix_share": 1 / 3, "x/harm_share": 1 / 3,
         "x/useless_share": 1 / 3, "x/check_accuracy": 7 / 8, "x/p_refine_too_big": 1 / 3, "x/p_refine_fits": 2 / 5,
     }  # fmt: skip
-    assert got == pytest.approx(wanted)
+    assert got == pytest.approx(expected)

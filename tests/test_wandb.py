@@ -12,24 +12,24 @@ import rl.run.wandb
 from rewards.refinements import mark_refinements
 from rl.config import parse_config
 from rl.records import Completion, Group, Sample
-from rl.run.folder import RunFolder
-from rl.run.wandb import group_name, sample_rows
+from rl.run.folder import RunFolder, rollout_record
+from rl.run.wandb import TABLE_COLUMNS, group_name, table_rows
 
 BLOCK, HEADER = 32 * 1024, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is: crc, length, kind
 FIRST_AND_ONLY, LAST = 1, 4
 
 
 def read_records(file: Path) -> list[Record]:
-    """The records of a .wandb file."""
-    content, place, records, pieces = file.read_bytes(), 7, [], []  # 7: the file's own header
-    while place + HEADER.size <= len(content):
-        left = BLOCK - place % BLOCK
+    """Read the records of a .wandb file."""
+    content, position, records, pieces = file.read_bytes(), 7, [], []  # 7: the file's own header
+    while position + HEADER.size <= len(content):
+        left = BLOCK - position % BLOCK
         if left < HEADER.size:  # filled up with zeros
-            place += left
+            position += left
             continue
-        _, length, kind = HEADER.unpack_from(content, place)
-        pieces.append(content[place + HEADER.size : place + HEADER.size + length])
-        place += HEADER.size + length
+        _, length, kind = HEADER.unpack_from(content, position)
+        pieces.append(content[position + HEADER.size : position + HEADER.size + length])
+        position += HEADER.size + length
         if kind in (FIRST_AND_ONLY, LAST):
             records.append(Record.FromString(b"".join(pieces)))
             pieces = []
@@ -37,7 +37,7 @@ def read_records(file: Path) -> list[Record]:
 
 
 def finished_records(file: Path, seconds: float = 20.0) -> list[Record]:
-    """The same, once wandb's service, a process of its own, has written the last of them."""
+    """Read them once wandb's service, a process of its own, has written the last."""
     end = time.monotonic() + seconds
     while not (records := read_records(file)) or records[-1].WhichOneof("record_type") != "exit":
         assert time.monotonic() < end, f"{file} is still not finished"
@@ -46,7 +46,7 @@ def finished_records(file: Path, seconds: float = 20.0) -> list[Record]:
 
 
 def history(records: list[Record]) -> dict[int, dict]:
-    """What was logged at each step."""
+    """Return the logged values of each step."""
     steps: dict[int, dict] = {}
     for record in records:
         if record.WhichOneof("record_type") == "history":
@@ -116,11 +116,18 @@ def test_an_unreachable_server_does_not_hold_up_the_run(tmp_path, monkeypatch, c
     """Bug guarded: a key without network, which blocked a run for minutes and then ended it."""
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(rl.wandb_mirror, "INIT_TIMEOUT", 2.0)
+    monkeypatch.setattr(rl.run.wandb, "INIT_TIMEOUT", 2.0)
     run = mirrored_steps(tmp_path, (1,), "--wandb", "online")
     assert "recorded offline" in capsys.readouterr().out
     (file,) = run.path.glob("wandb/offline-run-*/run-*.wandb")
     assert history(finished_records(file))[1]["reward"] == 0.1
+
+
+def test_the_environment_names_the_group(tmp_path, monkeypatch):
+    """Bug guarded: a sweep's own group replaced by the name of the flags that differ."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    (file,) = mirrored_steps(tmp_path, (1,)).path.glob("wandb/offline-run-*/run-*.wandb")
+    assert [r.run.run_group for r in finished_records(file) if r.WhichOneof("record_type") == "run"] == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,6 @@ def test_an_unreachable_server_does_not_hold_up_the_run(tmp_path, monkeypatch, c
         (["--seed", "3", "--sft-seed", "3", "--eval-every", "20", "--run", "x"], "demo"),
         (["--refine-reward", "presence"], "demo --refine-reward presence"),
         (["--model", "some/Qwen-1B", "--zeta", "0.1"], "default Qwen-1B --zeta 0.1"),
-        (["--wandb-group", "mine"], "demo"),  # not part of the name it replaces
     ],
 )
 def test_runs_that_differ_in_their_seeds_share_a_group(flags, name):
@@ -141,4 +147,6 @@ def test_refinements_are_marked():
 
 
 def test_the_table_is_bounded():
-    assert len(sample_rows(make_groups(1) * 100, 7)) == 7
+    (group,) = make_groups(1)
+    rows = table_rows([rollout_record(group, group.refine_samples[0])] * 100, 7)
+    assert (len(rows), len(rows[0])) == (7, len(TABLE_COLUMNS))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import STEPS, flags
+from rl.judging.baselines import ReferenceBaselines
 from torch.distributed.tensor import DTensor
 
 import rl.run.checkpoint
@@ -25,7 +26,6 @@ from rewards.judge import JudgeUnavailable, RuleScorer
 from rl.advantages import select_samples
 from rl.config import PRESETS, Config
 from rl.distributed import gather, make_mesh, rank, world_size
-from rl.judging.baselines import ReferenceBaselines
 from rl.judging.cache import BaselineCache
 from rl.judging.waiting import PendingScores
 from rl.records import Completion, Group, Sample

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run, or about several side by side.
+"""report.html: the report of a run, or of several side by side, in one self-contained page.
 
 python -m rl.report runs/A              writes runs/A/report.html
 python -m rl.report runs/A runs/B       writes report.html that compares them

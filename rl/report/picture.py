@@ -2,36 +2,22 @@
 
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
-
 from rl.report.curves import Series, round_coordinates, running_mean, window_of
 from rl.report.runs import RunRecord, Segment, load_run, segments
 
 STYLE = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "picture",
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
+    "svg.fonttype": "path", "svg.hashsalt": "picture", "font.family": "DejaVu Sans", "font.size": 10,
     "mathtext.default": "regular",
-}
+}  # fmt: skip
 INK, SOFT, BLUE, ORANGE, TAG, MARK = "#1c1d1f", "#5d6168", "#2456c8", "#d2691e", "#9297a0", "#fff0bf"
 PANELS = (
-    (
-        "Accuracy",
-        "lower right",
-        Series("refine prompt", "pasr/refined_accuracy", "greedy/refined_accuracy"),
-        Series("plain prompt", "pasr/plain_accuracy", "greedy/plain_accuracy"),
-    ),
-    (
-        "Probability of a refinement",
-        "center right",
-        Series("after a wrong step", "pasr/p_refine_wrong", "sampled/p_refine_wrong"),
-        Series("after a right step", "pasr/p_refine_right", "sampled/p_refine_right"),
-    ),
-)
+    ("Accuracy", "lower right",
+     Series("refine prompt", "pasr/refined_accuracy", "greedy/refined_accuracy"),
+     Series("plain prompt", "pasr/plain_accuracy", "greedy/plain_accuracy")),
+    ("Probability of a refinement", "center right",
+     Series("after a wrong step", "pasr/p_refine_wrong", "sampled/p_refine_wrong"),
+     Series("after a right step", "pasr/p_refine_right", "sampled/p_refine_right")),
+)  # fmt: skip
 
 
 def draw_picture(folder: Path | str, file: Path | str) -> Path:
@@ -40,16 +26,22 @@ def draw_picture(folder: Path | str, file: Path | str) -> Path:
     Raises:
         ValueError: no run folder, or the run has no evaluation before and after training.
     """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     run, file = load_run(folder), Path(file)
     if not run.is_demo or len(run.evaluations) < 2:
         raise ValueError(f"{folder}: the picture needs a demo run that was evaluated before and after training")
     old, new = mended_example(run)
     with rc_context(STYLE):
+        # two panels of curves
         figure = Figure(figsize=(9.6, 4.7), facecolor="white")
         for left, (title, corner, *both) in zip((0.055, 0.555), PANELS, strict=True):
             axes = figure.add_axes((left, 0.4, 0.42, 0.52))
             _draw_panel(axes, run, title, both)
             axes.legend(loc=corner, frameon=False, labelcolor=INK, handlelength=1.4)
+
+        # one answer before and after
         trace = figure.add_axes((0, 0, 1, 0.28))
         trace.axis("off")
         _write(trace, 0.8, [Segment("label", f"{old['question']}   a held-out question, answered greedily")])
@@ -62,18 +54,19 @@ def draw_picture(folder: Path | str, file: Path | str) -> Path:
 
 
 def mended_example(run: RunRecord) -> tuple[dict, dict]:
-    """The first held-out question that was answered wrong before training, and right by a refinement after it.
+    """Return the answers to the first held-out question answered wrong before training, and right by a refinement after it.
 
     Raises:
         ValueError: there is none.
     """
-    for old, new in zip(run.first_answers["greedy/refine"], run.last_answers["greedy/refine"], strict=True):
-        if old["accuracy"] == 0.0 and new["accuracy"] == 1.0 and "<refine>" in new["text"]:
+    for old, new in run.mended_answers():
+        if "<refine>" in new["text"]:
             return old, new
     raise ValueError(f"{run.path}: no held-out answer was mended by a refinement; there is nothing to show")
 
 
-def _draw_panel(axes: Axes, run: RunRecord, title: str, both: list[Series]) -> None:
+def _draw_panel(axes, run: RunRecord, title: str, both: list[Series]) -> None:
+    # curves, and points of evaluations
     ends = []
     for series, colour in zip(both, (BLUE, ORANGE), strict=True):
         raw = run.column(series.metric)
@@ -82,39 +75,37 @@ def _draw_panel(axes: Axes, run: RunRecord, title: str, both: list[Series]) -> N
         steps, values = run.evaluated(series.evaluation)
         axes.plot(steps, values, color=colour, marker="o", markersize=6, linestyle="", clip_on=False, zorder=5)
         ends.append((steps[0], values[0], steps[-1], values[-1], colour))
-    (_, high, *_), (_, low, *_) = ends
-    for place, (first, begin, last, end, colour) in enumerate(ends):
-        if place == 0 or abs(high - low) > 0.05:  # one number where both begin alike
-            _label(axes, first, begin, colour if abs(high - low) > 0.05 else INK, (6, 9), "left")
+
+    # numbers at both ends; only one where both curves begin alike
+    apart = abs(ends[0][1] - ends[1][1]) > 0.05
+    for number, (first, begin, last, end, colour) in enumerate(ends):
+        if number == 0 or apart:
+            _label(axes, first, begin, colour if apart else INK, (6, 9), "left")
         _label(axes, last, end, colour, (-6, 9 if end < 0.85 else -16), "right")
+
+    # axes
     axes.set_title(title, loc="left", weight="bold", color=INK, fontsize=11.5)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
     axes.set_xlabel("steps of reinforcement learning", color=SOFT, fontsize=9)
     axes.grid(axis="y", alpha=0.25, linewidth=0.7)
     axes.tick_params(colors=SOFT, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(SOFT)
 
 
-def _label(axes: Axes, step: int, value: float, colour: str, shift: tuple[int, int], align: str) -> None:
+def _label(axes, step: int, value: float, colour: str, shift: tuple[int, int], align: str) -> None:
     look = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
     axes.annotate(
-        f"{value:.2f}",
-        (step, value),
-        shift,
-        textcoords="offset points",
-        ha=align,
-        color=colour,
-        weight="bold",
-        bbox=look,
+        f"{value:.2f}", (step, value), shift, textcoords="offset points", ha=align, color=colour, weight="bold", bbox=look,
         zorder=6,
-    )
+    )  # fmt: skip
 
 
-def _write(axes: Axes, height: float, pieces: list[Segment]) -> None:
-    """One line of text whose pieces have colours of their own."""
+def _write(axes, height: float, pieces: list[Segment]) -> None:
+    """Write one line of text whose pieces have colours of their own."""
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+
     looks = {
         "label": {"color": SOFT},
         "tag": {"color": TAG},

@@ -1,8 +1,9 @@
-"""Reads back what a run has left behind so far. A run may still be writing, or have been killed in the middle of a line."""
+"""The content of a run folder, read back. The run may still be writing, or have been killed in the middle of a line."""
 
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
 
 from data.division import read_trials
@@ -12,11 +13,11 @@ from rewards.refine import refine_reward
 
 @dataclass
 class RunRecord:
-    """What the report knows of a run.
+    """The content of a run folder.
 
     Attributes:
         config: every flag; empty if config.json is missing.
-        origin: git hash and versions.
+        origin: the rest of config.json: git hash and versions.
         metrics: one dict a step, by rising step; a missing value is None.
         evaluations: {step: metrics} of eval/, and those named eval/... in metrics.jsonl.
         first_answers, last_answers: answers of the first and the last evaluation, by "decoding/mode"; empty without two.
@@ -41,91 +42,90 @@ class RunRecord:
 
     @property
     def is_demo(self) -> bool:
-        """Whether it trained on the embedded task, in which every intermediate result can be checked."""
-        return bool(self.config) and self.config.get("model") is None
+        return is_demo(self.config)
 
     def column(self, name: str) -> list[float]:
-        """A metric at every step; not a number where it is missing."""
+        """Return a metric at every step; not a number where it is missing."""
         return [_number(row.get(name)) for row in self.metrics]
 
     def evaluated(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric of the evaluations."""
-        found = [(step, _number(metrics.get(name))) for step, metrics in self.evaluations.items()]
-        known = [(step, value) for step, value in found if value == value]
-        return [step for step, _ in known], [value for _, value in known]
+        """Return (steps, values) of a metric of the evaluations."""
+        values = {step: _number(metrics.get(name)) for step, metrics in self.evaluations.items()}
+        values = {step: value for step, value in values.items() if not isnan(value)}
+        return list(values), list(values.values())
+
+    def mended_answers(self) -> list[tuple[dict, dict]]:
+        """Return the greedy answers that were wrong before training and are right now, as (before, now)."""
+        pairs = zip(self.first_answers.get("greedy/refine", []), self.last_answers.get("greedy/refine", []), strict=False)
+        return [(old, new) for old, new in pairs if old["accuracy"] == 0.0 and new["accuracy"] == 1.0]
 
     def names(self) -> set[str]:
-        """Every metric name that occurs."""
+        """Return every metric name that occurs."""
         return {name for row in [*self.metrics, *self.evaluations.values()] for name in row}
 
-    def rollout_files(self) -> dict[int, Path]:
-        return _by_step(self.path.glob("rollouts/step_*.jsonl"))
+
+def is_demo(config: dict) -> bool:
+    """Return whether the run trained on the embedded task, in which every intermediate result can be checked."""
+    return bool(config) and config.get("model") is None
 
 
 def load_run(path: Path | str) -> RunRecord:
     """Read a run folder.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the folder is no run folder.
     """
     path = Path(path)
     if not (path / "config.json").exists() and not (path / "metrics.jsonl").exists():
         raise ValueError(f"{path} is no run folder: it has neither config.json nor metrics.jsonl")
+
+    # flags, versions, summary and the metrics of each step, of which the last line counts
     run = RunRecord(path, path.resolve().name)
-    written = _read_json(path / "config.json")
-    run.config, run.origin = _dict_in(written, "config"), {k: v for k, v in written.items() if k != "config"}
+    run.origin = _read_json(path / "config.json")
+    run.config = _dict_in(run.origin, "config")
     run.summary = _read_json(path / "summary.json")
     rows, run.unreadable = readable_lines(path / "metrics.jsonl")
     by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
     run.metrics = [by_step[step] for step in sorted(by_step)]
-    _load_evaluations(run)
-    return run
 
-
-def _load_evaluations(run: RunRecord) -> None:
+    # evaluations, in files of their own and among the metrics
     for step, file in _by_step(run.path.glob("eval/step_*.json")).items():
-        content = _read_json(file)
-        if not content:
-            continue
-        run.evaluations[step] = _dict_in(content, "metrics")
-        answers = _dict_in(content, "answers")
-        run.first_answers = run.first_answers or answers
-        run.last_answers = answers
+        if content := _read_json(file):
+            run.evaluations[step], run.last_answers = _dict_in(content, "metrics"), _dict_in(content, "answers")
+            run.first_answers = run.first_answers or run.last_answers
     if len(run.evaluations) < 2:
         run.first_answers = run.last_answers = {}
     for row in run.metrics:
         if benchmarks := {name: value for name, value in row.items() if name.startswith("eval/")}:
             run.evaluations[row["step"]] = run.evaluations.get(row["step"], {}) | benchmarks
+    return run
 
 
 def readable_lines(file: Path) -> tuple[list[dict], int]:
-    """The JSON objects of a JSONL file, and how many lines are none. A missing file has no lines."""
-    if not file.exists():
-        return [], 0
-    rows, unreadable = [], 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        row = _parse(line)
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            unreadable += 1
-    return rows, unreadable
+    """Read the JSON objects of a JSONL file, and count the lines that are none. A missing file has no lines."""
+    lines = [line for line in _read_text(file).split("\n") if line.strip()]
+    rows = [row for row in map(_parse, lines) if row is not None]
+    return rows, len(lines) - len(rows)
 
 
 def _read_json(file: Path) -> dict:
-    content = _parse(file.read_text(encoding="utf-8", errors="replace")) if file.exists() else None
-    return content if isinstance(content, dict) else {}
+    return _parse(_read_text(file)) or {}
+
+
+def _read_text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def _dict_in(content: dict, name: str) -> dict:
     return content[name] if isinstance(content.get(name), dict) else {}
 
 
-def _parse(text: str):
+def _parse(text: str) -> dict | None:
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except json.JSONDecodeError:
         return None  # cut off while it was written: callers count it or go without
+    return content if isinstance(content, dict) else None
 
 
 def _by_step(files) -> dict[int, Path]:
@@ -134,7 +134,7 @@ def _by_step(files) -> dict[int, Path]:
 
 
 def _number(value) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    return float(value) if isinstance(value, int | float) else nan
 
 
 MAX_STEPS = 10  # of a run
@@ -153,45 +153,16 @@ class Segment:
     text: str
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A response of the report.
-
-    Attributes:
-        record: its line in rollouts/.
-        outcome: one of OUTCOMES.
-        count: how often the same text was drawn for the same question.
-        path: the embedded task's trials as (quotient, is right); () for other tasks.
-    """
-
-    step: int
-    record: dict
-    outcome: str
-    segments: tuple[Segment, ...]
-    count: int = 1
-    path: tuple[tuple[int, bool], ...] = ()
-
-
-@dataclass(frozen=True)
-class SampledStep:
-    """The responses shown of a step, and how many of each outcome all of its responses have."""
-
-    step: int
-    total: int
-    counts: dict[str, int]
-    shown: list[Shown]
-
-
 def outcome_of(record: dict, config: dict) -> str:
-    """What a refine-prompt response's refinements were good for.
+    """Return what the refinements of a refine-prompt response changed.
 
-    malformed: Eq. 4 is -1, whatever else it may be.
+    malformed: Eq. 4 is -1, whatever else holds.
     not refined: well formed, without a refinement.
     On the embedded task, whose every trial can be checked:
         fixed: the first trial is wrong, the answer right. harmed: the reverse. useless: neither.
-    On other tasks nobody knows what the answer would have been without the refinement; it is compared with the plain answers
-    to the same question, as in Eq. 6 (whatever --refine-reward pays):
-        fixed: its score beats r̄ by more than zeta. harmed: it falls short by more than zeta. useless: it does neither.
+    On other tasks the answer without the refinement is not known. The score is compared with the plain answers to the same
+    question, as in Eq. 6 (whatever --refine-reward pays):
+        fixed: it is above r̄ by more than zeta. harmed: it is below by more than zeta. useless: neither.
     not scored: the judge failed, or there is no r̄ to compare with.
     """
     if record.get("format") == -1.0:
@@ -201,85 +172,80 @@ def outcome_of(record: dict, config: dict) -> str:
     accuracy, baseline = record.get("accuracy"), record.get("baseline")
     if accuracy is None:
         return "not scored"
-    if config and config.get("model") is None:
+    if is_demo(config):
         trials = read_trials(record["question"], record["text"])
-        if not trials:
-            return "useless"
-        change = (accuracy == 1.0) - trials[0].is_right
-    elif baseline is None:
+        change = (accuracy == 1.0) - trials[0].is_right if trials else 0
+        return {1: "fixed", 0: "useless", -1: "harmed"}[change]
+    if baseline is None:
         return "not scored"
-    else:
-        reward = refine_reward(accuracy, baseline, zeta=config.get("zeta", 0.0), refined=True)
-        change = {1.0: 1, -0.5: 0, -1.0: -1}[reward]
-    return {1: "fixed", 0: "useless", -1: "harmed"}[change]
+    reward = refine_reward(accuracy, baseline, zeta=config.get("zeta", 0.0), refined=True)
+    return {1.0: "fixed", -0.5: "useless", -1.0: "harmed"}[reward]
 
 
-def sampled_steps(run: RunRecord, max_steps: int = MAX_STEPS) -> list[SampledStep]:
-    """Responses of at most `max_steps` steps, spread evenly over the run, the first and the last among them."""
-    files = run.rollout_files()
+def sampled_steps(run: RunRecord, max_steps: int = MAX_STEPS) -> list[dict]:
+    """Choose responses of at most `max_steps` steps, spread evenly over the run, the first and the last among them.
+
+    Returns:
+        For each step {"step", "total": number of responses, "counts": their number by outcome, "shown"}. A response that is
+        shown is its line in rollouts/ with "outcome", "copies" (how often the text was drawn for the question), "segments" and
+        "trials" (of the embedded task).
+    """
+    files = _by_step(run.path.glob("rollouts/step_*.jsonl"))
     steps = [_sample_step(step, files[step], run.config) for step in spread(list(files), max_steps)]
-    return [step for step in steps if step.total]
+    return [step for step in steps if step["total"]]
 
 
 def spread(items: list, count: int) -> list:
-    """At most `count` of the items at even distances, with both ends."""
+    """Return at most `count` of the items at even distances, with both ends."""
     if len(items) <= count:
         return items
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)] if count > 1 else items[-1:]
 
 
-def _sample_step(step: int, file: Path, config: dict) -> SampledStep:
+def _sample_step(step: int, file: Path, config: dict) -> dict:
     rows = [row for row in readable_lines(file)[0] if row.get("mode") == "refine" and isinstance(row.get("text"), str)]
-    outcomes = [outcome_of(row, config) for row in rows]
-    copies = Counter((row.get("id"), row["text"]) for row in rows)
-    first = {(row.get("id"), row["text"]): i for i, row in reversed(list(enumerate(rows)))}
-    distinct = sorted(first.values())
-    chosen = [distinct[place] for place in choose([outcomes[i] for i in distinct], MAX_RESPONSES)]
-    shown = [
-        Shown(
-            step=step,
-            record=rows[i],
-            outcome=outcomes[i],
-            segments=shorten(segments(rows[i]["text"]), MAX_CHARACTERS),
-            count=copies[rows[i].get("id"), rows[i]["text"]],
-            path=_trial_path(rows[i], config),
-        )
-        for i in chosen
-    ]
-    return SampledStep(step, len(rows), dict(Counter(outcomes)), shown)
+    for row in rows:
+        row["outcome"] = outcome_of(row, config)
+
+    # each text once
+    distinct: dict[tuple, dict] = {}
+    for row in rows:
+        distinct.setdefault((row.get("id"), row["text"]), row | {"copies": 0})["copies"] += 1
+    responses = list(distinct.values())
+
+    # those that are shown
+    shown = [responses[i] for i in choose([response["outcome"] for response in responses], MAX_RESPONSES)]
+    for response in shown:
+        response["segments"] = shorten(segments(response["text"]), MAX_CHARACTERS)
+        response["trials"] = read_trials(response["question"], response["text"]) if is_demo(config) else ()
+    return {"step": step, "total": len(rows), "counts": dict(Counter(row["outcome"] for row in rows)), "shown": shown}
 
 
 def choose(outcomes: list[str], count: int) -> list[int]:
-    """Places of `count` responses, in order: the outcomes take turns, so that rare ones are not missed."""
+    """Return the positions of `count` responses, in order. The outcomes take turns, so that rare ones are not missed."""
     queues = [[i for i, outcome in enumerate(outcomes) if outcome == name] for name in OUTCOMES]
-    turns = [(turn, place) for queue in queues for turn, place in enumerate(queue)]
-    return sorted(place for _, place in sorted(turns)[:count])
-
-
-def _trial_path(record: dict, config: dict) -> tuple[tuple[int, bool], ...]:
-    if not config or config.get("model") is not None:
-        return ()
-    return tuple((trial.quotient, trial.is_right) for trial in read_trials(record["question"], record["text"]))
+    turns = [(turn, position) for queue in queues for turn, position in enumerate(queue)]
+    return sorted(position for _, position in sorted(turns)[:count])
 
 
 def segments(text: str) -> tuple[Segment, ...]:
-    """A response cut at its tags, well formed or not; an unclosed pair runs to the end."""
-    pieces, place, inside = [], 0, "text"
+    """Cut a response at its tags, well formed or not; an unclosed pair runs to the end."""
+    pieces, position, inside = [], 0, "text"
     for match in TAG.finditer(text):
-        if match.start() > place:
-            pieces.append(Segment(inside, text[place : match.start()]))
+        if match.start() > position:
+            pieces.append(Segment(inside, text[position : match.start()]))
         closing, name = match.groups()
         pieces.append(Segment("tag", match.group()))
         if name in ("refine", "answer"):
             inside = "text" if closing else name
-        place = match.end()
-    if place < len(text):
-        pieces.append(Segment(inside, text[place:]))
+        position = match.end()
+    if position < len(text):
+        pieces.append(Segment(inside, text[position:]))
     return tuple(pieces)
 
 
 def shorten(pieces: tuple[Segment, ...], limit: int) -> tuple[Segment, ...]:
-    """Leave out the middle of long pieces, so that about `limit` characters stay; says how many are missing."""
+    """Leave out the middle of long pieces, so that about `limit` characters stay, and say how many are missing."""
     if sum(len(piece.text) for piece in pieces) <= limit:
         return pieces
     kept = pieces[:MAX_PIECES]

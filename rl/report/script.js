@@ -29,17 +29,17 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
   plot.addEventListener("pointermove", (event) => {
     const box = plot.getBoundingClientRect();
     const share = ((event.clientX - box.left) / box.width - data.left) / (data.right - data.left);
-    const wanted = data.low + share * (data.high - data.low);
-    let place = 0;
-    data.x.forEach((step, i) => { if (Math.abs(step - wanted) < Math.abs(data.x[place] - wanted)) place = i; });
+    const target = data.low + share * (data.high - data.low);
+    let nearest = 0;
+    data.x.forEach((step, i) => { if (Math.abs(step - target) < Math.abs(data.x[nearest] - target)) nearest = i; });
     if (!data.x.length) return;
     cells.forEach((cell, i) => {
-      const at = data.steps[i].indexOf(data.x[place]);
+      const at = data.steps[i].indexOf(data.x[nearest]);
       cell.textContent = at < 0 ? "–" : shortNumber(data.y[i][at]);
     });
-    const x = data.left + (data.right - data.left) * (data.x[place] - data.low) / (data.high - data.low);
+    const x = data.left + (data.right - data.left) * (data.x[nearest] - data.low) / (data.high - data.low);
     cursor.style.left = `${100 * x}%`;
-    cursor.firstChild.textContent = `step ${data.x[place].toLocaleString("en-US")}`;
+    cursor.firstChild.textContent = `step ${data.x[nearest].toLocaleString("en-US")}`;
     cursor.hidden = false;
   });
   plot.addEventListener("pointerleave", () => {

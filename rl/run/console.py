@@ -1,4 +1,4 @@
-"""How a run speaks to a person: lines that fit into a terminal of 100 columns, sizes in round numbers."""
+"""The terminal: lines that fit into 100 columns, sizes in round numbers, one-line errors and stop signals."""
 
 import signal
 import textwrap
@@ -13,28 +13,28 @@ WIDTH = 98
 
 
 def wrapped(text: str) -> str:
-    """A long line as several, the further ones indented."""
+    """Break a long line into several, the further ones indented."""
     return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
 
 
 def count(number: int, noun: str) -> str:
-    """1 question, 2 questions."""
+    """Write 1 question, 2 questions."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def gib(count: float) -> str:
-    """Bytes of memory."""
+    """Write bytes of memory."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def gigabytes(count: int) -> str:
-    """Bytes on a disk."""
+    """Write bytes on a disk."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns a ValueError or OSError into one line and exit code 2. Wrap set-up in it, not the loop, whose errors are ours."""
+    """Turn a ValueError or OSError into one line and exit code 2. It is for set-up; an error in the loop is a bug."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -43,13 +43,11 @@ def one_line_errors() -> Iterator[None]:
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a scheduler's end, Ctrl-C, SLURM's warning before the time limit
-
-
 _active: list["StopSignals"] = []
 
 
 def sleep_unless_stopped(seconds: float) -> str | None:
-    """Wait; of a stop signal that has come, or comes meanwhile, the name."""
+    """Wait, and return the name of a stop signal that has come or comes meanwhile."""
     end = time.monotonic() + seconds
     while True:
         received = next((signals.received for signals in _active if signals.received), None)
@@ -60,10 +58,10 @@ def sleep_unless_stopped(seconds: float) -> str | None:
 
 
 class StopSignals:
-    """Context in which a stop signal is noted instead of obeyed.
+    """The context in which a stop signal is noted, so that the step can end first. A second signal ends the process.
 
     Attributes:
-        received: name of the signal that asked to stop, or None.
+        received: name of the stop signal, or None.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Starting and ending the processes of a run: one for each GPU, started by torchrun or anything else that sets RANK.
+"""The start and the end of the processes of a run: one for each GPU, started by torchrun or anything else that sets RANK.
 
 `python train.py` is the same code with one process.
 """
@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from rl.distributed import _is_first, _stores, is_main, pick_device, rank, world_size
+from rl.distributed import is_first, is_main, pick_device, rank, use_store, world_size
 
 TIMEOUT_MINUTES = 120.0  # that a process waits for others, whose rollouts may take longer than its own
 HEAD_START = 2.0  # seconds by which the process that failed first ends before the others: torchrun then names the right one
@@ -24,22 +24,20 @@ HEAD_START = 2.0  # seconds by which the process that failed first ends before t
 
 @contextmanager
 def silence_other_ranks() -> Iterator[None]:
-    """Before the processes have joined: what all of them would print, one prints."""
-    with ExitStack() as silence:
-        if os.environ.get("RANK", "0") != "0":
-            nowhere = silence.enter_context(open(os.devnull, "w"))
-            silence.enter_context(redirect_stdout(nowhere))
-            silence.enter_context(redirect_stderr(nowhere))
+    """Let rank 0 alone print, before the processes have joined."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
 @contextmanager
 def process_group(device: str, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
-    """Joins the other processes that torchrun (or anything else that sets RANK and WORLD_SIZE) has started.
+    """Join the other processes that torchrun (or anything else that sets RANK and WORLD_SIZE) has started.
 
-    A process that raises says why and leaves at once, without waiting for collectives that will never end: the others follow
-    when their connection to it breaks, or when torchrun ends them, and only the first shows a traceback. Silences the output
-    of all ranks but 0.
+    A process that raises says why and leaves at once, without waiting for collectives that will never end. The others follow
+    when their connection to it breaks, or when torchrun ends them. Only the first shows a traceback. Only rank 0 prints.
 
     Args:
         device: `--device`; decides the backend. Objects and tensors in host memory always travel by gloo.
@@ -64,7 +62,7 @@ def process_group(device: str, timeout_minutes: float = TIMEOUT_MINUTES) -> Iter
             dist.barrier()  # a process that ends early can abort the others
     finally:
         sys.stdout = output
-        _stores.clear()
+        use_store(None)
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -74,32 +72,36 @@ def _join(device: torch.device, timeout_minutes: float) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, number, count = next(rendezvous("env://", timeout=timeout))
-    _stores.append(store)
+    use_store(store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=number, world_size=count, timeout=timeout)
 
 
 def _leave_at_once(error: BaseException) -> NoReturn:
+    """End this process after an error, with a traceback if it is the first one to fail."""
     code = 1
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
-        _is_first("failed")  # it has said its line: what breaks on the others needs no traceback
-    elif _is_first("failed"):
+        is_first("failed")  # it has said its line: what breaks on the others needs no traceback
+    elif is_first("failed"):
         print(f"rank {rank()} of {world_size()} failed:", file=sys.stderr)
         traceback.print_exception(error)
     else:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        summary = next(iter(str(error).strip().splitlines()), "")
+        reason = f"{type(error).__name__}: {summary}"
         print(f"rank {rank()} of {world_size()} ends after the failure of another one ({reason})", file=sys.stderr)
         time.sleep(HEAD_START)
+    _exit_without_teardown(code)
+
+
+def _exit_without_teardown(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def leave(code: int) -> NoReturn:
-    """End a process whose work is done. One of several skips the interpreter's teardown, in which gloo now and then aborts."""
+    """End a process whose work is done. One of several skips the interpreter's teardown, in which gloo sometimes aborts."""
     if "WORLD_SIZE" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit_without_teardown(code)
     sys.exit(code)

@@ -1,7 +1,7 @@
 """The wandb mirror of a run: metrics under the names of metrics.jsonl, histograms of each step, tables of samples.
 
-It never asks and never waits for long: without a key, or when the server cannot be reached, the run is recorded in its folder,
-to be uploaded by `wandb sync`.
+It never prompts and never waits for long. Without a key, or when the server cannot be reached, the run is recorded in its
+folder, to be uploaded by `wandb sync`.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rewards.refinements import mark_refinements
 from rl.config import FREE_ON_RESUME, Config, preset_values, to_flag
-from rl.records import Group
+from rl.files import write_whole
 from rl.run.console import wrapped
 
 INIT_TIMEOUT = 30.0  # seconds to wait for the server at the start
@@ -28,9 +28,9 @@ class WandbMirror:
     """An open wandb run.
 
     Args:
-        config: of the run; --wandb must not be off.
-        folder: of the run; names it, and keeps its id, so that a resumed run goes on in the same place.
-        details: what the configuration does not say (git hash, versions).
+        config: configuration of the run; --wandb must not be off.
+        folder: folder of the run; names it, and keeps its id, so that a resumed run goes on as the same wandb run.
+        details: git hash and versions.
     """
 
     def __init__(self, config: Config, folder: Path, details: dict) -> None:
@@ -50,6 +50,7 @@ class WandbMirror:
         self._run = self._open(config.wandb, arguments)
 
     def _open(self, mode: str, arguments: dict):
+        """Open the run; offline if it should be online and cannot."""
         if mode == "online":
             if not (os.environ.get("WANDB_API_KEY") or self._wandb.login(prompt=False)):
                 reason = "no API key is set"
@@ -67,17 +68,21 @@ class WandbMirror:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
-    def log_samples(self, step: int, groups: list[Group]) -> None:
-        """Histograms of a step, and every --show-every steps a table under a key of its own, so that none replaces another."""
-        samples = [sample for group in groups for sample in group.refine_samples]
+    def log_samples(self, step: int, records: list[dict]) -> None:
+        """Log histograms of a step, and every --show-every steps a table under a key of its own, so that none is replaced.
+
+        Args:
+            records: the lines of the step's rollout file.
+        """
+        rows = [record for record in records if record["mode"] == "refine"]
         values = {
-            "histograms/reward": [s.reward for s in samples if s.reward is not None],
-            "histograms/advantage": [s.advantage for s in samples if s.trained],
-            "histograms/completion_length": [len(s.completion.ids) for s in samples],
+            "histograms/reward": [row["reward"] for row in rows if row["reward"] is not None],
+            "histograms/advantage": [row["advantage"] for row in rows if row["trained"]],
+            "histograms/completion_length": [row["tokens"] for row in rows],
         }
         logged = {name: self._wandb.Histogram(numbers) for name, numbers in values.items() if numbers}
         if self._show_every and (step == 1 or step % self._show_every == 0):
-            logged[f"samples/step_{step:06d}"] = self._wandb.Table(list(TABLE_COLUMNS), sample_rows(groups, TABLE_ROWS))
+            logged[f"samples/step_{step:06d}"] = self._wandb.Table(list(TABLE_COLUMNS), table_rows(records, TABLE_ROWS))
         self._run.log(logged, step=step)
 
     def close(self) -> None:
@@ -85,16 +90,15 @@ class WandbMirror:
 
 
 def run_id(folder: Path) -> str:
+    """Return the id in the folder's wandb_id; a new one the first time."""
     file = folder / "wandb_id"
     if not file.exists():
-        part = file.with_name("wandb_id.part")
-        part.write_text(uuid.uuid4().hex, encoding="utf-8")
-        part.replace(file)
+        write_whole(file, uuid.uuid4().hex)
     return file.read_text(encoding="utf-8")
 
 
 def group_name(config: Config) -> str:
-    """Runs that differ in their seeds alone share a group; whatever else differs from the preset makes another one."""
+    """Name the group of a run by its differences from the preset, so that runs with other seeds share a group."""
     bookkeeping = FREE_ON_RESUME | {"seed", "sft_seed", "preset", "model"}
     default = Config(**preset_values(config.preset or "default"))
     changed = [
@@ -106,15 +110,7 @@ def group_name(config: Config) -> str:
     return " ".join([config.preset or "default", *names, *changed])[:MAX_GROUP_NAME]
 
 
-def sample_rows(groups: list[Group], limit: int) -> list[list]:
-    """The rows of the table: whole questions, their refine-prompt responses before the plain answers, `limit` at most."""
-    rows = [
-        [
-            group.question, group.reference, sample.mode, mark_refinements(sample.text), sample.format, sample.accuracy,
-            sample.refine, sample.reward, group.baseline, sample.advantage, len(sample.completion.ids),
-            sample.completion.finish_reason,
-        ]
-        for group in groups
-        for sample in group.refine_samples + group.plain_samples
-    ]  # fmt: skip
-    return rows[:limit]
+def table_rows(records: list[dict], limit: int) -> list[list]:
+    """Return at most `limit` rows of the table of samples."""
+    rows = [row | {"prompt": row["question"], "response": mark_refinements(row["text"])} for row in records[:limit]]
+    return [[row[column] for column in TABLE_COLUMNS] for row in rows]

@@ -1,9 +1,9 @@
-"""What a step leaves behind: counts that go on where the run stopped, and words where something looks odd."""
+"""The log of a step: counts that go on where the run stopped, and a line where something looks wrong."""
 
 import pytest
 from samples import GOOD, rollout_config, sample
 
-from rl.config import Config
+from rl.demo import trial_metrics
 from rl.metrics import Clock
 from rl.records import Group
 from rl.run.folder import StepLog, dropped_reasons
@@ -38,12 +38,12 @@ def step_of(accuracy: float = 1.0, trained: bool = True) -> list[Group]:
 def test_tokens_are_counted_over_the_whole_run():
     """Bug guarded: a count that starts anew with each step or each resumed run."""
     folder = Folder([{"step": 1, "num_tokens": 100}])
-    journal = StepLog(folder, rollout_config(), print)
-    found = [journal.write(step, step_of(), {}, Clock())["num_tokens"] for step in (2, 3)]
+    log = StepLog(folder, rollout_config(), print)
+    found = [log.log_step(step, step_of(), {}, Clock())["num_tokens"] for step in (2, 3)]
     assert found == [106, 112]
     assert [(step, row["num_tokens"]) for step, row in folder.logged] == [(2, 106), (3, 112)]
     assert [step for step, _ in folder.rollouts] == [2, 3]
-    assert StepLog(Folder([]), rollout_config(), print).write(1, step_of(), {}, Clock())["num_tokens"] == 6
+    assert StepLog(Folder([]), rollout_config(), print).log_step(1, step_of(), {}, Clock())["num_tokens"] == 6
 
 
 def test_what_others_measured_is_logged_with_it():
@@ -52,37 +52,36 @@ def test_what_others_measured_is_logged_with_it():
     with clock("update"):
         pass
     more = {"trained_tokens": 50, "loss": 0.5, "completions/mean_length": 9.0}
-    metrics = StepLog(Folder([]), rollout_config(), print).write(1, step_of(), more, clock)
+    metrics = StepLog(Folder([]), rollout_config(), print).log_step(1, step_of(), more, clock)
     assert {name: metrics[name] for name in more} == more
     assert metrics["perf/train_tokens_per_s"] > 0
     assert "time/update" in metrics
 
 
-@pytest.mark.parametrize(("model", "there"), [(None, True), ("m", False)])
-def test_only_the_embedded_task_has_trials(model, there):
+@pytest.mark.parametrize("task_metrics", [trial_metrics, None])
+def test_only_the_embedded_task_has_trials(task_metrics):
     """Bug guarded: trials looked for in any text, or missing in the demo, whose result they are."""
-    config = rollout_config() if model is None else Config(model=model, questions_per_step=1)
-    metrics = StepLog(Folder([]), config, print).write(1, step_of(), {}, Clock())
-    assert ("pasr/p_refine_wrong" in metrics) == there
+    metrics = StepLog(Folder([]), rollout_config(), print, task_metrics).log_step(1, step_of(), {}, Clock())
+    assert ("pasr/p_refine_wrong" in metrics) == (task_metrics is not None)
 
 
-def test_a_step_without_training_is_told_with_its_reasons():
+def test_a_step_without_training_is_printed_with_its_reasons():
     """Bug guarded: a run that stands still without a word, or a word at every step."""
-    said = []
-    journal = StepLog(Folder([]), rollout_config(), said.append)
-    journal.write(1, step_of(), {}, Clock())
-    assert said == []
-    journal.write(2, step_of(trained=False), {}, Clock())
-    assert said == ["step 2: nothing to train on (1 x equal rewards); no optimizer step, going on"]
+    printed = []
+    log = StepLog(Folder([]), rollout_config(), printed.append)
+    log.log_step(1, step_of(), {}, Clock())
+    assert printed == []
+    log.log_step(2, step_of(trained=False), {}, Clock())
+    assert printed == ["step 2: nothing to train on (1 x equal rewards); no optimizer step, going on"]
     kept, dropped = step_of()[0], step_of(trained=False)[0]
     assert dropped_reasons([kept, dropped, dropped]) == "1 x responses left out of the loss, 2 x equal rewards"
 
 
-def test_a_fall_of_plain_answers_is_told_although_the_run_was_resumed():
+def test_a_fall_of_plain_answers_is_printed_although_the_run_was_resumed():
     """Bug guarded: plain answers compared with those since the last resumption alone, or compared and not told."""
     before = [{"step": 1, "num_tokens": 0, "pasr/plain_accuracy": 0.9, "pasr/plain_wellformed": 1.0}]
-    said = []
+    printed = []
     config = rollout_config(questions_per_step=256, plain_policy="current")  # every step is a window
-    StepLog(Folder(before), config, said.append).write(2, step_of(0.5), {}, Clock())
-    assert len(said) == 1
-    assert "step 2: sandbagged baseline? plain accuracy fell from 0.90 to 0.50" in said[0]
+    StepLog(Folder(before), config, printed.append).log_step(2, step_of(0.5), {}, Clock())
+    assert len(printed) == 1
+    assert "step 2: sandbagged baseline? plain accuracy fell from 0.90 to 0.50" in printed[0]
