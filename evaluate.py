@@ -25,9 +25,9 @@ from model.checkpoint import fingerprint
 from rl.config import Parser, add_flag, judge_kind, option, to_flag
 from rl.distributed import broadcast_from_main, pick_device, print_once
 from rl.evaluation import tables
-from rl.evaluation.asking import Asker, LoadedModel, load_for_asking, read_questions
+from rl.evaluation.asking import Asker, load_for_asking, read_questions
 from rl.evaluation.behaviour_report import analyse_folder, publish
-from rl.evaluation.methods import Answerer, Decoding, parse_methods
+from rl.evaluation.methods import Answerer, Decoding, LoadedModel, parse_methods
 from rl.evaluation.records import OutputFolder, open_next_to
 from rl.evaluation.run import JUDGE_PROMPTS, BenchmarkRun
 from rl.evaluation.scores import differences, mixed_rules, render_differences

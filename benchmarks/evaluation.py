@@ -24,8 +24,8 @@ from benchmarks.judge import random_model
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import load_benchmark, parse_benchmarks
 from data.division import load_split
-from rl.evaluation.asking import LoadedModel, load_for_asking
-from rl.evaluation.methods import METHODS, Answerer, Decoding
+from rl.evaluation.asking import load_for_asking
+from rl.evaluation.methods import METHODS, Answerer, Decoding, LoadedModel
 
 
 def ours(loaded: LoadedModel, items: list[BenchmarkItem], args: argparse.Namespace) -> list[str]:

@@ -87,14 +87,3 @@ def plain_answer(text: str) -> str:
     if "</think>" not in text and "<think>" in text:
         return ""
     return text.rpartition("</think>")[2].strip()
-
-
-def is_plain_wellformed(text: str) -> bool:
-    """Tell if a plain answer is one: not blank, and without tags, or with native thinking before the answer and no refinement.
-
-    Malformed plain answers lower the baseline of Eq. 6 without being worse at the task, so their share is watched.
-    """
-    if not plain_answer(text) or "<refine>" in text or "</refine>" in text:
-        return False
-    tags = [match.group() for match in TAG.finditer(text)]
-    return tags in ([], SKELETON[:2], SKELETON[1:2]) or format_reward(text) > 0  # some templates open native thinking

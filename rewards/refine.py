@@ -32,22 +32,17 @@ def refine_reward(accuracy: float, baseline: float, *, zeta: float, refined: boo
     return -0.5
 
 
-def presence_reward(*, refined: bool) -> float:
-    """Return +1 for any well-formed refinement, useful or not: the paper's ablation "w/o comparison"."""
-    return 1.0 if refined else 0.0
-
-
 def refinement_reward(mode: str, accuracy: float, baseline: float | None, *, zeta: float, refined: bool) -> float:
     """Return r_refine as `--refine-reward` defines it.
 
     Args:
-        mode: "compare" (Eq. 6, r̄ from n plain answers), "single" (Eq. 6, r̄ from one), "presence", "none".
+        mode: "compare" (Eq. 6, r̄ from n plain answers), "single" (Eq. 6, r̄ from one), "presence" (+1 for any), "none".
         baseline: r̄; needed for "compare" and "single" only.
     """
     if mode == "none":
         return 0.0
     if mode == "presence":
-        return presence_reward(refined=refined)
+        return 1.0 if refined else 0.0  # the ablation "w/o comparison"
     assert baseline is not None, "a question without a baseline must be dropped, not scored"
     if mode in ("compare", "single"):
         return refine_reward(accuracy, baseline, zeta=zeta, refined=refined)

@@ -17,11 +17,11 @@ from data.examples import Example
 from data.prompts import PromptRenderer, Prompts
 from model import ModelConfig, Transformer, save_model
 from rewards.accuracy import score_by_rule
-from rewards.format import is_plain_wellformed, parse_response
+from rewards.format import parse_response
 from rl.config import Config
 from rl.distributed import gather_split, split_over_ranks
 from rl.files import write_whole
-from rl.metrics import mean
+from rl.metrics import is_plain_wellformed, mean
 from rl.optim import Muon, adamw, matrices_and_rest
 from rl.records import Group, Request, Sample
 from rl.rollout import judged_text

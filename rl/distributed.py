@@ -107,6 +107,11 @@ def split_over_ranks(items: list) -> list:
     return items[rank() :: world_size()]
 
 
+def merge_stats(stats: list[dict[str, float]]) -> dict[str, float]:
+    """Add up the counts of all ranks; of a latency take the largest."""
+    return {name: (max if "latency" in name else sum)(part[name] for part in stats) for name in stats[0]}
+
+
 def gather_split(share: list) -> list:
     """Return the ranks' results for their shares of `split_over_ranks`, item for item, in the order of the list."""
     shares = gather(share)

@@ -9,7 +9,16 @@ from contextlib import contextmanager
 
 import torch
 
-from rewards.format import has_both_pairs, is_plain_wellformed, keeps_order, parse_response, refines_inside_think
+from rewards.format import (
+    SKELETON,
+    TAG,
+    format_reward,
+    has_both_pairs,
+    keeps_order,
+    parse_response,
+    plain_answer,
+    refines_inside_think,
+)
 from rewards.refine import refine_reward
 from rewards.refinements import changes_nothing
 from rl.config import Config
@@ -29,11 +38,6 @@ def mean(values) -> float:
 
 def std(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def merge_stats(stats: list[dict[str, float]]) -> dict[str, float]:
-    """Add up the counts of all ranks; of a latency take the largest."""
-    return {name: (max if "latency" in name else sum)(part[name] for part in stats) for name in stats[0]}
 
 
 def rollout_metrics(groups: list[Group], config: Config) -> dict[str, float]:
@@ -261,3 +265,14 @@ class Clock:
     def restart(self) -> None:
         """Start a step now."""
         self._seconds, self._begin = defaultdict(float), time.perf_counter()
+
+
+def is_plain_wellformed(text: str) -> bool:
+    """Tell if a plain answer is one: not blank, and without tags, or with native thinking before the answer and no refinement.
+
+    Malformed plain answers lower the baseline of Eq. 6 without being worse at the task, so their share is watched.
+    """
+    if not plain_answer(text) or "<refine>" in text or "</refine>" in text:
+        return False
+    tags = [match.group() for match in TAG.finditer(text)]
+    return tags in ([], SKELETON[:2], SKELETON[1:2]) or format_reward(text) > 0  # some templates open native thinking

@@ -16,8 +16,7 @@ from rewards.format import answer_body, format_reward, parse_response, plain_ans
 from rewards.judge import RIGHT, Judgement, JudgeRefusedError, JudgeUnavailable, StoppedWhileWaiting
 from rewards.refine import baseline_accuracy, refinement_reward, total_reward
 from rl.config import Config
-from rl.distributed import gather, gather_split, raise_on_all_ranks, split_over_ranks
-from rl.metrics import merge_stats
+from rl.distributed import gather, gather_split, merge_stats, raise_on_all_ranks, split_over_ranks
 from rl.records import Completion, Group, Request, Sample
 from rl.sampler import Sampler
 

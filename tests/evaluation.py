@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from data.benchmarks import Benchmark, load_benchmark, own_benchmark
 from data.prompts import PromptRenderer, Prompts
 from model import save_model
-from rl.evaluation.asking import LoadedModel
-from rl.evaluation.methods import METHODS, Answerer, Decoding, Turn
+from rl.evaluation.methods import METHODS, Answerer, Decoding, LoadedModel, Turn
 from rl.evaluation.records import AnswerRecord, OutputFolder
 from rl.evaluation.run import BenchmarkRun
 from rl.records import Completion
@@ -70,7 +69,7 @@ def scripted(patch, script) -> list[list]:
     """Let `script` answer; returns the list that calls of the sampler are noted in."""
     patch.setattr(ScriptedSampler, "script", staticmethod(script))
     patch.setattr(ScriptedSampler, "calls", [])
-    patch.setattr("rl.evaluation.asking.Sampler", ScriptedSampler)
+    patch.setattr("rl.evaluation.methods.Sampler", ScriptedSampler)
     return ScriptedSampler.calls
 
 

@@ -11,7 +11,8 @@ import train
 from data.prompts import load_prompts, load_tokenizer
 from model import save_model
 from rewards.judge import Judgement
-from rl.judging.local_judge import GRADE_PROMPT, LocalJudge
+from rewards.judge_prompts import GRADE_PROMPT
+from rl.judging.local_judge import LocalJudge
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Sampler

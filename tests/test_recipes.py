@@ -41,7 +41,7 @@ EDITS = {  # file -> (what is there, what a reader makes of it)
     "rewards/refine.py": [
         ("    assert baseline is not None", "    if mode == 'margin':\n"
          "        return margin_reward(accuracy, baseline, refined=refined)\n    assert baseline is not None"),
-        ("def presence_reward", MARGIN + "\n\ndef presence_reward"),
+        ("def refinement_reward", MARGIN + "\n\ndef refinement_reward"),
     ],
     "rl/rollout.py": [
         ("config.weights_of_rewards)", "config.weights_of_rewards)\n"

@@ -13,7 +13,6 @@ from rewards.format import (
     answer_body,
     format_reward,
     has_both_pairs,
-    is_plain_wellformed,
     keeps_order,
     parse_response,
     plain_answer,
@@ -22,6 +21,7 @@ from rewards.format import (
 from rewards.judge import parse_score
 from rewards.refine import baseline_accuracy, refine_reward
 from rl.config import Config
+from rl.metrics import is_plain_wellformed
 
 WELL_FORMED = {
     "plain": "<think>a</think><answer>b</answer>",

@@ -16,9 +16,10 @@ from data.prompts import PromptRenderer, Prompts, load_tokenizer
 from model import load_model
 from rewards.judge import RuleScorer
 from rl.advantages import select_samples
+from rl.distributed import merge_stats
 from rl.judging.cache import BaselineCache, ReferenceBaselines
 from rl.judging.waiting import PendingScores
-from rl.metrics import merge_stats, rollout_metrics
+from rl.metrics import rollout_metrics
 from rl.records import Group
 from rl.rollout import Rollout, assign_rewards, judged_text
 from rl.sampler import Sampler

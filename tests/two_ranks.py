@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import STEPS, flags
-from rl.judging.baselines import ReferenceBaselines
 from torch.distributed.tensor import DTensor
 
 import rl.run.checkpoint
@@ -26,7 +25,7 @@ from rewards.judge import JudgeUnavailable, RuleScorer
 from rl.advantages import select_samples
 from rl.config import PRESETS, Config
 from rl.distributed import gather, make_mesh, rank, world_size
-from rl.judging.cache import BaselineCache
+from rl.judging.cache import BaselineCache, ReferenceBaselines
 from rl.judging.waiting import PendingScores
 from rl.records import Completion, Group, Sample
 from rl.report import write_report

@@ -2,46 +2,16 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
-
-from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
-from model import Transformer
+from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from rewards.format import format_reward
 from rl.distributed import pick_device
+from rl.evaluation.methods import LoadedModel
 from rl.records import Completion, Request
 from rl.run.checkpoint import model_folder
-from rl.sampler import Sampler
 from rl.weights.policy import load_frozen
 
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A frozen model with what is needed to ask it.
-
-    Attributes:
-        folder: folder that the model was loaded from.
-        context: the longest prompt and response together that the model takes, in tokens.
-    """
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    renderer: PromptRenderer
-    stop_ids: list[int]
-    model: Transformer
-    context: int
-
-    def sampler(self, max_slots: int | Literal["auto"]) -> Sampler:
-        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=max_slots, max_len=self.context)
-
-    @property
-    def is_trained_here(self) -> bool:
-        """Return whether training wrote the folder, because then the prompts are saved with it."""
-        return (self.folder / PROMPTS_FILE).is_file()
 
 
 def load_for_asking(path: str, *, prompts: str | None, device: str, plain_thinking: bool = True) -> LoadedModel:

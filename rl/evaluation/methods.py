@@ -7,12 +7,15 @@ review it. Earlier native thinking is left out of it, as Qwen3's chat template d
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, TypedDict
 
+from transformers import PreTrainedTokenizerBase
+
 from data.benchmark_rows import BenchmarkItem
-from data.prompts import PromptRenderer
+from data.prompts import PROMPTS_FILE, PromptRenderer
+from model import Transformer
 from rewards.format import answer_body, plain_answer
-from rl.evaluation.asking import LoadedModel
 from rl.records import Completion, Request
 from rl.sampler import Sampler
 
@@ -75,6 +78,31 @@ def parse_methods(text: str) -> list[Method]:
     return [method for name, method in METHODS.items() if name in names]
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model with what is needed to ask it.
+
+    Attributes:
+        folder: folder that the model was loaded from.
+        context: the longest prompt and response together that the model takes, in tokens.
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    renderer: PromptRenderer
+    stop_ids: list[int]
+    model: Transformer
+    context: int
+
+    def sampler(self, max_slots: int | Literal["auto"]) -> Sampler:
+        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=max_slots, max_len=self.context)
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Return whether training wrote the folder, because then the prompts are saved with it."""
+        return (self.folder / PROMPTS_FILE).is_file()
+
+
 class Turn(TypedDict):
     """One prompt and the response to it, as it stands in an answer's record."""
 
@@ -92,7 +120,7 @@ def make_turn(renderer: PromptRenderer, prompt: str, completion: Completion) -> 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How responses are drawn.
+    """The way responses are drawn.
 
     Attributes:
         temperature: 0 is greedy.

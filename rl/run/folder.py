@@ -68,7 +68,7 @@ class RunFolder:
         """Write config.json, because set-up has succeeded: from now on the run has this configuration.
 
         Args:
-            baselines: name of the file of reference answers (rl/judging/baselines.py); None without. A run that is continued
+            baselines: name of the file of reference answers (rl/judging/cache.py); None without. A run that is continued
                 under other rules has several.
         """
         file = self.path / "config.json"

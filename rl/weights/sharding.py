@@ -12,9 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from model import ModelConfig, Transformer
 from model.attention import HALF_PRECISION
 from model.checkpoint import copy_weights, read_json
+from model.config import ModelConfig
+from model.transformer import Transformer
 
 
 def load_sharded(
