@@ -33,7 +33,7 @@ from rl.optim import learning_rate, set_lr
 from rl.records import Sample
 from rl.report import write_report
 from rl.rollout import assign_rewards
-from rl.run.console import StopSignals, one_line_errors
+from rl.run.console import StopSignals, one_line_errors, wrapped
 from rl.run.folder import StepLog
 from rl.run.processes import leave, process_group, silence_other_ranks
 from rl.session import Session, open_session
@@ -220,7 +220,7 @@ def run_demo(session: Session) -> dict | None:
     after = session.evaluate_task(session.config.steps)
     print(f"\n{demo.result_table(before.metrics, after.metrics)}\n\n{demo.example_answers(before, after)}\n")
     for problem in demo.end_problems(before.metrics, after.metrics):
-        print(f"warning: {problem}")
+        print(wrapped(f"warning: {problem}"))
     return {"before": before.metrics, "after": after.metrics}
 
 

@@ -24,8 +24,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, file):
         super().__init__()
-        self.elements, self.text = [], ""
-        self.source = file.read_text(encoding="utf-8")
+        self.elements, self.text, self.source = [], "", file.read_text(encoding="utf-8")
         self.feed(self.source)
 
     def handle_starttag(self, tag, attributes):
