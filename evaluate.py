@@ -45,7 +45,7 @@ class EvalConfig:
 
     model: str | None = option(None, "run folder, checkpoint folder or hub id (@REVISION may follow)")
     ask: str | None = option(None, "a question; none: read questions from the terminal")
-    prompts: str | None = option(None, "JSON file that replaces the system prompts; none: those saved with the model")
+    prompts: str | None = option(None, 'JSON file with "refine" and "plain" system prompts; none: those saved with the model')
     plain_thinking: Literal["on", "off"] = option("on", "off: plain prompt rendered without native thinking (Qwen3)")
     temperature: float = option(0.0, "sampling temperature; 0 is greedy")
     top_p: float = option(1.0, "nucleus sampling; 1: off")
@@ -53,7 +53,7 @@ class EvalConfig:
     seed: int = option(0, "seed of sampling, and of the choice of questions by --limit")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
 
-    benchmarks: str | None = option(None, "all, or names and name=FILE:KIND with commas between (see data/benchmarks.py)")
+    benchmarks: str | None = option(None, "all, or with commas between: gsm8k, math500, ... and your own name=FILE:KIND")
     methods: str | None = option(
         None, "vanilla, self-refine, self-refine-oracle, pasr-prompt, pasr-ift, pasr, with commas between; none: vanilla and "
         "pasr, or pasr-prompt for a model that was not trained here",
@@ -61,8 +61,10 @@ class EvalConfig:
     data_dir: str | None = option(None, "folder of files in the layout of the paper's release; none: from the hub")
     limit: int | None = option(None, "at most so many questions of each benchmark, chosen by --seed")
     samples: int = option(1, "answers to each question: mean@k, pass@k, maj@k")
-    paper_decoding: bool = option(False, "second turns at T = 0.9, of the oracle at 0.6")
-    judge: str = option("rules", "scores beside the rules: self, a model's folder or hub id, http(s)://host/v1")
+    paper_decoding: bool = option(
+        False, "as in the paper: second turns of self-refine at T = 0.9, of self-refine-oracle at 0.6"
+    )
+    judge: str = option("rules", "a judge beside the rules: self, a model's folder or hub id, http(s)://host/v1; rules: none")
     judge_model: str | None = option(None, "name of the model on the judge's server")
     judge_options: str = option("{}", "JSON: concurrency, timeout, extra_body of the judge's server")
     max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds")

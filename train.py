@@ -214,7 +214,7 @@ def run_demo(session: Session) -> dict | None:
     before = session.evaluate_task(0)
     print(f"before RL: {demo.one_line(before.metrics)}")
     for problem in demo.warm_start_problems(before.metrics):
-        print(f"warning: the warm-started model is not ready for RL: {problem}")
+        print(wrapped(f"warning: the warm-started model is not ready for RL: {problem}"))
     if not train(session):
         return None
     after = session.evaluate_task(session.config.steps)
@@ -234,7 +234,7 @@ def run_real(session: Session) -> dict | None:
     if not train(session):
         return None
     if best.step == 0:
-        print(f"no step was better than the initial model by {best.metric}: there is no checkpoint of the best")
+        print(wrapped(f"no step was better than the initial model by {best.metric}: there is no checkpoint of the best"))
     chosen = {"best": {"metric": best.metric, "step": best.step, "value": best.value}} if best.metric else {}
     return {"last": run.read_metrics()[-1]} | chosen
 

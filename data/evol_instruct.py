@@ -160,6 +160,17 @@ def show_removed(rows: list[Example], rules: CleaningRules, number: int) -> None
                 print(f"{'':15}{len(rare[row.id])} rare: {few}")
 
 
+HELP = {
+    "max_answer_chars": "rule 1: longest reference answer",
+    "min_alnum_share": "rule 2: least share of letters and digits",
+    "short_text_chars": "rule 2: shorter texts need only one letter or digit",
+    "rare_below": "rule 3: a word is rare if a smaller share of the other questions uses it",
+    "prior_words": "rule 3: words of average rarity that each question is averaged with",
+    "rare_query_share": "rule 3: share of questions dropped for rare words",
+    "rare_phrase_share": "rule 3: share of questions dropped for rare pairs of words",
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; every threshold has a flag."""
     parser = argparse.ArgumentParser(description="Prepare the paper's training set.", allow_abbrev=False)
@@ -168,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--show-removed", type=int, default=0, metavar="N", help="print N rows that each rule removed")
     for field in fields(CleaningRules):
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=field.type, default=field.default, help="default: %(default)s")
+        parser.add_argument(flag, type=field.type, default=field.default, help=f"{HELP[field.name]} (default: %(default)s)")
     options = vars(parser.parse_args(argv))
     source, out, number = (options.pop(name) for name in ("source", "out", "show_removed"))
     try:

@@ -40,7 +40,9 @@ class Config:
         "evol-instruct", "file of (question, answer) or (instruction, output), hub:OWNER/NAME:CONFIG:SPLIT, evol-instruct"
     )
     prompts: str | None = option(None, 'JSON file that replaces any of the prompts "refine", "plain", "judge", "grade"')
-    judge: str = option("self", "who scores answers (Eq. 5): self (frozen reference), rules, a model folder, http(s)://host/v1")
+    judge: str = option(
+        "self", "who scores answers (Eq. 5): self (frozen reference), rules, a model's folder or hub id, http(s)://host/v1"
+    )
     judge_model: str | None = option(None, "name of the model on the judge's server")
     judge_options: str = option(
         "{}", "JSON with any of concurrency, timeout, max_failures, patience, extra_body (docs/judges.md)"
@@ -76,7 +78,7 @@ class Config:
     plain_thinking: Literal["on", "off"] = option("on", "off: plain prompt rendered without native thinking (Qwen3)")
 
     refine_reward: Literal["compare", "single", "presence", "none"] = option(
-        "compare", "Eq. 6; single: one plain answer (w/o multi-answer); presence: paid always (w/o comparison); none"
+        "compare", "compare: Eq. 6; single: with one plain answer; presence: paid always (w/o comparison); none: plain GRPO"
     )
     zeta: float = option(0.05, "half width of the tie band of Eq. 6 (released code: 0)")
     gate_refine: bool = option(False, "the refinement reward counts only where some response of the group is right")
@@ -89,7 +91,9 @@ class Config:
     clip_low: float = option(0.2, "ratio is clipped below at 1 - clip_low (paper: 0.2)")
     clip_high: float = option(0.2, "ratio is clipped above at 1 + clip_high (paper: 0.2)")
     aggregation: Literal["seq", "token", "const"] = option("token", "of tokens: seq (Eq. 3), token (DAPO), const (Dr. GRPO)")
-    old_logprobs: Literal["trainer", "sampler"] = option("trainer", "whose log-probs are the denominator of the ratio")
+    old_logprobs: Literal["trainer", "sampler"] = option(
+        "trainer", "whose log-probs the ratio divides by: the trainer's, or those the sampler recorded"
+    )
     importance_cap: float = option(0.0, "cap of the truncated importance weight trainer/sampler on each token; 0: off")
     epochs_per_batch: int = option(1, "passes over a rollout batch")
     minibatches: int = option(1, "optimizer steps per pass; with one pass and one minibatch the ratio is 1 and clips are inert")
@@ -107,7 +111,7 @@ class Config:
     memory: Literal["auto", "shard", "exact-bf16", "offload"] = option(
         "auto", "where training state lives; auto takes the first that fits and may lower --max-slots, --micro-batch-tokens"
     )
-    plan: bool = option(False, "print what each phase takes on the machine below, and what --memory auto would do, and stop")
+    plan: bool = option(False, "print what each phase takes on the machine of --gpus, --gpu-gib and --host-gib, and stop")
     gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: 1")
     gpu_gib: float | None = option(None, "--plan: memory of one GPU in GiB (80 GB H100: 79.6, H200: 140.4); default: here")
     host_gib: float | None = option(None, "--plan: memory of one node in GiB; none: said, not checked")
@@ -267,8 +271,8 @@ def to_flag(name: str) -> str:
 def add_flag(parser: argparse.ArgumentParser, spec, presets: dict[str, dict]) -> None:
     """Add the flag of a dataclass field made by `option`; its help names the default and those of the presets."""
     values = {name: preset[spec.name] for name, preset in presets.items() if spec.name in preset}
-    others = "".join(f", {name}: {value}" for name, value in values.items())
-    text = f"{spec.metadata['help']} (default: {spec.default}{others})".replace("%", "%%")
+    defaults = ([] if spec.default is None else [f"default: {spec.default}"]) + [f"{name}: {v}" for name, v in values.items()]
+    text = (spec.metadata["help"] + (f" ({', '.join(defaults)})" if defaults else "")).replace("%", "%%")
     if spec.type is bool:
         parser.add_argument(to_flag(spec.name), action=argparse.BooleanOptionalAction, help=text)
         return

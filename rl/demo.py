@@ -70,7 +70,7 @@ def warm_started_model(config: Config) -> Path:
 
     # train in a temporary folder, which gets its name when it is complete
     folder.parent.mkdir(parents=True, exist_ok=True)
-    print("warm start: a tiny model learns from written traces, in which an error is mended one time in three")
+    print("warm start: a tiny model learns from written traces, in which one error in three is refined")
     part = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=folder.parent))
     try:
         _train(recipe, prompts, config, part)

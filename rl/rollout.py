@@ -1,4 +1,4 @@
-"""Rollouts: the only place where prompts, sampler and rewards meet. Eq. 4 to 7 are applied here to what was sampled.
+"""Rollouts: here prompts, sampler and rewards meet, and Eq. 4 to 7 are applied to what was sampled.
 
 For each question G responses with the refine prompt and n with the plain prompt, all in one call of the sampler. Ranks share
 the questions out among them, and all of them get all groups.

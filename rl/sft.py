@@ -144,7 +144,12 @@ def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recip
 
 def main(argv: list[str] | None = None) -> int:
     # the command line
-    parser = Parser(prog="python -m rl.sft", description="PASR(+IFT).", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(
+        prog="python -m rl.sft",
+        description="PASR(+IFT): fine-tune a model on the good refinement paths of a training run.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--from-rollouts", type=Path, required=True, metavar="RUN", help="run folder of train.py")
     parser.add_argument("--model", default=None, help="folder or hub id of the model (default: the run's initial model)")
     parser.add_argument("--out", type=Path, default=None, help="folder of model and data (default: RUN/ift)")
@@ -164,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("fine-tuning runs on one process: start it without torchrun")
         record = run_ift(flags["from_rollouts"], out, flags["model"], selection, recipe)
     first, last = record["losses"][0], record["losses"][-1]
-    print(f"loss {first:.3f} -> {last:.3f} in {record['steps']} steps; ask the model: python evaluate.py --model {out}")
+    print(f"loss {first:.3f} -> {last:.3f} in {record['steps']} steps")
+    print(f"ask the model: python evaluate.py --model {out}")
     return 0
 
 
