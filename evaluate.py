@@ -23,7 +23,7 @@ from typing import Literal
 from data.benchmarks import digest, load_benchmark, parse_benchmarks
 from model.checkpoint import fingerprint
 from rl.config import Parser, add_flag, judge_kind, option, to_flag
-from rl.distributed import broadcast_from_main, pick_device, print_once
+from rl.distributed import broadcast_from_main, print_once
 from rl.evaluation import tables
 from rl.evaluation.asking import Asker, load_for_asking, read_questions
 from rl.evaluation.behaviour_report import analyse_folder, publish
@@ -133,7 +133,6 @@ def main(argv: list[str] | None = None) -> int:
             if value:
                 show(config)
                 return 0
-        pick_device(config.device)  # here, so that a GPU that is not there is an error of one line
     with process_group(config.device, PATIENCE):
         with one_line_errors():
             thinking = config.plain_thinking == "on"

@@ -50,7 +50,8 @@ def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"no model at {path_or_hub_id}: give an existing folder or a hub id such as Qwen/Qwen2.5-7B")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
+        # no subfolders: a checkpoint of ours on the hub has its optimizer state in one
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES, ignore_patterns="*/*"))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path_or_hub_id} is no local folder and could not be fetched from the hub: {reason}") from error

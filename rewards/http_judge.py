@@ -2,7 +2,8 @@
 
     a reply that is a number in [0, 1]         the score, cached (or whatever else `parse` makes a score of)
     any other reply                            None, judge/parse_failed; at temperature 0 asking again would not help
-    time-out, reset, broken body, 429, 5xx     asked again after a pause; None, judge/failed, when the tries are used up
+    time-out, reset, broken body, 5xx,         asked again after a pause; None, judge/failed, when the tries are used up
+    408, 409, 429
     400, 413, 422                              None, judge/failed: this prompt is refused (too long, for example);
                                                `JudgeRefusedError` if the server has never answered any prompt
     any other status                           `JudgeRefusedError`: a mistake in address, model or key

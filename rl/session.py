@@ -133,7 +133,8 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     # the reference and the judge, which is tried out before the policy is loaded
     in_host = plan.reference_memory == "host"
     reference = load_reference(source, device, offload=in_host) if config.needs_reference else None
-    reference_weights = WholeWeights(reference, keep=False) if reference is not None else nullcontext()
+    is_read_whole = spec.kind == "self" or config.reference_writes_plain
+    reference_weights = WholeWeights(reference, keep=False) if is_read_whole else nullcontext()
     judge_weights = reference_weights if spec.kind == "self" else nullcontext()
     with judge_weights as judge_model:
         scorer = make_scorers(spec, {"answer": training_prompt(prompts)}, (judge_model, tokenizer), tried="answer")["answer"]

@@ -270,6 +270,8 @@ def test_loading_executes_nothing(place, whole, tmp_path, file, message):
     folder = run / "checkpoints/step_000008"
     target = folder / "state" / file if file else next((folder / "state").glob("*.safetensors"))
     target.write_bytes(pickle.dumps(Hostile(tmp_path / "owned")))
+    if file == ".metadata":  # whose run had other flags
+        (run / "config.json").write_text(json.dumps({"config": {}}))
     rl.run.checkpoint._mark(folder, 8)
     assert damage(folder) is None
     with pytest.raises(ValueError, match=message):

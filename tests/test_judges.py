@@ -1,7 +1,9 @@
 """Which judge --judge makes, what it is given, and what its scores are told apart by."""
 
+import json
 from pathlib import Path
 
+import pytest
 from conftest import make_model, write_task_folder
 from fault_proxy import FakeJudge, running
 from samples import character_tokenizer
@@ -12,7 +14,7 @@ from rewards.accuracy import rules_version
 from rewards.judge import parse_score
 from rewards.judge_prompts import GRADE_PROMPT
 from rl.config import Config
-from rl.judging.judge import CASES, JudgePrompt, JudgeSpec, judge_identity, make_scorers, training_prompt
+from rl.judging.judge import CASES, JudgeOptions, JudgePrompt, JudgeSpec, judge_identity, make_scorers, training_prompt
 
 FIELDS = " {question} {reference} {answer}"
 PROMPTS = {"first": JudgePrompt("server one" + FIELDS, "local one" + FIELDS),
@@ -97,6 +99,16 @@ def test_scores_of_judges_that_differ_do_not_mix(tmp_path):
     ]  # fmt: skip
     assert len(set(found)) == len(found)
     assert judge_identity(spec_of(judge="rules"), mine, ()) == ["rules", rules_version()]
+    assert judge_identity(spec_of(**SERVER), mine, ())[-1] is None, "as earlier evaluations and baselines have it"
+    same = [identity(**SERVER, judge_options=json.dumps({"extra_body": body})) for body in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+    assert same[0] == same[1], "the order of its fields changes no score"
     assert identity(judge=str(other)) == identity(judge="self", source=other), "by its weights, whatever it is called"
     assert identity(**SERVER | {"judge": "http://elsewhere:2/v1"}) == identity(**SERVER), "a server may move"
     assert identity((JudgePrompt(one.server, "not used"), two), **SERVER) == identity(**SERVER)
+
+
+@pytest.mark.parametrize("options", ['{"patience": 7200}', '{"concurrency": 2.5}'])
+def test_options_that_cannot_work_are_refused(options):
+    """Bug guarded: a rank that waits for its judge longer than the others wait for it; half a call at a time."""
+    with pytest.raises(ValueError, match=r"--judge-options: (patience must be below 7200|concurrency is 2\.5)"):
+        JudgeOptions.parse(options)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import SHAPE, make_config, make_model, scramble
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -162,11 +163,11 @@ def test_tied_head_that_differs_is_refused(tmp_path):
 
 
 def test_hub_ids_reach_the_hub_and_nothing_else_does(monkeypatch):
-    """Bug guarded: downloading whole repositories, ignoring the revision, or taking a mistyped path for a hub id."""
+    """Bug guarded: downloading the optimizer's state too, ignoring the revision, or taking a mistyped path for a hub id."""
     calls = []
 
-    def download(repo, revision, allow_patterns):
-        calls.append((repo, revision, allow_patterns))
+    def download(repo, revision, allow_patterns, ignore_patterns):
+        calls.append((repo, revision, allow_patterns, ignore_patterns))
         raise OSError("no network")
 
     monkeypatch.setattr("model.checkpoint.snapshot_download", download)
@@ -174,6 +175,8 @@ def test_hub_ids_reach_the_hub_and_nothing_else_does(monkeypatch):
         resolve_checkpoint("Qwen/Qwen2.5-7B@abc")
     assert calls[0][:2] == ("Qwen/Qwen2.5-7B", "abc")
     assert "*.safetensors" in calls[0][2]
+    ours = ["model.safetensors", "state/shard-00001-model-00001-of-00001.safetensors"]
+    assert list(filter_repo_objects(ours, allow_patterns=calls[0][2], ignore_patterns=calls[0][3])) == ours[:1]
     assert not any("bin" in pattern or pattern == "*" for pattern in calls[0][2])
     with pytest.raises(ValueError, match="no model at"):
         resolve_checkpoint("/no/such/folder/here")

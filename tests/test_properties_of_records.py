@@ -20,7 +20,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)  # Cs: hal
 
 @st.composite
 def answer_records(draw):
-    turns = draw(st.lists(st.fixed_dictionaries({"prompt": TEXT, "response": TEXT}), max_size=2))
+    turn = {"prompt": TEXT, "response": TEXT, "tokens": st.integers(0, 9), "finish_reason": st.just("stop")}
+    turns = draw(st.lists(st.fixed_dictionaries(turn), max_size=2))
     scores = draw(st.fixed_dictionaries({"rule": st.none() | st.floats(0, 1)}))
     given = (draw(TEXT), draw(st.integers(0, 2)), draw(TEXT), draw(TEXT), turns, draw(st.none() | TEXT))
     return AnswerRecord("own", "vanilla", *given, 0, draw(st.integers(0, 99)), scores)

@@ -136,6 +136,7 @@ def test_the_environment_names_the_group(tmp_path, monkeypatch):
         (["--seed", "3", "--sft-seed", "3", "--eval-every", "20", "--run", "x"], "demo"),
         (["--refine-reward", "presence"], "demo --refine-reward presence"),
         (["--model", "some/Qwen-1B", "--zeta", "0.1"], "default Qwen-1B --zeta 0.1"),
+        (["--judge-options", '{"concurrency": 8}'], "demo"),  # changes no score
     ],
 )
 def test_runs_that_differ_in_their_seeds_share_a_group(flags, name):

@@ -6,6 +6,7 @@ The paper's figures beside ours are of 384 answers (transitions; its plain answe
 import json
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -115,7 +116,7 @@ def _choose(folder: Path, names: tuple[str, ...]) -> str:
 def _read_run(folder: Path, last_steps: int) -> Sides:
     plain, refined = read_rollouts(folder, last_steps)
     steps = sorted({record.id.partition("/")[0] for record in refined})
-    whose = "the initial policy's" if any(record.method == "reference" for record in plain) else "the policy's"
+    whose = "none found" if not plain else "the initial policy's" if plain[0].method == "reference" else "the policy's"
     shown = f"{steps[0]} to {steps[-1]}" if steps else "without answers"
     return plain, refined, "accuracy", {"folder": str(folder), "plain answers": whose, "rollouts": shown}
 
@@ -249,7 +250,7 @@ def publish(analysis: dict, folder: Path) -> None:
     write_whole(out / "behaviour.md", text + "\n")
     for name in INSTRUCTIONS:  # a figure of an earlier analysis with a judge would pass for a part of this one
         (out / f"{name}.svg").unlink(missing_ok=True)
-    drawn = figures(analysis)
+    drawn = figures(analysis) if find_spec("matplotlib") else {}
     for name, figure in drawn.items():
         figure.savefig(out / f"{name}.svg")
     print(f"written: {out / 'behaviour.json'}, behaviour.md and {len(drawn)} figures beside it")

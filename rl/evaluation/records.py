@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from model.checkpoint import read_json
-from rl.evaluation.methods import Turn
+from rl.evaluation.methods import METHODS, Turn
 from rl.files import append_line, write_whole
 from rl.judging.cache import baseline_files, question_key, read_baselines
 from rl.run.console import wrapped
@@ -83,9 +83,10 @@ class RecordFile:
         for number, line in enumerate(lines, start=1):
             try:
                 record = AnswerRecord(**json.loads(line.decode()))
-                if not isinstance(record.scores, dict) or not isinstance(record.turns, list):
+                is_whole = all(turn.keys() == Turn.__annotations__.keys() for turn in record.turns)
+                if not isinstance(record.scores, dict) or not isinstance(record.turns, list) or not is_whole:
                     raise TypeError("scores or turns are malformed")
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 problem = f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it"
                 raise ValueError(problem) from error
             self.records[record.id, record.sample] = record
@@ -203,7 +204,8 @@ def read_records(folder: Path, method: str | None = None) -> dict[tuple[str, str
     cells = {}
     for file in sorted((folder / "records").glob(f"*.{method or '*'}.jsonl")):
         benchmark, _, name = file.stem.rpartition(".")
-        cells[benchmark, name] = list(RecordFile(folder, benchmark, name, mend=False).records.values())
+        if name in METHODS:  # a person may keep other files there
+            cells[benchmark, name] = list(RecordFile(folder, benchmark, name, mend=False).records.values())
     if not cells:
         of = f" of {method!r}" if method else ""
         raise ValueError(f"{folder / 'records'} has no records{of}; it has {methods_of(folder) or 'none at all'}")

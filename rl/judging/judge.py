@@ -25,6 +25,7 @@ from rl.distributed import pick_device
 from rl.judging.cache import ScoreCache
 from rl.judging.local_judge import GRADES, LocalJudge, mean_grade
 from rl.run.console import wrapped
+from rl.run.processes import TIMEOUT_MINUTES
 from rl.weights.policy import load_frozen
 
 KEY_VARIABLES = ("PASR_JUDGE_API_KEY", "OPENAI_API_KEY")
@@ -85,9 +86,22 @@ class JudgeOptions:
             value, least = getattr(options, name), {"concurrency": 1, "timeout": 1e-3}.get(name, 0)
             if type(value) not in (int, float) or not least <= value < math.inf:
                 raise ValueError(f"--judge-options: {name} is {value!r}; it must be a number of at least {least}")
+        if type(options.concurrency) is not int:
+            raise ValueError(f"--judge-options: concurrency is {options.concurrency!r}; it must be a whole number")
+        if options.patience >= 60 * TIMEOUT_MINUTES:
+            raise ValueError(f"--judge-options: patience must be below {60 * TIMEOUT_MINUTES:.0f}; other ranks wait no longer")
         if not isinstance(options.extra_body, dict | None):
             raise ValueError("--judge-options: extra_body must be a JSON object")
         return options
+
+
+def decisive(name: str, config: dict):
+    """Return the part of a flag's value that decides scores. Of `--judge-options` that is `max_failures` and `extra_body`."""
+    value = config.get(name)
+    if name != "judge_options" or value is None:
+        return value
+    options = JudgeOptions.parse(value)
+    return options.max_failures, options.extra_body
 
 
 @dataclass(frozen=True)
@@ -204,7 +218,8 @@ def judge_identity(spec: JudgeSpec, source: Path, prompts: Iterable[JudgePrompt]
     if spec.kind == "named":
         return [spec.name, rules_version()]
     if spec.kind == "server":
-        return [spec.model, *(prompt.server for prompt in prompts), json.dumps(spec.options.extra_body)]
+        extra = spec.options.extra_body
+        return [spec.model, *(prompt.server for prompt in prompts), json.dumps(extra, sort_keys=True) if extra else None]
     folder = source if spec.kind == "self" else resolve_checkpoint(spec.name)
     return [fingerprint(folder), *(prompt.local for prompt in prompts)]
 

@@ -203,7 +203,8 @@ def spread(items: list, count: int) -> list:
 
 
 def _sample_step(step: int, file: Path, config: dict) -> dict:
-    rows = [row for row in readable_lines(file)[0] if row.get("mode") == "refine" and isinstance(row.get("text"), str)]
+    lines = [row for row in readable_lines(file)[0] if row.get("mode") == "refine"]
+    rows = [row for row in lines if isinstance(row.get("text"), str) and isinstance(row.get("question"), str)]
     for row in rows:
         row["outcome"] = outcome_of(row, config)
 

@@ -139,22 +139,18 @@ def _complete(part: Path, target: Path, step: int) -> None:
     _flush(part)
     shutil.rmtree(target, ignore_errors=True)  # an incomplete one of the same step
     part.rename(target)
-    _flush(target.parent)
+    for parent in (target.parent, target.parent.parent):  # the folders that name it
+        _flush_one(parent)
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> int:
     """Restore weights, optimizer and counters in place, bit for bit. Return the number of steps done.
 
     Raises:
-        ValueError: the state is damaged, holds values that are not finite, belongs to another model, keeps its masters in
-            another way, or was written by an earlier version.
+        ValueError: the state is damaged, holds values that are not finite, belongs to another model, or keeps its masters in
+            another way.
     """
-    # a state of the former format is a pickle, which is not opened
     path, tensors = folder / "state", _tensors(state)
-    if (path / ".metadata").exists():
-        raise ValueError(
-            f"{folder} was written by an earlier version and cannot be resumed; its weights load as a model (--model {folder})"
-        )
     try:
         # counters, and the names of what was saved, before any tensor is overwritten
         counters = read_json(path / "counters.json")
@@ -260,11 +256,15 @@ def _one_process_is_meant() -> Iterator[None]:
 def _flush(folder: Path) -> None:
     """Force every file below a folder, and the folders themselves, to disk."""
     for path in [folder, *folder.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 STATE_BYTES = 12  # a parameter's float32 master and two float32 moments of AdamW

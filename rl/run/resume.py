@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model.checkpoint import read_json
 from rl.config import FREE_ON_RESUME, Config, preset_values, to_flag
-from rl.judging.judge import JudgeOptions
+from rl.judging.judge import decisive
 from rl.run.checkpoint import complete_checkpoints, damage, damaged_checkpoints
 
 
@@ -31,6 +31,9 @@ def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
             raise ValueError(f"--resume {config.resume} is no complete checkpoint: {reason}")
         run = checkpoint.parent.parent
         config = replace(config, run=run.name, runs_dir=str(run.parent))
+    if checkpoint is not None and (checkpoint / "state" / ".metadata").exists():  # a pickle, which is not opened
+        problem = f"{checkpoint} was written by an earlier version and cannot be resumed"
+        raise ValueError(f"{problem}; its weights load as a model (--model {checkpoint})")
     if checkpoint is not None and not config.resume_with_changes:
         config = _with_its_batch(config, checkpoint.parent.parent / "config.json")
         _refuse_changes(config, checkpoint.parent.parent / "config.json")
@@ -49,16 +52,7 @@ def _refuse_changes(config: Config, saved_file: Path) -> None:
     saved, now = read_json(saved_file).get("config"), asdict(config)
     if not isinstance(saved, dict):
         raise ValueError(f"{saved_file} does not hold the flags of a run. To go on all the same: --resume-with-changes")
-    changed = [name for name in now if name not in FREE_ON_RESUME and _decisive(name, now) != _decisive(name, saved)]
+    changed = [name for name in now if name not in FREE_ON_RESUME and decisive(name, now) != decisive(name, saved)]
     if changed:
         differences = "; ".join(f"{to_flag(name)} was {saved.get(name)}, is {now[name]}" for name in changed)
         raise ValueError(f"the run was started with other flags: {differences}. To go on all the same: --resume-with-changes")
-
-
-def _decisive(name: str, config: dict):
-    """Return the part of a flag's value that decides scores. In `--judge-options` time-outs and retries do not."""
-    value = config.get(name)
-    if name != "judge_options" or value is None:
-        return value
-    options = JudgeOptions.parse(value)
-    return options.max_failures, options.extra_body

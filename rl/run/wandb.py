@@ -12,6 +12,7 @@ from pathlib import Path
 from rewards.refinements import mark_refinements
 from rl.config import FREE_ON_RESUME, Config, preset_values, to_flag
 from rl.files import write_whole
+from rl.judging.judge import decisive
 from rl.run.console import wrapped
 
 INIT_TIMEOUT = 30.0  # seconds to wait for the server at the start
@@ -100,11 +101,11 @@ def run_id(folder: Path) -> str:
 def group_name(config: Config) -> str:
     """Name the group of a run by its differences from the preset, so that runs with other seeds share a group."""
     bookkeeping = FREE_ON_RESUME | {"seed", "sft_seed", "preset", "model"}
-    default = Config(**preset_values(config.preset or "default"))
+    now, default = asdict(config), asdict(Config(**preset_values(config.preset or "default")))
     changed = [
         f"{to_flag(name)} {value}"
-        for name, value in asdict(config).items()
-        if name not in bookkeeping and value != getattr(default, name)
+        for name, value in now.items()
+        if name not in bookkeeping and decisive(name, now) != decisive(name, default)
     ]
     names = [Path(config.model).name] if config.model else []
     return " ".join([config.preset or "default", *names, *changed])[:MAX_GROUP_NAME]

@@ -272,7 +272,10 @@ def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
     if not plan.fits:
         return [wrapped(describe_misfit(plan, config))]
     flags = [f"--memory {decided.memory}", *["--activation-checkpointing"] * decided.activation_checkpointing]
-    flags += [f"--micro-batch-tokens {decided.micro_batch_tokens}", f"--max-slots {config.max_slots}"]
+    flags += [
+        f"--micro-batch-tokens {decided.micro_batch_tokens}",
+        f"--max-slots {'auto' if config.max_slots == 'auto' else decided.max_slots}",
+    ]
     rows = f" (about {decided.max_slots} rows)" if config.max_slots == "auto" else ""
     taken = ("auto takes: " if config.memory == "auto" else "it fits: ") + " ".join(flags) + rows
     copy = f"a copy of the weights, which {'stays through' if plan.keep_copy else 'is freed before'} the update"

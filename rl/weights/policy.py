@@ -1,4 +1,4 @@
-"""The homes of weights, gradients and optimizer: the one file that looks at `--memory`.
+"""The homes of weights, gradients and optimizer: the one file that builds what `--memory` says.
 
     mode         trained parameters                      sampled with
     shard        float32, cut over the ranks             themselves on one CPU process, else a copy in the compute dtype
@@ -28,7 +28,7 @@ class TrainState:
     """The policy in training: everything a checkpoint restores, and the frozen reference beside it.
 
     Attributes:
-        policy: float32 masters, updated in place; it may be sharded.
+        policy: the trained weights, updated in place: float32, with exact-bf16 bfloat16; it may be sharded.
         optimizer: of the policy's parameters.
         reference: the frozen initial policy; None when beta is 0.
         optimizer_steps: taken so far; the version of the policy.
