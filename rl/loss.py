@@ -29,20 +29,10 @@ def k3_kl(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
 
 
 def grpo_loss(
-    logp_BT: Tensor,
-    old_logp_BT: Tensor,
-    ref_logp_BT: Tensor | None,
-    advantages_B: Tensor,
-    mask_BT: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    beta: float,
-    aggregation: str,
-    denominator: float,
-    kl_estimator: str = "k3",
-    weight_BT: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    logp_BT: Tensor, old_logp_BT: Tensor, ref_logp_BT: Tensor | None, advantages_B: Tensor, mask_BT: Tensor, *,
+    clip_low: float, clip_high: float, beta: float, aggregation: str, denominator: float,
+    kl_estimator: str = "k3", weight_BT: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Eq. 3, negated: the loss of one micro-batch. Micro-batch losses of an optimizer step add up to the loss of the step.
 
         -J = - sum over samples and tokens of  min(r A, clip(r) A) - beta k3,   aggregated
