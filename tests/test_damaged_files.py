@@ -208,6 +208,7 @@ def test_damaged_rollouts_are_named_and_reported_without(place, capsys, damage):
     for command, arguments in ((sft.main, ["--from-rollouts", run]), (evaluate.main, ["--analyse", run])):
         assert f"step_000001.jsonl, line {line}: not " in said_on_failure(capsys, command, arguments)
     assert not (place / "runs/run/ift").exists()
+    file.write_bytes(file.read_bytes() + b'\n{"mode": "refine", "text": "an answer to nothing"}\n')
     assert report([run]) == 0
 
 
@@ -236,7 +237,11 @@ def test_a_damaged_evaluation_is_named(place, capsys):
     assert records.read_bytes() == whole
     records.write_bytes(b"\xff\n" + whole)
     assert "own.vanilla.jsonl, line 1 is no record" in said_on_failure(capsys, evaluate.main, again)
+    records.write_bytes(whole.replace(b'"finish_reason"', b'"finish"', 1))
+    assert "own.vanilla.jsonl, line 1 is no record" in said_on_failure(capsys, evaluate.main, ["--table", str(out)])
     records.write_bytes(whole)
+    (out / "records/old.notes.jsonl").write_text("what I saw\n")
+    assert evaluate.main(["--table", str(out)]) == 0, "a file of a person's own is no record"
     for content in ("{}", "[]", '{"benchmarks'):
         (out / "settings.json").write_text(content)
         assert "holds no evaluation" in said_on_failure(capsys, evaluate.main, again)
