@@ -16,6 +16,7 @@ from test_distributed import run_ranks
 import evaluate
 from rl.distributed import rank, world_size
 from rl.evaluation.records import RecordFile
+from rl.run.processes import process_group
 
 METHODS = ("vanilla", "self-refine-oracle", "pasr")
 SEVERAL = ("--methods", ",".join(METHODS), "--samples", "2", "--temperature", "1", "--judge", "self")
@@ -55,7 +56,8 @@ def evaluate_in_two(place: Path) -> None:
         append(self, record)
 
     RecordFile.append = append_slowly
-    code = evaluate.main(command(place, "two")) or evaluate.main(command(place, "two-long", LONG))
+    with process_group("cpu"):  # one for both: a quick rank would join the group that the slow one is about to leave
+        code = evaluate.main(command(place, "two")) or evaluate.main(command(place, "two-long", LONG))
     print(f"answered {dict(answers)}", flush=True)
     os._exit(code)
 
