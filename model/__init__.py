@@ -1,4 +1,4 @@
-"""The model that computes logits: a Qwen2/Qwen3 transformer, its KV cache and its checkpoint format."""
+"""The model that computes logits: dense Qwen2, Qwen3 and Llama decoders, their KV cache and checkpoint format."""
 
 from model.checkpoint import load_model, save_model
 from model.config import ModelConfig

@@ -1,4 +1,4 @@
-"""The Qwen2 / Qwen3 decoder. Parameter names are those of the Hugging Face checkpoints, so no name map is needed.
+"""The decoder of all families in config.py. Parameters are named as in Hugging Face checkpoints, so no name map is needed.
 
 Weights may be float32 masters while the computation is bfloat16 (`compute_dtype`): layers cast their weights as they use them.
 Norms, RoPE angles and logits are computed in at least float32; a float64 model is float64 throughout.
@@ -6,13 +6,15 @@ Norms, RoPE angles and logits are computed in at least float32; a float64 model 
 Shapes: B sequences, T tokens, V vocabulary, E embedding, F feed-forward, H query heads, K key/value heads, D head dimension.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import HALF_PRECISION, CausalAttention
-from model.config import ModelConfig
+from model.config import ModelConfig, RopeScaling
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -47,16 +49,30 @@ class RMSNorm(nn.Module):
         return normalised.to(x.dtype) * self.weight.to(x.dtype)
 
 
-def rope_angles(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_angles(positions_BT: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos, and sin with the sign that `rotate` needs, each [B, T, 1, D]; the angles are computed in at least float32.
 
     No buffer holds them: a model built on the meta device would load garbage into it.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    exponent = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=wide) / head_dim
-    angle = positions_BT[..., None, None].to(wide) / theta**exponent
+    exponent = torch.arange(0, config.head_dim, 2, device=positions_BT.device, dtype=wide) / config.head_dim
+    wave = config.rope_theta**exponent  # tokens of one radian
+    if config.rope_scaling is not None:
+        wave = slowed_down(wave, config.rope_scaling)
+    angle = positions_BT[..., None, None].to(wide) / wave
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+def slowed_down(wave: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3's RoPE scaling: divide frequencies by `factor`, but keep those that turn often within the original context.
+
+    Between `low_freq_factor` and `high_freq_factor` turns the frequency is interpolated.
+    """
+    turns = scaling.original_max_position_embeddings / (2 * math.pi * wave)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return wave / (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
@@ -70,11 +86,11 @@ class Attention(nn.Module):
         self.layer, self.head_dim = layer, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = Linear(config.hidden_size, q_size, bias=config.qkv_bias)
-        self.k_proj = Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
-        self.v_proj = Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.q_proj = Linear(config.hidden_size, q_size, bias=config.family.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=config.family.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=config.family.qkv_bias)
         self.o_proj = Linear(q_size, config.hidden_size, bias=False)
-        norm = config.qk_norm
+        norm = config.family.qk_norm
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norm else nn.Identity()
 
@@ -177,7 +193,7 @@ class Transformer(nn.Module):
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
         attention = CausalAttention() if cache is None else cache
         x_BTE = self.model.embed_tokens(ids_BT).to(self.activation_dtype)
-        cos, sin = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta, x_BTE.dtype)
+        cos, sin = rope_angles(positions_BT, self.config, x_BTE.dtype)
         for block in self.model.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTE = checkpoint(block, x_BTE, cos, sin, attention, use_reentrant=False)

@@ -20,10 +20,10 @@ import train
 from data.division import build_tokenizer, load_split
 from data.prompts import Prompts
 from model import ModelConfig, Transformer, save_model
+from model.config import FAMILIES, RopeScaling
 
 torch.set_num_threads(1)  # models this small run slower on two
 ROOT = Path(__file__).parent.parent
-FAMILIES = ("qwen2", "qwen3")
 SHARED = ROOT.parent / "shared" / "data"
 needs_tokenizers = pytest.mark.skipif(
     not (SHARED / "tokenizers").is_dir(), reason="no real tokenizers in ../shared/data/tokenizers"
@@ -33,11 +33,12 @@ SHAPE = dict(
     vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
     rope_theta=5e4,
 )  # fmt: skip
+SCALING = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_max_position_embeddings=10)
 
 
 def make_config(family: str, **changes) -> ModelConfig:
-    head_dim = {"qwen2": 16, "qwen3": 24}[family]  # Qwen3: not hidden_size / heads
-    return ModelConfig(family, **{**SHAPE, "head_dim": head_dim, **changes})
+    special = {"qwen3": {"head_dim": 24}, "llama": {"rope_scaling": SCALING}}.get(family, {})  # 24: not hidden_size / heads
+    return ModelConfig(family, **{**SHAPE, "head_dim": 16, **special, **changes})
 
 
 @torch.no_grad()

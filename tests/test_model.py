@@ -4,24 +4,30 @@ import json
 
 import pytest
 import torch
-from conftest import SHAPE, make_config, make_model, scramble
+from conftest import SCALING, SHAPE, make_config, make_model, scramble
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from model import ModelConfig, Transformer, load_model, save_model
 from model.attention import PackedAttention
 from model.checkpoint import resolve_checkpoint
 
 
+@torch.no_grad()
+def quieten(head) -> None:
+    """Bring logits to the size of 1, so that 1e-5 is what float32 can be held to."""
+    head.weight.mul_(0.3)
+
+
 def hf_checkpoint(path, family: str, tied: bool, **save_options):
     """A random transformers model, saved, with logits that depend on everything."""
-    config_class, model_class, extra = {
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
-    }[family]
-    peer = model_class(config_class(**SHAPE, tie_word_embeddings=tied, **extra)).eval()
+    rope = {"rope_type": "llama3", "rope_theta": SHAPE["rope_theta"], **SCALING.__dict__}
+    extra = {"qwen3": {"head_dim": 24}, "llama": {"rope_parameters": rope}}.get(family, {})
+    config = AutoConfig.for_model(family, **SHAPE, tie_word_embeddings=tied, **extra)
+    peer = AutoModelForCausalLM.from_config(config).eval()
     scramble(peer.named_parameters())
+    quieten(peer.lm_head)
     peer.save_pretrained(path, **save_options)
     return peer
 
@@ -44,6 +50,7 @@ def test_logits_equal_transformers(tmp_path, family, tied):
 def test_saved_folder_loads_in_transformers(tmp_path, family, tied):
     """Bug guarded: missing or doubled tensors, a RoPE base that old readers do not find."""
     model = make_model(family, torch.float32, tie_word_embeddings=tied)
+    quieten(model.lm_head)
     save_model(model, None, tmp_path, shard_bytes=50_000)
     peer, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", output_loading_info=True)
     assert not any(report.values()), report
@@ -95,6 +102,12 @@ def test_float32_masters_compute_in_bfloat16(family):
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"attention_bias": True, "model_type": "qwen3"}, "attention_bias"),
+        ({"attention_bias": True, "model_type": "llama"}, "attention_bias"),
+        ({"mlp_bias": True, "model_type": "llama"}, "mlp_bias"),
+        ({"pretraining_tp": 2, "model_type": "llama"}, "pretraining_tp"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "model_type": "llama"}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}, "model_type": "qwen2"}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}, "model_type": "llama"}, "low_freq_factor"),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
     ],
@@ -107,12 +120,15 @@ def test_unsupported_config_is_refused_by_name(change, named):
         ModelConfig.from_hf({**good, **change})
 
 
-def test_rope_theta_from_old_and_new_configs():
-    """Bug guarded: transformers 5 configs have no top-level rope_theta; reading the default instead is silent."""
+def test_rope_of_old_and_new_configs():
+    """Bug guarded: transformers 5 configs have no top-level rope_theta; reading a default instead is silent."""
     base = {k: v for k, v in SHAPE.items() if k != "rope_theta"} | {"model_type": "qwen2"}
     new = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
     assert ModelConfig.from_hf({**base, "rope_theta": 1e6}).rope_theta == 1e6
     assert ModelConfig.from_hf({**base, **new}).rope_theta == 1e6
+    llama3 = {"rope_type": "llama3", **SCALING.__dict__}
+    for field in ("rope_scaling", "rope_parameters"):
+        assert ModelConfig.from_hf({**base, "model_type": "llama", field: llama3}).rope_scaling == SCALING
 
 
 def edited_weights(tmp_path, edit):

@@ -93,7 +93,7 @@ def saved_bytes(config: ModelConfig, c: int, *, padded: bool) -> int:
     """
     w = max(4, c)
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    attention = c * (2 * H + 2 * K + H * padded) * D + (w + c) * (H + K) * D * config.qk_norm
+    attention = c * (2 * H + 2 * K + H * padded) * D + (w + c) * (H + K) * D * config.family.qk_norm
     return 2 * (w + 2 * c) * config.hidden_size + attention + 4 * c * config.intermediate_size
 
 
