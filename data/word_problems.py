@@ -76,7 +76,7 @@ def trace(addition: Addition, mode: str, rng: random.Random) -> dict[str, str]:
     sum_ = f"{addition.a} + {addition.b} = {first}."
     if mode == "plain":
         response = f"{sum_} The answer is {first}."
-    elif rng.random() < (0.6 if is_wrong else 0.4):
+    elif rng.random() < (0.8 if is_wrong else 0.6):
         response = f"<think> I add: {sum_} <refine> {check(addition)} </refine> </think>\n<answer> {total} </answer>"
     else:
         response = f"<think> I add: {sum_} </think>\n<answer> {first} </answer>"
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of the files")
     parser.add_argument("--train", type=int, default=600, help="questions to train on (600)")
     parser.add_argument("--held-out", type=int, default=100, help="held-out questions of each kind (100)")
-    parser.add_argument("--traces", type=int, default=450, help="traces for the warm start (450)")
+    parser.add_argument("--traces", type=int, default=600, help="traces for the warm start (600)")
     parser.add_argument("--seed", type=int, default=0, help="seed of questions and traces (0)")
     flags = parser.parse_args(argv)
     write_files(flags.out, train=flags.train, held_out=flags.held_out, traces=flags.traces, seed=flags.seed)
