@@ -21,6 +21,14 @@ The structure of your response:
 <think> first thoughts <refine> what is reconsidered, and the improvement </refine> further thoughts </think>
 <answer> the answer </answer>"""
 
+EXAMPLE = """
+
+An example. The user asks: A ticket costs 6 dollars. What do 4 tickets cost together if the whole order is 5 dollars cheaper?
+Your response:
+<think> 4 tickets cost 4 x 6 = 24 dollars. With the reduction that is 24 - 4 = 20. <refine> I took off 4, the number of \
+tickets. The reduction is 5, so it is 24 - 5 = 19. </refine> The order costs 19 dollars. </think>
+<answer> 19 </answer>"""  # of --prompts one-shot: a small model that is shown the format once keeps to it
+
 PLAIN_PROMPT = "You are a helpful assistant. Do the task the user gives you."
 
 PROMPTS_FILE = "prompts.json"
@@ -56,7 +64,9 @@ class Prompts:
 
 
 def load_prompts(file: str | None, model_folder: Path) -> Prompts:
-    """Return the prompts of `--prompts`, else those saved with the model, else the defaults."""
+    """Return the prompts of `--prompts` (a file, or one-shot), else those saved with the model, else the defaults."""
+    if file == "one-shot":
+        return Prompts(refine=REFINE_PROMPT + EXAMPLE)
     if file:
         return Prompts.load(file)
     saved = model_folder / PROMPTS_FILE

@@ -7,8 +7,8 @@ it often fails unless it adds tens and ones apart, as the refinements of the tra
 refinement pays: at hard questions it beats the plain answers, at easy ones it costs tokens and changes nothing.
 
 The files of OUT are JSONL: train.jsonl (both kinds mixed), easy.jsonl and hard.jsonl (held out), with `question` and `answer`;
-traces.jsonl with `question`, `response` and `mode`, for `python -m rl.sft --data`. No pair of numbers is both trained on and
-held out.
+traces.jsonl with `question`, `response` and `mode`, for `python -m rl.sft --data`. prompts.json holds the prompts for both. No
+pair of numbers is both trained on and held out.
 """
 
 import argparse
@@ -23,6 +23,11 @@ from data.examples import stable_seed
 
 NAMES = ("Ada", "Ben", "Carla", "Dev", "Ella", "Finn", "Gita", "Hugo", "Iris", "Jack", "Kira", "Liam", "Maya", "Noah", "Olga")
 THINGS = ("apples", "beads", "books", "buttons", "cards", "coins", "eggs", "marbles", "pencils", "shells", "stamps")
+PROMPTS = {  # short, because a warm start teaches the format
+    "refine": "Think between <think> and </think>. Check or correct between <refine> and </refine>. "
+    "Give the number between <answer> and </answer>.",
+    "plain": "You are a helpful assistant.",
+}
 TEMPLATES = (
     "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?",
     "There are {a} {things} in one box and {b} in another. How many {things} are there in both?",
@@ -94,7 +99,7 @@ def check(addition: Addition) -> str:
 
 
 def write_files(out: Path, *, train: int, held_out: int, traces: int, seed: int) -> None:
-    """Write the four files; two traces in three are of the refine mode."""
+    """Write four files of rows, and the prompts that go with them; two traces in three are of the refine mode."""
     out.mkdir(parents=True, exist_ok=True)
     source, rng = additions(tuple(RANGES), seed, held_out=False), random.Random(seed)
     files = {"train": [next(source).row() for _ in range(train)]}
@@ -102,6 +107,7 @@ def write_files(out: Path, *, train: int, held_out: int, traces: int, seed: int)
     for kind in RANGES:
         unseen = additions((kind,), seed, held_out=True)
         files[kind] = [next(unseen).row() for _ in range(held_out)]
+    (out / "prompts.json").write_text(json.dumps(PROMPTS, indent=2) + "\n", encoding="utf-8")
     for name, rows in files.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{out / name}.jsonl: {len(rows)} rows")

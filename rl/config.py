@@ -39,7 +39,7 @@ class Config:
     data: str = option(
         "evol-instruct", "file of (question, answer) or (instruction, output), hub:OWNER/NAME:CONFIG:SPLIT, evol-instruct"
     )
-    prompts: str | None = option(None, 'JSON file that replaces any of the prompts "refine", "plain", "judge", "grade"')
+    prompts: str | None = option(None, 'JSON file with any of "refine", "plain", "judge", "grade"; or one-shot (an example)')
     judge: str = option(
         "self", "who scores answers (Eq. 5): self (frozen reference), rules, a model's folder or hub id, http(s)://host/v1"
     )

@@ -88,6 +88,9 @@ def test_prompts_travel_with_the_model(tmp_path):
     assert load_prompts(None, tmp_path) == Prompts()
     Prompts(refine="R").save(tmp_path)
     assert load_prompts(None, tmp_path).refine == "R"
+    shown = load_prompts("one-shot", tmp_path)
+    assert shown.refine.startswith(Prompts().refine)
+    assert format_reward(shown.refine.partition("Your response:\n")[2]) == 1.0
     assert load_prompts(str(write(tmp_path / "mine.json", '{"plain": "P"}')), tmp_path) == Prompts(plain="P")
     for bad in ('{"grader": "x"}', "[]", "{", '{"plain": 3}'):
         with pytest.raises(ValueError):
