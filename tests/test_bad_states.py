@@ -218,10 +218,10 @@ def test_a_full_disk_costs_only_the_checkpoint_being_written(place, whole, monke
 
 def test_too_small_a_disk_is_refused_before_the_run(place, tmp_path):
     """Bug guarded: 106 GB a checkpoint, found out after hours."""
-    line = check_disk(tmp_path, 1000, 2, keep=2, existing=0)
+    line = check_disk(tmp_path, 1000, 2, keep=2)
     assert "0.0 MB of state" in line
     with pytest.raises(ValueError, match=r"takes 12000000\.0 GB of state and 2000000\.0 GB of export.*--keep"):
-        check_disk(tmp_path, 10**15, 2, keep=2, existing=0)
+        check_disk(tmp_path, 10**15, 2, keep=2)
 
 
 def test_a_broken_metrics_file(place, whole):

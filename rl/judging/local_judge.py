@@ -28,6 +28,7 @@ from rewards.judge_prompts import build_judge_prompt, check_template
 
 GRADES = "0123456789"
 MIN_CONFIDENCE = 0.5  # of the likeliest option; less is no choice
+BATCH_TOKENS = 16_384  # of one forward
 HEAD_ROWS = 64  # positions whose logits over the whole vocabulary are held at once
 
 Prompt = tuple[int, ...]  # token ids
@@ -55,11 +56,9 @@ class LocalJudge(Scorer):
 
     def __init__(
         self, model: Transformer, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str, symbols: str = GRADES,
-        read: Callable[[Tensor], Tensor] | None = None, batch_tokens: int = 16384,
+        read: Callable[[Tensor], Tensor] | None = None, batch_tokens: int = BATCH_TOKENS,
     ) -> None:  # fmt: skip
         check_template(prompt_template)
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.model, self.tokenizer, self.template, self.batch_tokens = model, tokenizer, prompt_template, batch_tokens
         self._read = read or mean_grade
         grade_ids = find_grade_ids(tokenizer, self.render(Judgement("0", "0", "0")), symbols)

@@ -20,7 +20,7 @@ import torch
 from model import ModelConfig, Transformer
 from model.kv_cache import kv_bytes_per_token
 from rl.config import Config
-from rl.judging.local_judge import HEAD_ROWS
+from rl.judging.local_judge import BATCH_TOKENS, HEAD_ROWS
 from rl.logprobs import CHUNK_ELEMENTS
 from rl.slots import PREFILL_TOKENS, draw_bytes, prefill_bytes
 
@@ -30,7 +30,6 @@ ITEMS = ("weights", "gradients", "optimizer", "reference", "judge", "KV cache", 
 GPU_RUNTIME = 1.5 * GIB  # CUDA context, NCCL buffers, cuBLAS workspaces
 CPU_RUNTIME = 0.6 * GIB  # Python, torch and what it keeps for itself
 NODE_RUNTIME = 4 * GIB  # host memory of a process that trains on a GPU: Python, CUDA, tokenizer, data
-JUDGE_TOKENS = 16_384  # of one forward of the in-process judge (LocalJudge.batch_tokens)
 OPTIMIZER_TEMPORARIES = 0.25 * GIB  # of exact-bf16, which rebuilds masters a slice at a time
 MASTER = MOMENT = 4  # bytes
 LOW_BITS = 2
@@ -57,10 +56,6 @@ class Machine:
     @property
     def compute(self) -> torch.dtype:
         return torch.bfloat16 if self.device == "cuda" else torch.float32
-
-    @property
-    def processes_per_node(self) -> int:
-        return min(self.gpus, self.per_node)
 
 
 class Shapes:
@@ -106,20 +101,17 @@ def longest_sequence(config: Config) -> int:
     return config.max_prompt_tokens + config.max_new_tokens
 
 
-def questions_of_a_gpu(config: Config, machine: Machine) -> int:
-    return -(-config.questions_per_step // machine.gpus)
-
-
 def sampled_at_once(config: Config, machine: Machine) -> tuple[int, int]:
     """Return the sequences and prompts of one call of the sampler on one GPU."""
-    questions = questions_of_a_gpu(config, machine)
+    questions = -(-config.questions_per_step // machine.gpus)
     with_plain = config.plain_samples > 0 and config.plain_policy == "current"
     return questions * (config.group_size + config.plain_samples * with_plain), questions * (1 + with_plain)
 
 
 def micro_batch(config: Config, machine: Machine) -> int:
     """Return T: the most tokens of one forward and backward; a prompt counts once for its group."""
-    everything = questions_of_a_gpu(config, machine) * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
+    everything = config.max_prompt_tokens + config.group_size * config.max_new_tokens
+    everything *= -(-config.questions_per_step // machine.gpus)
     return min(max(config.micro_batch_tokens, longest_sequence(config)), everything)
 
 
@@ -149,7 +141,20 @@ class Plan:
 
     @cached_property
     def host(self) -> float:
-        return host_bytes(self)
+        """The host memory of one node of GPUs.
+
+        offload: pinned float32 weights and gradients, each tensor rounded up, and Adam's moments: 16P/W and more a process. A
+        reference in host memory: cP/W a process, rounded up. At a checkpoint the weights are exported from rank 0: cP.
+        """
+        machine, c, a_process = self.machine, self.machine.compute.itemsize, NODE_RUNTIME
+        if machine.device == "cpu":
+            return 0.0
+        for count in (math.ceil(p.numel() / machine.gpus) for p in self.shapes.model.parameters()):
+            if self.config.memory == "offload":
+                a_process += 2 * pinned(count, MASTER) + 2 * MOMENT * count
+            if self.config.needs_reference and self.reference_memory == "host":
+                a_process += pinned(count, c)
+        return min(machine.gpus, machine.per_node) * a_process + c * self.shapes.parameters
 
     @property
     def usable(self) -> float:
@@ -184,7 +189,7 @@ class Plan:
         optimizer    8P/W for Adam's moments, and 2P/W low bits of exact-bf16
         reference    cP/W, or 0 in host memory; cP more while one that is not whole judges or writes plain answers
         judge        cP of a model of its own
-        KV cache     bytes a token x S x (prompt and new tokens)
+        KV cache     bytes a token x (S x (prompt and new tokens), and a prompt whose further samples wait)
         activations  prefill or decode; T x forward; in the update T x (layers kept + the one being computed)
         logits       decode: 16 bytes x S x V while a token is drawn, and 4NV; else two buffers of a chunk
         gathered     whole layers while they compute, two at a time; in the update, their gradients, or the head's
@@ -215,7 +220,7 @@ class Plan:
         _rollout(table["rollout"], self)
         if config.judge_kind == "self" or judge:
             grader = (judge or self.shapes).config
-            table["judge"]["activations"] = JUDGE_TOKENS * forward_bytes(grader, c)
+            table["judge"]["activations"] = BATCH_TOKENS * forward_bytes(grader, c)
             table["judge"]["logits"] = 2 * HEAD_ROWS * grader.vocab_size * 4
             table["judge"]["reference"] += 0 if judge else reference_copy
         if config.beta > 0:  # hidden states are there three times when the last layer is done
@@ -235,7 +240,8 @@ def _rollout(items: dict[str, float], plan: Plan) -> None:
     c, (sequences, prompts) = machine.compute.itemsize, sampled_at_once(config, machine)
     S = min(config.max_slots, sequences)
     N = min(S, prompts)
-    items["KV cache"] = kv_bytes_per_token(model, machine.compute) * S * longest_sequence(config)
+    tokens = S * longest_sequence(config) + config.max_prompt_tokens * (sequences > S)
+    items["KV cache"] = kv_bytes_per_token(model, machine.compute) * tokens
     prefill = prefill_bytes(model, machine.compute, min(PREFILL_TOKENS, N * config.max_prompt_tokens))
     scores = S * model.num_attention_heads * longest_sequence(config) * 3 * c * (machine.device == "cpu")
     items["activations"] = max(prefill, S * forward_bytes(model, c) + scores)
@@ -279,20 +285,3 @@ def _update(items: dict[str, float], plan: Plan) -> None:
 def pinned(count: int, itemsize: int) -> int:
     """Return the bytes of a pinned tensor: torch rounds each up to a power of two."""
     return 1 << (count * itemsize - 1).bit_length()
-
-
-def host_bytes(plan: Plan) -> float:
-    """Return the host memory of one node of GPUs.
-
-    offload: pinned float32 weights and gradients, each tensor rounded up, and Adam's moments: 16P/W and more a process. A
-    reference in host memory: cP/W a process, rounded up. At a checkpoint the weights are exported from rank 0: cP.
-    """
-    machine, c = plan.machine, plan.machine.compute.itemsize
-    if machine.device == "cpu":
-        return 0.0
-    shards, a_process = [math.ceil(p.numel() / machine.gpus) for p in plan.shapes.model.parameters()], NODE_RUNTIME
-    if plan.config.memory == "offload":
-        a_process += sum(2 * pinned(count, MASTER) + 2 * MOMENT * count for count in shards)
-    if plan.config.needs_reference and plan.reference_memory == "host":
-        a_process += sum(pinned(count, c) for count in shards)
-    return machine.processes_per_node * a_process + c * plan.shapes.parameters

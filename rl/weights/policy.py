@@ -49,14 +49,35 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def load_policy(config: Config, source: Path, device: torch.device) -> Transformer:
     """Load the weights that are trained to where `--memory` says; it is not auto any more."""
-    compute, offload = compute_dtype(device), config.memory == "offload"
-    if world_size() > 1 or offload:
-        stored = torch.bfloat16 if config.memory == "exact-bf16" else torch.float32
-        model = load_sharded(source, make_mesh(device), device, dtype=stored, compute=compute, offload=offload)
-    else:
-        model = load_model(source, dtype=torch.float32, device=device)
-        model.compute_dtype = compute
+    # whole float32 weights become bfloat16 in ExactBF16AdamW, which keeps what that takes from them; sharded ones cannot
+    is_half = config.memory == "exact-bf16" and world_size() > 1
+    dtype = torch.bfloat16 if is_half else torch.float32
+    model = _load(source, device, dtype=dtype, offload=config.memory == "offload")
     model.activation_checkpointing = config.activation_checkpointing
+    return model
+
+
+def load_reference(source: Path, device: torch.device, *, offload: bool) -> Transformer:
+    """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
+
+    Args:
+        offload: keep it in host memory (FSDP2); each layer visits the device while it computes. What judges or writes answers
+            is a whole copy (`WholeWeights`), because a decode step would fetch every weight for one token.
+    """
+    return _load(source, device, dtype=compute_dtype(device), offload=offload).requires_grad_(False)
+
+
+def load_frozen(source: Path, device: torch.device) -> Transformer:
+    """Load a whole model that is never trained, in the dtype it computes in."""
+    return load_model(source, dtype=compute_dtype(device), device=device).requires_grad_(False)
+
+
+def _load(source: Path, device: torch.device, *, dtype: torch.dtype, offload: bool) -> Transformer:
+    compute = compute_dtype(device)
+    if world_size() > 1 or offload:
+        return load_sharded(source, make_mesh(device), device, dtype=dtype, compute=compute, offload=offload)
+    model = load_model(source, dtype=dtype, device=device)
+    model.compute_dtype = compute
     return model
 
 
@@ -68,25 +89,6 @@ def make_optimizer(policy: Transformer, config: Config) -> torch.optim.Optimizer
     optimizer = adamw(policy.parameters(), **setting)
     create_state(optimizer)
     return optimizer
-
-
-def load_reference(source: Path, device: torch.device, *, offload: bool) -> Transformer:
-    """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
-
-    Args:
-        offload: keep it in host memory (FSDP2); each layer visits the device while it computes. What judges or writes answers
-            is a whole copy (`WholeWeights`), because a decode step would fetch every weight for one token.
-    """
-    if world_size() == 1 and not offload:
-        return load_frozen(source, device)
-    compute = compute_dtype(device)
-    model = load_sharded(source, make_mesh(device), device, dtype=compute, compute=compute, offload=offload)
-    return model.requires_grad_(False)
-
-
-def load_frozen(source: Path, device: torch.device) -> Transformer:
-    """Load a whole model that is never trained, in the dtype it computes in."""
-    return load_model(source, dtype=compute_dtype(device), device=device).requires_grad_(False)
 
 
 def make_sampler_model(policy: Transformer) -> Transformer:
