@@ -1,5 +1,8 @@
 """An HTTP judge to be asked in tests, and what its server should say."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
 from fault_proxy import share_of
 
 from rewards.http_judge import HttpJudge
@@ -25,9 +28,11 @@ def fair(prompt: str) -> str:
     return str(true_score(prompt))
 
 
-def judge_at(url: str, **changes) -> HttpJudge:
+@contextmanager
+def judge_at(url: str, model: str = "a-judge", **changes) -> Iterator[HttpJudge]:
     settings = {"prompt_template": JUDGE_PROMPT, "concurrency": 16, "timeout": 20.0, "backoff": 0.001}
-    return HttpJudge(url, "a-judge", **{**settings, **changes})
+    with closing(HttpJudge(url, model, **{**settings, **changes})) as judge:
+        yield judge
 
 
 def ask(judge: HttpJudge, *items: Judgement) -> list[float | None]:

@@ -18,7 +18,7 @@ from rl.distributed import gather, pick_device, world_size
 from rl.run.checkpoint import STATE_BYTES
 from rl.run.console import count, gib, gigabytes, wrapped
 from rl.slots import MOST_SLOTS
-from rl.weights.plan import GIB, ITEMS, PHASES, Machine, Plan, Shapes, longest_sequence, sampled_at_once
+from rl.weights.plan import GIB, PHASES, Machine, Plan, Shapes, longest_sequence, sampled_at_once
 
 RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and plan.py does not know
 LEAST_SLOTS = 8
@@ -238,19 +238,13 @@ def _plan(model: str, config: Config, machine: Machine) -> Plan:
 
 def table_lines(plan: Plan) -> list[str]:
     """Return a line for every item that takes anything, in GiB, with sums and what is left."""
-
-    def line(title: str, values: list[float]) -> str:
-        return f"{title:<18}" + "".join(f"{value / GIB:>12.1f}" for value in values)
-
-    rows = {name: [plan.table[phase][name] for phase in PHASES] for name in ITEMS}
-    reserved = [plan.machine.gpu_bytes * plan.reserve] * len(PHASES)
-    return [
-        f"{'GiB on each ' + ('GPU' if plan.machine.device == 'cuda' else 'CPU'):<18}" + "".join(f"{p:>12}" for p in PHASES),
-        *(line(name, values) for name, values in rows.items() if any(values)),
-        line("sum", list(plan.sums.values())),
-        *([line(f"{plan.reserve:.0%} kept free", reserved)] if plan.reserve else []),
-        line("left", [plan.usable - total for total in plan.sums.values()]),
-    ]
+    rows = {name: row for name, row in plan.table.items() if any(row)} | {"sum": plan.sums.values()}
+    if plan.reserve:
+        rows[f"{plan.reserve:.0%} kept free"] = [plan.machine.gpu_bytes * plan.reserve] * len(PHASES)
+    rows["left"] = [plan.usable - total for total in plan.sums.values()]
+    title = f"GiB on each {'GPU' if plan.machine.device == 'cuda' else 'CPU'}"
+    lines = [f"{title:<18}" + "".join(f"{phase:>12}" for phase in PHASES)]
+    return lines + [f"{name:<18}" + "".join(f"{value / GIB:>12.1f}" for value in row) for name, row in rows.items()]
 
 
 def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
