@@ -125,7 +125,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     in_host = plan.reference_memory == "host"
     reference = load_reference(source, device, offload=in_host) if config.needs_reference else None
     is_read_whole = spec.kind == "self" or config.reference_writes_plain
-    reference_weights = WholeWeights(reference, keep=False) if is_read_whole else nullcontext()
+    reference_weights = WholeWeights(reference) if is_read_whole else nullcontext()
     judge_weights = reference_weights if spec.kind == "self" else nullcontext()
     with judge_weights as judge_model:
         scorer = make_scorers(spec, {"answer": training_prompt(prompts)}, (judge_model, tokenizer), tried="answer")["answer"]
@@ -134,7 +134,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
 
     # the policy, its optimizer, and what samples from it
     policy = load_policy(decided, source, device)
-    optimizer, weights = make_optimizer(policy, decided), WholeWeights(policy, keep=plan.keep_copy)
+    optimizer, weights = make_optimizer(policy, decided), WholeWeights(policy)
     check_vocabulary(tokenizer, policy.config.vocab_size)
     parameters, kept = sum(p.numel() for p in policy.parameters()), config.keep + bool(config.keep_best)
     print(broadcast_from_main(lambda: check_disk(run.path, parameters, stored_dtype(source).itemsize, kept)))

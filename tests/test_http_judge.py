@@ -6,8 +6,7 @@ import time
 from email.utils import formatdate
 
 import pytest
-from fault_proxy import FakeJudge, FaultProxy, planned, running, share_of, some_fail
-from judging import NO_FAULTS, ask, counts, fair, item, judge_at, prompt_of, true_score
+from judging import NO_FAULTS, FakeJudge, ask, counts, fair, item, judge_at, planned, prompt_of, running, share_of, some_fail
 
 from rewards.judge import JudgeRefusedError
 from rl.judging.cache import ScoreCache
@@ -19,7 +18,7 @@ def test_scores_are_the_servers():
     """Bug guarded: scores that go to another answer, a wrong address, a request with sampling, statistics that pile up."""
     items = [item(n) for n in range(100)]
     with running(FakeJudge(fair)) as server, judge_at(server.url + "/", extra_body={"top_k": 1, "max_tokens": None}) as judge:
-        assert ask(judge, *items) == [true_score(prompt_of(i)) for i in items]
+        assert ask(judge, *items) == [float(fair(prompt_of(i))) for i in items]
         assert counts(judge) == NO_FAULTS | {"calls": 100}
         assert counts(judge) == NO_FAULTS | {"calls": 0}
     assert sorted(server.asked) == sorted(map(prompt_of, items))
@@ -36,21 +35,19 @@ def test_every_fault_is_survived_and_counted():
     faults, lost = planned(plan, prompts, max_retries=5)
     assert lost == 0
     assert len(faults) == 6, "every kind of fault occurs"
-    server = FakeJudge(fair)
-    with running(proxy := FaultProxy(server.url, plan), server), judge_at(proxy.url, concurrency=24, timeout=1.0) as judge:
-        assert ask(judge, *items) == [true_score(prompt) for prompt in prompts]
+    with running(FakeJudge(fair, plan)) as server, judge_at(server.url, concurrency=24, timeout=1.0) as judge:
+        assert ask(judge, *items) == [float(fair(prompt)) for prompt in prompts]
         assert counts(judge) == NO_FAULTS | {"calls": 120, "retries": faults.total()}
-        assert {fault: n for fault, n in proxy.done.items() if fault not in ("", "slow")} == faults
+        assert {fault: n for fault, n in server.done.items() if fault not in ("", "slow")} == faults
         assert len(server.asked) == 120, "a call that succeeded is not repeated"
 
 
 def test_a_reply_that_trickles_ends_at_the_time_out():
     """Bug guarded: a time-out of each read alone, so that a server which sends a byte now and then is waited for for ever."""
-    server = FakeJudge(fair)
-    proxy = FaultProxy(server.url, lambda prompt, attempt: "" if attempt else "trickle")
-    with running(proxy, server), judge_at(proxy.url, timeout=0.3) as judge:
+    server = FakeJudge(fair, lambda prompt, attempt: "" if attempt else "trickle")
+    with running(server), judge_at(server.url, timeout=0.3) as judge:
         begin = time.perf_counter()
-        assert ask(judge, item(0)) == [true_score(prompt_of(item(0)))]
+        assert ask(judge, item(0)) == [float(fair(prompt_of(item(0))))]
         assert time.perf_counter() - begin < 5, "all of it would take ten seconds"
         assert counts(judge) == NO_FAULTS | {"calls": 1, "retries": 1}
 
@@ -65,10 +62,9 @@ def test_what_fails_to_the_end_is_none_and_counted():
 
     faults, lost = planned(plan, prompts, max_retries=2)
     assert 0 < lost < 60
-    server = FakeJudge(fair)
-    with running(proxy := FaultProxy(server.url, plan), server), judge_at(proxy.url, max_retries=2) as judge:
+    with running(FakeJudge(fair, plan)) as server, judge_at(server.url, max_retries=2) as judge:
         scores = ask(judge, *items)
-        assert scores == [None if plan(prompt, 0) else true_score(prompt) for prompt in prompts]
+        assert scores == [None if plan(prompt, 0) else float(fair(prompt)) for prompt in prompts]
         assert scores.count(None) == lost
         assert counts(judge) == NO_FAULTS | {"calls": 60, "failed": lost, "retries": 2 * lost}
         assert judge.last_failure
@@ -138,12 +134,12 @@ def test_one_refused_prompt_is_none_but_all_refused_is_an_error():
 @pytest.mark.parametrize("form", ["seconds", "date", "nonsense"])
 def test_retry_after_is_honoured(form):
     """Bug guarded: a server that asks for a pause hammered on; an unreadable header that ends the call."""
-    server, until = FakeJudge(fair), time.time() + (1.5 if form == "date" else 0)
+    until = time.time() + (1.5 if form == "date" else 0)
     moment = {"seconds": "0.4", "date": formatdate(until, usegmt=True), "nonsense": "12 parsecs"}[form]
-    proxy = FaultProxy(server.url, lambda prompt, attempt: "" if attempt else "429", retry_after=moment)
-    with running(proxy, server), judge_at(proxy.url) as judge:
+    server = FakeJudge(fair, lambda prompt, attempt: "" if attempt else "429", retry_after=moment)
+    with running(server), judge_at(server.url) as judge:
         begin = time.perf_counter()
-        assert ask(judge, item(0)) == [true_score(prompt_of(item(0)))]
+        assert ask(judge, item(0)) == [float(fair(prompt_of(item(0))))]
         assert time.perf_counter() - begin >= (0.4 if form == "seconds" else 0)
         assert time.time() >= int(until)
         assert counts(judge) == NO_FAULTS | {"calls": 1, "retries": 1}

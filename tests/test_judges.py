@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_model, write_task_folder
-from fault_proxy import FakeJudge, running
+from judging import FakeJudge, running
 from samples import character_tokenizer
 
 import rl.judging.judge

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from conftest import assert_same_run, flags, lines_of, without_costs
-from fault_proxy import FakeJudge, FaultProxy, running, share_of, some_fail
+from judging import FakeJudge, running, share_of, some_fail
 from samples import sample
 
 import rl.judging.judge
@@ -99,10 +99,6 @@ def test_a_stop_signal_ends_the_waiting(monkeypatch):
     assert sleep_unless_stopped(0.0) is None, "of a context that is over"
 
 
-def test_nothing_asked_is_nothing_missing():
-    assert PendingScores(RuleScorer(), 0.0, 0.0).collect() == {}
-
-
 @pytest.mark.usefixtures("reward_for_length", "no_report")
 def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place, monkeypatch, capsys):
     """Bug guarded: steps lost, or trained on nothing, while the judge is down."""
@@ -173,12 +169,12 @@ def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(pla
     """Bug guarded: a score lost, invented or given to another answer when three calls in ten fail and one in ten is slow."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
     monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.01))
-    failing, options = some_fail(0.3, 0.1), ("--judge-model", "any", "--judge-options", '{"timeout": 0.3}', "--steps", "20")
-    server = FakeJudge(lambda prompt: f"{share_of(prompt):.3f}")
-    proxy = FaultProxy(server.url, lambda prompt, attempt: failing(prompt, attempt) if attempt < 4 else "", slow=0.05, hold=1.0)
-    with running(server, proxy):
-        for runs, url in (("healthy", server.url), ("faulty", proxy.url)):
-            assert train.main(flags(place, "run", "--judge", url, *options, "--runs-dir", str(tmp_path / runs))) == 0
+    options = ("--judge-model", "any", "--judge-options", '{"timeout": 0.3}', "--steps", "20")
+    for runs, share in (("healthy", 0.0), ("faulty", 0.3)):
+        failing = some_fail(share, share / 3)
+        plan = lambda prompt, attempt, fail=failing: fail(prompt, attempt) if attempt < 4 else ""  # noqa: E731
+        with running(FakeJudge(lambda prompt: f"{share_of(prompt):.3f}", plan, slow=0.05, hold=1.0)) as server:
+            assert train.main(flags(place, "run", "--judge", server.url, *options, "--runs-dir", str(tmp_path / runs))) == 0
     healthy, faulty = (lines_of(tmp_path / runs / "run/metrics.jsonl") for runs in ("healthy", "faulty"))
     assert "WARNING: this judge does not tell" in capsys.readouterr().out, "its scores are noise"
     assert sum(row["judge/retries"] for row in healthy) == 0

@@ -119,20 +119,6 @@ def test_flash_layout_names_the_keys_of_each_sequence():
     assert (longest_q, longest_k) == (3, 5)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("grade", [0, 3, 9])
-def test_a_model_that_prefers_a_grade_gives_it(grade):
-    """Bug guarded: a score that is not what the model says, a scale that is turned round."""
-    judge = make_judge("qwen2", torch.float32)
-    judge.model.model.norm.weight.zero_()[0] = 1.0  # the head sees one feature, and the grades share it out:
-    head = judge.model.lm_head.weight.zero_()
-    x = judge.model(torch.tensor([judge.tokenizer.encode(judge.render(ITEMS[0]))]))[0, -1, 0]
-    head[judge.grade_ids_G[grade], 0] = 100.0 / x
-    assert scores_of(judge, ITEMS[:1]) == pytest.approx([grade / 9], abs=1e-6)
-    head.zero_()
-    assert scores_of(judge, ITEMS[:2]) == pytest.approx([0.5, 0.5], abs=1e-6), "indifferent between the grades"
-
-
 def test_tokenizers_that_cannot_write_a_grade_are_refused():
     """Bug guarded: p(first half of a grade) taken for a grade, a digit that melts into the prompt, <unk> as a grade."""
     model = make_model("qwen3", vocab_size=128)

@@ -159,9 +159,8 @@ def test_a_reference_that_is_not_whole_has_a_copy_while_it_judges_or_writes(seve
     """Bug guarded: a whole copy that no phase has room for, or one that stays through the update; one for nobody."""
     config, four, P = settings(memory="shard", max_slots=64), Machine(4, H100), seven.parameters
     for changes, phase in (({"judge": "self"}, "judge"), ({"judge": "rules", "plain_policy": "reference"}, "rollout")):
-        plans = (Plan(seven, replace(config, **changes), four, keep_copy=keep) for keep in (True, False))
-        kept, freed = (at(plan, phase)["weights"] + at(plan, phase)["reference"] for plan in plans)
-        assert (kept, freed) == ((4 + 8 + 8 + 2) * P / 4, (4 + 8 + 2) * P / 4), "the policy's copy and this take turns"
+        items = at(Plan(seven, replace(config, **changes), four), phase)
+        assert items["weights"] + items["reference"] == (4 + 8 + 2) * P / 4, "the policy's copy and this take turns"
     resident = Plan(seven, settings(memory="exact-bf16", plain_policy="reference", max_slots=64), Machine(1, H200))
     on_host = replace(resident, reference_memory="host")
     assert on_host.table["reference"] == (2 * P, 2 * P, 0, 0)
@@ -207,7 +206,7 @@ def test_as_many_slots_as_fit_and_the_reference_moves_only_where_it_must(seven):
         machine = Machine(2, size * GIB)
         plan = decide(seven, named, machine)
         slots.add(plan.config.max_slots)
-        more = replace(plan, config=replace(plan.config, max_slots=plan.config.max_slots + 8), keep_copy=False)
+        more = replace(plan, config=replace(plan.config, max_slots=plan.config.max_slots + 8))
         assert plan.config.max_slots % 8 == 0
         assert not plan.fits or not more.fits or plan.config.max_slots == 256
         config = replace(named, judge="rules", max_slots=8)

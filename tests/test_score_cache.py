@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from fault_proxy import FakeJudge, running
-from judging import NO_FAULTS, ask, counts, fair, item, judge_at
+from judging import NO_FAULTS, FakeJudge, ask, counts, fair, item, judge_at, running
 
 from rl.judging.cache import ScoreCache
 

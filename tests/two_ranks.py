@@ -156,8 +156,8 @@ class MarkedScorer(RuleScorer):
 def rollouts(place: Path) -> dict:
     results, tokenizer = {}, load_tokenizer(place / "task")
     renderer = PromptRenderer(tokenizer, Prompts())
-    weights = WholeWeights(load(place / "task", torch.float64), keep=False)
-    reference = WholeWeights(load(place / "reference/task", torch.float64), keep=False)
+    weights = WholeWeights(load(place / "task", torch.float64))
+    reference = WholeWeights(load(place / "reference/task", torch.float64))
     limits = dict(stop_ids=[tokenizer.eos_token_id], max_slots=6, max_len=64)
     sampler, other = Sampler(weights.model, **limits), Sampler(reference.model, **limits)
 

@@ -115,12 +115,6 @@ def read_baselines(file: Path) -> dict[str, dict]:
     return {row["key"]: row for row in _read_rows(file, {"key": str, "scores": list, "texts": list})}
 
 
-def baseline_files(saved: dict) -> list[str]:
-    """Return the names of a run's caches in its config.json: one for each version of the rules it was judged by."""
-    names = saved.get("baselines") or []
-    return [names] if isinstance(names, str) else list(names)
-
-
 def question_key(question: str, reference: str) -> str:
     """Return the key of a question in a `BaselineCache`."""
     return _digest([question, reference])

@@ -22,7 +22,6 @@ from model.checkpoint import read_json
 from rl.config import FREE_ON_RESUME, Config, preset_values, to_flag
 from rl.distributed import broadcast_from_main, main_only
 from rl.files import append_line, write_whole
-from rl.judging.cache import baseline_files
 from rl.judging.judge import flags_that_differ
 from rl.metrics import Clock, SandbaggingWatch, rollout_metrics
 from rl.records import Group, Sample
@@ -55,9 +54,6 @@ def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
         config = replace(config, run=run.name, runs_dir=str(run.parent))
     if checkpoint is None:
         return config, None
-    if (checkpoint / "state" / ".metadata").exists():  # a pickle, which is not opened
-        problem = f"{checkpoint} was written by an earlier version and cannot be resumed"
-        raise ValueError(f"{problem}; its weights load as a model (--model {checkpoint})")
 
     # the flags of the run
     if not config.resume_with_changes:
@@ -143,7 +139,7 @@ class RunFolder:
 
         # what the run is from now on
         file = self.path / "config.json"
-        names = baseline_files(read_json(file)) if file.exists() else []
+        names = read_json(file).get("baselines", []) if file.exists() else []
         names += [baselines] if baselines and baselines not in names else []
         self._write_json("config.json", {"config": asdict(config)} | code_details() | {"baselines": names})
         (self.path / "summary.json").unlink(missing_ok=True)  # the run is being extended

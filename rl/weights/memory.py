@@ -78,11 +78,8 @@ def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | Non
         while may_lower_slots and plan.sums["rollout"] > plan.usable and slots > choice.least_slots:
             slots = max(choice.least_slots, (slots - 1) // 8 * 8)
             plan = replace(plan, config=replace(decided, max_slots=slots))
-
-        # the sampler's copy of the weights stays through the update where there is room
         if plan.fits:
-            with_copy = replace(plan, keep_copy=True)
-            return with_copy if with_copy.fits else plan
+            return plan
         if closest is None or plan.excess < closest.excess:
             closest = plan
     return closest
@@ -257,8 +254,10 @@ def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
     ]
     rows = f" (about {decided.max_slots} rows)" if config.max_slots == "auto" else ""
     taken = ("auto takes: " if config.memory == "auto" else "it fits: ") + " ".join(flags) + rows
-    copy = f"a copy of the weights, which {'stays through' if plan.keep_copy else 'is freed before'} the update"
-    lines = [wrapped(prefix + taken), f"the sampler uses {'the trained weights themselves' if plan.shares_weights else copy}"]
+    used = (
+        "the trained weights themselves" if plan.shares_weights else "a copy of the weights, which is freed before the update"
+    )
+    lines = [wrapped(prefix + taken), f"the sampler uses {used}"]
     if config.needs_reference and machine.device == "cuda":
         lines.append(f"the reference lies {'in host memory' if plan.reference_memory == 'host' else 'on the device'}")
     return lines + ([f"host memory of a node: {gib(plan.host)}"] if machine.device == "cuda" else [])

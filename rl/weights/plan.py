@@ -122,7 +122,6 @@ class Plan:
         config: the flags that run: none of those about memory is auto any more.
         judge: shapes of the model of --judge PATH.
         reference_memory: "device", or "host": the layers of the reference visit the device while they compute.
-        keep_copy: the sampler's copy of the weights stays through reference and update.
         reserve: share of a GPU that stays unplanned.
     """
 
@@ -131,7 +130,6 @@ class Plan:
     machine: Machine
     judge: Shapes | None = None
     reference_memory: str = "device"
-    keep_copy: bool = False
     reserve: float = 0.0
 
     @cached_property
@@ -188,15 +186,13 @@ class Plan:
         # the policy where it is trained, and a whole copy to sample with where that cannot be shared
         exact, trained = config.memory == "exact-bf16", 0.0 if config.memory == "offload" else P / W
         stored, copy = trained * (2 if exact else MASTER), c * P * (not self.shares_weights)
-        resting = stored + copy * self.keep_copy
         sampling_cache, sampling, drawing = _sampling(self)
         updating, gathered, chunks = _update(self)
 
         # the reference, and a whole copy of it while one that is not whole writes plain answers or judges
         reference = c * P / W * (config.needs_reference and self.reference_memory == "device")
         whole_reference, scores = c * P * self.cuts_reference, config.beta > 0
-        takes_turns = copy and not self.keep_copy  # the policy's copy is gone when the reference writes
-        writes = whole_reference * (config.reference_writes_plain and not takes_turns)
+        writes = whole_reference * (config.reference_writes_plain and not copy)  # else the two copies take turns
         marks = whole_reference * (config.judge_kind == "self")
         scoring = forward_bytes(shapes.config, c) + 3 * c * shapes.config.hidden_size  # three hidden states at the last layer
         layers = c * max(2 * shapes.layer, shapes.head) * self.cuts_reference
@@ -205,7 +201,7 @@ class Plan:
         # the judge in this process
         judge, judges = self.judge or shapes, self.judge is not None or config.judge_kind == "self"
         return {
-            "weights": (stored + copy, resting, resting, resting),
+            "weights": (stored + copy, stored, stored, stored),
             "gradients": (0.0, 0.0, 0.0, 4 * trained),
             "optimizer": (trained * (2 * MOMENT + LOW_BITS * exact),) * 4,
             "reference": (reference + writes, reference + marks, reference, reference),

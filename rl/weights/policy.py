@@ -5,7 +5,7 @@
     exact-bf16   bfloat16, with the low half of float32  themselves on one GPU, else a copy
     offload      float32, in host memory                 a copy on the GPU
 
-The plan (memory.py) says what `auto` stands for, and whether the copy stays through the update or is made for each rollout.
+The plan (memory.py) says what `auto` stands for. A copy is made for each rollout and gone in the update.
 """
 
 from dataclasses import dataclass
@@ -126,42 +126,28 @@ class WholeWeights:
 
     All ranks enter together, and then compute at their own pace. The model object stays the same; its memory comes and goes.
 
-    Args:
-        source: the model whose weights these are.
-        keep: keep the copy between uses; an update then lacks its memory.
-
     Attributes:
         model: for use inside the context; the source itself if it is whole and of the compute dtype.
     """
 
-    def __init__(self, source: Transformer, *, keep: bool) -> None:
-        self.source, self.keep = source, keep
-        self.model = make_sampler_model(source)
-        self._is_filled = True
-        if not keep:
-            self._release()
+    def __init__(self, source: Transformer) -> None:
+        self.source, self.model = source, make_sampler_model(source)
+        self._copies = [] if self.model is source else list(self.model.parameters())
+        self.__exit__()
 
     def refresh(self) -> None:
-        """Take over the changed weights of the source. A copy that was released is made anew when it is needed."""
-        if self._is_filled:
-            sync_weights(self.source, self.model)
+        """Make the copy now, with the weights that the source has now; the next use finds it."""
+        for parameter in self._copies:
+            parameter.untyped_storage().resize_(parameter.numel() * parameter.itemsize)
+        sync_weights(self.source, self.model)
+        self._is_filled = True
 
     def __enter__(self) -> Transformer:
         if not self._is_filled:
-            for parameter in self._copies():
-                parameter.untyped_storage().resize_(parameter.numel() * parameter.itemsize)
-            sync_weights(self.source, self.model)
-            self._is_filled = True
+            self.refresh()
         return self.model
 
     def __exit__(self, *exception) -> None:
-        if not self.keep:
-            self._release()
-
-    def _release(self) -> None:
-        self._is_filled = False
-        for parameter in self._copies():
+        for parameter in self._copies:
             parameter.untyped_storage().resize_(0)
-
-    def _copies(self) -> list[torch.nn.Parameter]:
-        return [] if self.model is self.source else list(self.model.parameters())
+        self._is_filled = False
