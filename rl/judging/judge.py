@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,21 +51,13 @@ CASES = (  # answers that are known to be right, wrong or empty
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """The settings of a judge: `--judge-options` holds any of these fields as JSON.
+    """The settings of a judge: `--judge-options` holds any of these fields as JSON."""
 
-    Attributes:
-        concurrency: calls to the judge's server at a time, of each process.
-        timeout: seconds that one call may take.
-        max_failures: share of a step's scores, on a process, that may be missing; above it training waits and asks again.
-        patience: seconds to wait for a failing judge before the run saves and stops.
-        extra_body: merged into each request, for example to switch a judge's thinking off.
-    """
-
-    concurrency: int = 64
-    timeout: float = 60.0
-    max_failures: float = 0.05
-    patience: float = 600.0
-    extra_body: dict[str, Any] | None = None
+    concurrency: int = 64  # calls to the judge's server at a time, of each process
+    timeout: float = 60.0  # seconds that one call may take
+    max_failures: float = 0.05  # share of a step's scores, on a process, that may be missing; above it training asks again
+    patience: float = 600.0  # seconds to wait for a failing judge before the run saves and stops
+    extra_body: dict[str, Any] | None = None  # merged into each request, for example to switch a judge's thinking off
 
     @classmethod
     def parse(cls, text: str) -> "JudgeOptions":
@@ -112,21 +104,13 @@ def flags_that_differ(now: dict, before: dict, besides: set[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """The judge that a command line names.
-
-    Attributes:
-        name: `--judge`.
-        model: `--judge-model`, of a server.
-        options: `--judge-options`.
-        folder: the folder in which the scores of a server are cached.
-        device: the device of a judge in this process.
-    """
+    """The judge that a command line names."""
 
     name: str
-    model: str | None
+    model: str | None  # of a server
     options: JudgeOptions
-    folder: Path
-    device: torch.device
+    folder: Path  # in which the scores of a server are cached
+    device: torch.device  # of a judge in this process
 
     @classmethod
     def of(cls, config, folder: Path) -> "JudgeSpec":
@@ -142,26 +126,18 @@ class JudgeSpec:
         return cls(name, config.judge_model, options, folder, pick_device(config.device))
 
     @property
-    def kind(self) -> str:
-        """Return server, self, model or named."""
+    def kind(self) -> Literal["server", "self", "model", "named"]:
         return judge_kind(self.name)
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A prompt about answers, for either kind of judge.
+    """A prompt about answers, for either kind of judge."""
 
-    Attributes:
-        server: for a judge that writes its reply.
-        local: for a judge whose next-token probabilities are read.
-        parse: reads a reply: a score in [0, 1], or None.
-        symbols, read: see `LocalJudge`.
-    """
-
-    server: str
-    local: str
-    parse: Callable[[str], float | None] = parse_score
-    symbols: str = GRADES
+    server: str  # for a judge that writes its reply
+    local: str  # for a judge whose next-token probabilities are read
+    parse: Callable[[str], float | None] = parse_score  # of a reply: a score in [0, 1], or None
+    symbols: str = GRADES  # this and the next one: see `LocalJudge`
     read: Callable[[Tensor], Tensor] = mean_grade
 
 

@@ -17,11 +17,6 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
 
 
-def count(number: int, noun: str) -> str:
-    """Write 1 question, 2 questions."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def gib(count: float) -> str:
     """Write bytes of memory."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -16,11 +16,10 @@ from model.kv_cache import kv_bytes_per_token
 from rl.config import Config
 from rl.distributed import gather, pick_device, world_size
 from rl.run.checkpoint import STATE_BYTES
-from rl.run.console import count, gib, gigabytes, wrapped
+from rl.run.console import gib, gigabytes, wrapped
 from rl.slots import MOST_SLOTS
-from rl.weights.plan import GIB, PHASES, Machine, Plan, Shapes, longest_sequence, sampled_at_once
+from rl.weights.plan import GIB, PHASES, RESERVE, Machine, Plan, Shapes, longest_sequence, sampled_at_once
 
-RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and plan.py does not know
 LEAST_SLOTS = 8
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -63,26 +62,24 @@ def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | Non
     the command line; its reference goes to host memory only where it does not fit on the device. Slots that are left to auto
     (`--max-slots`) are fitted in every mode.
     """
-    is_auto = config.memory == "auto"
-    may_lower_slots = is_auto or config.max_slots == "auto"
+    may_lower_slots = "auto" in (config.memory, config.max_slots)
     most = min(MOST_SLOTS if config.max_slots == "auto" else config.max_slots, sampled_at_once(config, machine)[0])
-    closest: Plan | None = None
+    tried: list[Plan] = []
     for choice in _choices(config, machine):
         # the run of this row, with as many slots as it has room for
         decided = replace(
             config, memory=choice.memory, activation_checkpointing=choice.recompute, micro_batch_tokens=choice.most_tokens,
             max_slots=most if may_lower_slots else config.max_slots,
         )  # fmt: skip
-        plan = Plan(shapes, decided, machine, judge, choice.reference_memory, reserve=RESERVE if is_auto else 0.0)
+        plan = Plan(shapes, decided, machine, judge, choice.reference_memory)
         slots = most
         while may_lower_slots and plan.sums["rollout"] > plan.usable and slots > choice.least_slots:
             slots = max(choice.least_slots, (slots - 1) // 8 * 8)
             plan = replace(plan, config=replace(decided, max_slots=slots))
         if plan.fits:
             return plan
-        if closest is None or plan.excess < closest.excess:
-            closest = plan
-    return closest
+        tried.append(plan)
+    return min(tried, key=lambda plan: plan.excess)
 
 
 def _choices(config: Config, machine: Machine) -> Iterator[Choice]:
@@ -105,9 +102,7 @@ def misfit(plan: Plan, config: Config) -> str:
     if plan.excess[0] == 0:
         problem = f"a node needs {gib(plan.host)} of host memory, it has {gib(machine.host_bytes)}"
     else:
-        room = f"{gib(plan.usable)} {'on a GPU' if machine.device == 'cuda' else 'in a process'}"
-        reserved = f" ({plan.reserve:.0%} stay free)" if plan.reserve else ""
-        problem = f"{phase} needs {gib(plan.sums[phase])} of {room}{reserved}"
+        problem = f"{phase} needs {gib(plan.sums[phase])} of {gib(plan.usable)} on a {machine.unit} ({RESERVE:.0%} stay free)"
     tried = "no mode of --memory fits; the closest, " if config.memory == "auto" else "it does not fit: "
     change = smallest_change(plan, config)
     return f"{tried}--memory {plan.config.memory}: {problem}; smallest change that works: {change}"
@@ -193,22 +188,21 @@ def plan_text(config: Config) -> str:
     # what it is for, its table, and what was decided
     plan = _plan(config.model, config, machine)
     model, disk = plan.shapes.config, plan.shapes.parameters * (STATE_BYTES + 2) * (config.keep + 1)
-    host = "host memory not checked" if machine.host_bytes is None else f"{gib(machine.host_bytes)} of host memory a node"
-    where = f"{count(machine.gpus, 'GPU')} of {gib(machine.gpu_bytes)}, {host}"
+    host = "not checked" if machine.host_bytes is None else f"{gib(machine.host_bytes)} a node"
     lines = [
         f"{config.model}: {plan.shapes.parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} layers, "
         f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",
-        where if machine.device == "cuda" else f"{count(machine.gpus, 'CPU process')} of {gib(machine.gpu_bytes)}",
-        f"{count(config.questions_per_step, 'question')} a step, {config.group_size} + {config.plain_samples} answers of up "
+        f"{machine.gpus} x {machine.unit} of {gib(machine.gpu_bytes)}, host memory {host}",
+        f"questions a step: {config.questions_per_step}, each with {config.group_size} + {config.plain_samples} answers of up "
         f"to {config.max_new_tokens:,} tokens, prompts of up to {config.max_prompt_tokens:,}",
         "",
         *table_lines(plan),
         "",
-        *(decision(plan, config) if plan.fits else [wrapped(misfit(plan, config))]),
     ]
-    if plan.fits:
-        lines.append(f"disk for {config.keep} checkpoints and the one being written: {gigabytes(disk)}")
-    return "\n".join(lines)
+    if not plan.fits:
+        return "\n".join([*lines, wrapped(misfit(plan, config))])
+    kept = f"disk for {config.keep} checkpoints and the one being written: {gigabytes(disk)}"
+    return "\n".join([*lines, *decision(plan, config), kept])
 
 
 def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
@@ -236,24 +230,19 @@ def _plan(model: str, config: Config, machine: Machine) -> Plan:
 def table_lines(plan: Plan) -> list[str]:
     """Return a line for every item that takes anything, in GiB, with sums and what is left."""
     rows = {name: row for name, row in plan.table.items() if any(row)} | {"sum": plan.sums.values()}
-    if plan.reserve:
-        rows[f"{plan.reserve:.0%} kept free"] = [plan.machine.gpu_bytes * plan.reserve] * len(PHASES)
+    rows[f"{RESERVE:.0%} kept free"] = [plan.machine.gpu_bytes * RESERVE] * len(PHASES)
     rows["left"] = [plan.usable - total for total in plan.sums.values()]
-    title = f"GiB on each {'GPU' if plan.machine.device == 'cuda' else 'CPU'}"
-    lines = [f"{title:<18}" + "".join(f"{phase:>12}" for phase in PHASES)]
-    return lines + [f"{name:<18}" + "".join(f"{value / GIB:>12.1f}" for value in row) for name, row in rows.items()]
+    lines = [f"{'GiB on each ' + plan.machine.unit:<20}" + "".join(f"{phase:>12}" for phase in PHASES)]
+    return lines + [f"{name:<20}" + "".join(f"{value / GIB:>12.1f}" for value in row) for name, row in rows.items()]
 
 
 def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
     """Return what was decided, as flags, and what else it needs; the first line begins with `prefix`."""
     decided, machine = plan.config, plan.machine
-    flags = [f"--memory {decided.memory}", *["--activation-checkpointing"] * decided.activation_checkpointing]
-    flags += [
-        f"--micro-batch-tokens {decided.micro_batch_tokens}",
-        f"--max-slots {'auto' if config.max_slots == 'auto' else decided.max_slots}",
-    ]
-    rows = f" (about {decided.max_slots} rows)" if config.max_slots == "auto" else ""
-    taken = ("auto takes: " if config.memory == "auto" else "it fits: ") + " ".join(flags) + rows
+    slots = f"auto (about {decided.max_slots} rows)" if config.max_slots == "auto" else decided.max_slots
+    taken = f"{'auto takes' if config.memory == 'auto' else 'it fits'}: --memory {decided.memory} "
+    taken += "--activation-checkpointing " * decided.activation_checkpointing
+    taken += f"--micro-batch-tokens {decided.micro_batch_tokens} --max-slots {slots}"
     used = (
         "the trained weights themselves" if plan.shares_weights else "a copy of the weights, which is freed before the update"
     )

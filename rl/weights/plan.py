@@ -26,6 +26,7 @@ from rl.slots import PREFILL_TOKENS, draw_bytes, prefill_bytes
 
 GIB = 2**30
 PHASES = ("rollout", "judge", "reference", "update")
+RESERVE = 0.05  # of a GPU that stays unplanned: what the allocator cannot use, and this file does not know
 GPU_RUNTIME = 1.5 * GIB  # CUDA context, NCCL buffers, cuBLAS workspaces
 CPU_RUNTIME = 0.6 * GIB  # Python, torch and what it keeps for itself
 NODE_RUNTIME = 4 * GIB  # host memory of a process that trains on a GPU: Python, CUDA, tokenizer, data
@@ -36,25 +37,21 @@ LOW_BITS = 2
 
 @dataclass(frozen=True)
 class Machine:
-    """The memory that a run has.
+    """The memory that a run has."""
 
-    Attributes:
-        gpus: those of the whole run, one process each; on a CPU the processes.
-        gpu_bytes: memory of one GPU; on a CPU of one process.
-        host_bytes: memory of one node, or None: not checked.
-        device: "cuda" or "cpu".
-        per_node: GPUs that share one node's host memory.
-    """
-
-    gpus: int
-    gpu_bytes: float
-    host_bytes: float | None = None
-    device: str = "cuda"
-    per_node: int = 8
+    gpus: int  # of the whole run, one process each; on a CPU the processes
+    gpu_bytes: float  # of one GPU; on a CPU of one process
+    host_bytes: float | None = None  # of one node; None: not checked
+    device: str = "cuda"  # or "cpu"
+    per_node: int = 8  # GPUs that share one node's host memory
 
     @property
     def compute(self) -> torch.dtype:
         return torch.bfloat16 if self.device == "cuda" else torch.float32
+
+    @property
+    def unit(self) -> str:
+        return "GPU" if self.device == "cuda" else "process"
 
 
 class Shapes:
@@ -116,21 +113,13 @@ def micro_batch(config: Config, machine: Machine) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with its memory decided.
-
-    Attributes:
-        config: the flags that run: none of those about memory is auto any more.
-        judge: shapes of the model of --judge PATH.
-        reference_memory: "device", or "host": the layers of the reference visit the device while they compute.
-        reserve: share of a GPU that stays unplanned.
-    """
+    """A run with its memory decided."""
 
     shapes: Shapes
-    config: Config
+    config: Config  # the flags that run: none of those about memory is auto any more
     machine: Machine
-    judge: Shapes | None = None
-    reference_memory: str = "device"
-    reserve: float = 0.0
+    judge: Shapes | None = None  # of the model of --judge PATH
+    reference_memory: str = "device"  # or "host": the layers of the reference visit the device while they compute
 
     @cached_property
     def sums(self) -> dict[str, float]:
@@ -155,7 +144,7 @@ class Plan:
 
     @property
     def usable(self) -> float:
-        return self.machine.gpu_bytes * (1 - self.reserve)
+        return self.machine.gpu_bytes * (1 - RESERVE)
 
     @property
     def excess(self) -> tuple[float, float]:

@@ -25,21 +25,13 @@ from rl.weights.sharding import load_sharded, whole
 
 @dataclass
 class TrainState:
-    """The policy in training: everything a checkpoint restores, and the frozen reference beside it.
+    """The policy in training: everything a checkpoint restores, and the frozen reference beside it."""
 
-    Attributes:
-        policy: the trained weights, updated in place: float32, with exact-bf16 bfloat16; it may be sharded.
-        optimizer: of the policy's parameters.
-        reference: the frozen initial policy; None when beta is 0.
-        optimizer_steps: taken so far; the version of the policy.
-        skipped_in_a_row: steps with a loss or gradient that was not finite, since the last good one.
-    """
-
-    policy: Transformer
+    policy: Transformer  # updated in place; float32, with exact-bf16 bfloat16; it may be sharded
     optimizer: torch.optim.Optimizer
-    reference: Transformer | None = None
-    optimizer_steps: int = 0
-    skipped_in_a_row: int = 0
+    reference: Transformer | None = None  # the frozen initial policy; None when beta is 0
+    optimizer_steps: int = 0  # taken so far: the version of the policy
+    skipped_in_a_row: int = 0  # steps with a loss or gradient that was not finite, since the last good one
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
