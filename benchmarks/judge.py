@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -157,7 +158,7 @@ def measure(rollout: Rollout, questions: list[Example], url: str, args: argparse
     for step in range(1, args.repeats + 1):
         for name, scorer in ways.items():
             # a new judge each time: nothing is remembered
-            with HttpJudge(url, "sleeper", prompt_template=JUDGE_PROMPT, concurrency=args.concurrency) as judge:
+            with closing(HttpJudge(url, "sleeper", prompt_template=JUDGE_PROMPT, concurrency=args.concurrency)) as judge:
                 times[name].append(collect(rollout, questions, step, scorer(judge)))
                 stats[name] = rollout.judge_stats
     alone = statistics.median(wall for wall, _ in times["sampling alone"])

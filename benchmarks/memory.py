@@ -30,7 +30,7 @@ from model.checkpoint import read_json
 from rl.config import parse_config
 from rl.distributed import pick_device
 from rl.rollout import Rollout
-from rl.weights.memory import check_memory, this_machine
+from rl.weights.memory import decide, this_machine
 from rl.weights.plan import CPU_RUNTIME, GIB, GPU_RUNTIME, Shapes
 
 PHASES = {
@@ -123,7 +123,7 @@ def compare(path: Path, args: argparse.Namespace, more: list[str]) -> dict[str, 
     config = parse_config(arguments)
     device = pick_device(config.device)
     shapes = Shapes(ModelConfig.from_hf(read_json(path / "model" / "config.json")))
-    plan = check_memory(shapes, config, this_machine(device))
+    plan = decide(shapes, config, this_machine(device))
     # memory that is freed goes back to the system, so that a phase's peak is its own
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "1048576",

@@ -77,7 +77,7 @@ class Bench:
         cpu = torch.device("cpu")
         policy, reference = load_policy(self.config, folder, cpu), load_reference(folder, cpu, offload=False)
         self.state = TrainState(policy, make_optimizer(policy, self.config), reference)
-        weights, scores = WholeWeights(policy, keep=True), PendingScores(RuleScorer(), 0.0, 0.0)
+        weights, scores = WholeWeights(policy), PendingScores(RuleScorer(), 0.0, 0.0)
         tokenizer = load_tokenizer(folder)
         sampler = Sampler(weights.model, stop_ids=[tokenizer.eos_token_id], max_slots=256, max_len=256)
         renderer = PromptRenderer(tokenizer, Prompts())

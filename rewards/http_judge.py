@@ -18,18 +18,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 
-from rewards.judge import Judgement, JudgeRefusedError, parse_score
+from rewards.judge import Judgement, JudgeRefusedError, Scorer, parse_score
 from rewards.judge_prompts import build_judge_prompt, check_template
 
 MAX_TOKENS = 8  # a number; a judge that starts to explain is cut off
 BACKOFF_CAP = 30.0  # seconds
 RETRY_AFTER_CAP = 120.0  # seconds; a server that asks for more is taken to be down
 IDLE_SECONDS = 3.0  # common servers close idle connections after 5 seconds, so they are closed here before
+RESERVED = {"model", "messages", "stream"}  # fields of a request that an extra body must not replace
 TRY_AGAIN, PROMPT_REFUSED = (408, 409, 429), (400, 413, 422)  # HTTP status
 
 
@@ -41,7 +41,7 @@ class _NoReplyError(Exception):
         self.pause = pause
 
 
-class HttpJudge(AbstractContextManager):
+class HttpJudge(Scorer):
     """A `Scorer` that posts each answer to `{base_url}/chat/completions`.
 
     Args:
@@ -75,8 +75,6 @@ class HttpJudge(AbstractContextManager):
         # settings
         if concurrency < 1 or timeout <= 0 or max_retries < 0 or not model:
             raise ValueError("a judge needs a model name, a concurrency of at least 1, a time-out above 0, no negative retries")
-        if reserved := {"model", "messages", "stream"} & (extra_body or {}).keys():
-            raise ValueError(f"a judge's extra body cannot replace {sorted(reserved)}")
         check_template(prompt_template)
         self._url, self._key = _checked_url(base_url) + "/chat/completions", (api_key or "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
@@ -162,9 +160,6 @@ class HttpJudge(AbstractContextManager):
         self._closing.set()
         self._pool.shutdown()
         self._client.close()
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -15,17 +15,18 @@ def adamw(parameters, *, lr: float, betas: tuple[float, float], weight_decay: fl
 
 
 def create_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give Adam its state before the first step.
+    """Give Adam its state before the first step, with moments in at least float32.
 
     It would be made lazily, and a checkpoint of an optimizer without state makes torch run a hidden step: the next real one
     would be the second to the bias correction.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
+                "exp_avg": torch.zeros_like(parameter, dtype=dtype),
+                "exp_avg_sq": torch.zeros_like(parameter, dtype=dtype),
             }
 
 

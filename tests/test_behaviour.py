@@ -206,7 +206,7 @@ def test_rollouts_are_paired_with_the_references_answers(tmp_path):
     run, cache = tmp_path / "run", BaselineCache(tmp_path / "baselines", {"model": "m"})
     cache.put("q", "7", [("8", 0.0), ("7", 1.0)])
     (run / "rollouts").mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"config": {}, "baselines": cache.path.name}))
+    (run / "config.json").write_text(json.dumps({"config": {}, "baselines": [cache.path.name]}))
     row = {"id": "1", "question": "q", "reference": "7", "mode": "refine", "text": response("7"), "tokens": 5, "accuracy": 1.0}
     rows = [row, row, row, row | {"id": "2", "question": "asked of nobody"}]
     for step in (1, 2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_model
 from evaluation import record, response
-from fault_proxy import FakeJudge, running
+from judging import FakeJudge, running
 from test_local_judge import character_tokenizer
 
 from rewards.judge import Judgement, RuleScorer

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import model.attention
 import model.kv_cache
-from model.attention import PackedAttention, flash_attention
+from model.attention import flash_attention
 from model.kv_cache import flash_decode
 from model.transformer import head_logits
 from rl.logprobs import token_logprobs
@@ -83,15 +83,6 @@ def test_logprobs_through_the_kernels_are_the_cpus(family, as_if_cuda, monkeypat
     monkeypatch.undo()
     for a, b in zip(through_kernels, run(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
-
-
-def test_packed_sequences_of_one_token(family, as_if_cuda):
-    """Bug guarded: bounds that are wrong where a sequence has nothing to attend to but itself."""
-    net = make_model(family)
-    attention = PackedAttention.of_sequences([1, 2, 1], torch.device("cpu"))
-    hidden = net(torch.tensor([[7, 8, 9, 4]]), attention.positions_1T, cache=attention)
-    for row, part in (([7], slice(0, 1)), ([8, 9], slice(1, 3)), ([4], slice(3, 4))):
-        torch.testing.assert_close(hidden[:, part], net(torch.tensor([row])), atol=1e-9, rtol=0)
 
 
 def test_the_sampler_draws_the_same_through_the_kernels(family, as_if_cuda, monkeypatch):

@@ -118,14 +118,6 @@ def test_absent_and_null_fields_get_the_families_defaults(folder):
     assert load_model(folder).config.max_position_embeddings == 32_768
 
 
-@pytest.mark.parametrize("index", ["{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 5}}'])
-def test_a_damaged_index_is_named(folder, index):
-    """Bug guarded: KeyError: 'weight_map'."""
-    (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ValueError, match=r"index\.json is damaged"):
-        load_model(folder)
-
-
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
 def test_weights_that_are_no_floating_point_are_refused(folder, dtype):
     """Bug guarded: quantised or complex weights that are cast without a word, and are noise."""
@@ -149,16 +141,18 @@ def test_weights_that_are_no_floating_point_are_refused(folder, dtype):
         ("chat_template.jinja", b"{% for %}"),
         ("chat_template.jinja", b"{{ raise_exception('no system role') }}"),
         ("prompts.json", b"\xff"),
+        *(("model.safetensors.index.json", index) for index in (b"{}", b'{"weight_map": ["a"]}', b'{"weight_map": {"a": 5}}')),
     ],
 )
-def test_damage_around_the_tokenizer_is_named(folder, file, content):
-    """Bug guarded: KeyError: 'added_tokens', a template's exception, a message about a codec."""
+def test_damage_around_the_weights_is_named(folder, file, content):
+    """Bug guarded: KeyError: 'added_tokens' or 'weight_map', a template's exception, a message about a codec."""
     (folder / file).write_bytes(content)
 
     def load() -> None:
         tokenizer = load_tokenizer(folder)
         PromptRenderer(tokenizer, load_prompts(None, folder)).ids("1/2", "refine")
         stop_ids(folder, tokenizer)
+        load_model(folder)
 
     with pytest.raises(ValueError, match=rf"{folder}|chat template"):
         load()

@@ -5,8 +5,8 @@ from concurrent.futures import Future
 
 import pytest
 from evaluation import arguments, run, scripted, write_reader_folder, write_rows, write_sums
-from fault_proxy import FakeJudge as FakeServer
-from fault_proxy import running
+from judging import FakeJudge as FakeServer
+from judging import running
 
 import evaluate
 import rl.evaluation.run

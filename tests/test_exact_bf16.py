@@ -8,23 +8,32 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import assert_same_run, flags, lines_of, make_model, random_prompts
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import rl.weights.exact_bf16
 import train
-from model import Transformer
+from model import save_model
 from rl.config import parse_config
+from rl.distributed import make_mesh
 from rl.logprobs import token_logprobs
-from rl.optim import create_state
+from rl.optim import adamw, create_state
 from rl.run import checkpoint
 from rl.session import open_session
-from rl.weights.exact_bf16 import ExactBF16AdamW, join_master, prepare_gradients, split_master
+from rl.weights.exact_bf16 import LOW_BITS, ExactBF16AdamW, join_master, prepare_gradients, split_master
 from rl.weights.policy import TrainState, make_sampler_model
-from rl.weights.sharding import full
+from rl.weights.sharding import full, load_sharded
+
+CPU = torch.device("cpu")
 
 SETTINGS = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def master(optimizer: ExactBF16AdamW, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The float32 master of a parameter, or of its shard here."""
+    weight, low = (
+        t.to_local() if isinstance(t, DTensor) else t.detach() for t in (parameter, optimizer.state[parameter][LOW_BITS])
+    )
+    return join_master(weight, low)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -92,7 +101,7 @@ def test_masters_are_those_of_adamw(monkeypatch, slice_elements):
             chosen.param_groups[0]["lr"] = 1e-3 / (step + 1)
             chosen.step()
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(bits(optimizer.master(a)), bits(b))
+        assert torch.equal(bits(master(optimizer, a)), bits(b))
         assert torch.equal(a, split_master(b.detach())[0])
         for name in ("exp_avg", "exp_avg_sq", "step"):
             assert torch.equal(optimizer.state[a][name], wanted.state[b][name]), name
@@ -105,7 +114,7 @@ def test_steps_far_below_a_bfloat16_add_up():
     for _ in range(100):
         weight.grad = torch.ones(1000)
         optimizer.step()
-    torch.testing.assert_close(optimizer.master(weight), torch.full((1000,), 0.5 - 1e-4), atol=5e-6, rtol=0)
+    torch.testing.assert_close(master(optimizer, weight), torch.full((1000,), 0.5 - 1e-4), atol=5e-6, rtol=0)
 
 
 def test_small_gradients_are_not_lost_beside_large_ones():
@@ -120,12 +129,13 @@ def test_small_gradients_are_not_lost_beside_large_ones():
 
 
 def test_gradients_of_a_model_do_not_depend_on_micro_batches():
-    """Bug guarded: the same, through the real log-probs; sequences apart and together differ by float32 rounding only."""
+    """Bug guarded: the same, through the real log-probs; and a second copy of the weights to sample with."""
     model = make_model("qwen3", torch.float32)
-    model.compute_dtype = torch.float32
     optimizer = ExactBF16AdamW(model.parameters(), lr=1e-3)
-    prompts = [torch.tensor([p]) for p in random_prompts([9] * 6)]
-    collected = []
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert make_sampler_model(model) is model
+    model.compute_dtype = torch.float32
+    prompts, collected = [torch.tensor([p]) for p in random_prompts([9] * 6)], []
     for batches in ([torch.cat(prompts)], prompts):
         for ids in batches:
             token_logprobs(model, ids, temperature=1.0)[0].sum().backward()
@@ -137,32 +147,19 @@ def test_gradients_of_a_model_do_not_depend_on_micro_batches():
         torch.testing.assert_close(whole, parts, atol=scale * 2**-8, rtol=0)
 
 
-def test_the_sampler_uses_the_trained_weights_themselves():
-    """Bug guarded: a second copy of the weights, which is what this mode is there to save."""
-    model = make_model("qwen2", torch.float32)
-    ExactBF16AdamW(model.parameters(), lr=1e-3)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert make_sampler_model(model) is model
-
-
-def test_torchs_own_loading_is_refused():
-    """Bug guarded: torch casts a loaded state to its parameter's dtype: bfloat16 moments, and low bits that are gone."""
-    optimizer = ExactBF16AdamW([torch.nn.Parameter(torch.randn(50))], **SETTINGS)
-    with pytest.raises(RuntimeError, match="load_checkpoint"):
-        optimizer.load_state_dict(optimizer.state_dict())
-
-
-def test_other_dtypes_and_bfloat16_gradients_are_refused():
-    with pytest.raises(ValueError, match="float64"):
-        ExactBF16AdamW([torch.nn.Parameter(torch.ones(2, dtype=torch.float64))], lr=1.0)
+def test_what_would_lose_bits_is_refused():
+    """Bug guarded: torch casts a loaded state to its parameter's dtype, bfloat16, and low bits are gone; float64 weights; a
+    gradient in bfloat16."""
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = ExactBF16AdamW([weight], lr=1.0)
+    with pytest.raises(RuntimeError, match="load_checkpoint"):
+        optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="float64"):
+        ExactBF16AdamW([torch.nn.Parameter(torch.ones(2, dtype=torch.float64))], lr=1.0)
     weight.grad_dtype = None
     weight.grad = torch.ones(2, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="prepare_gradients"):
         optimizer.step()
-    with pytest.raises(ValueError, match="closure"):
-        optimizer.step(lambda: 0.0)
 
 
 def test_a_killed_run_resumes_bit_for_bit(place, reward_for_length, no_report):
@@ -186,51 +183,45 @@ def test_masters_kept_in_another_way_are_refused_with_the_remedy(place, reward_f
         open_session(parse_config(resume))
 
 
-def sharded(model: Transformer) -> Transformer:
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+def state_of(kind: str, folder: Path, seed: int = 9) -> TrainState:
+    """Weights and an optimizer that has made no step: whole on one process, sharded on two."""
+    dtype = torch.bfloat16 if kind == "exact" else torch.float32
+    if dist.is_initialized():
+        model = load_sharded(folder / f"{kind}-{seed}", make_mesh(CPU), CPU, dtype=dtype, compute=dtype)
+    else:
+        model = make_model("qwen3", torch.bfloat16, seed=seed).to(dtype)
+        save_model(model, None, folder / f"{kind}-{seed}")
+    optimizer = (ExactBF16AdamW if kind == "exact" else adamw)(model.parameters(), **SETTINGS)
+    if kind != "exact":
+        create_state(optimizer)
+    return TrainState(model, optimizer, None, 4)
 
 
-def train_sharded(rank: int, folder: Path) -> None:
+def train_sharded(number: int, folder: Path) -> None:
     """Two processes: masters against sharded float32 AdamW with the same gradients; then checkpoints of one and of two."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model, expected = sharded(make_model("qwen3").bfloat16()), sharded(make_model("qwen3").bfloat16().float())
-    ours = ExactBF16AdamW(model.parameters(), **SETTINGS)
-    theirs = torch.optim.AdamW(expected.parameters(), **SETTINGS, fused=True)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    exact, plain = state_of("exact", folder, 0), state_of("adamw", folder, 0)
+    pairs = list(zip(exact.policy.parameters(), plain.policy.parameters(), strict=True))
     for step in range(4):
-        prepare_gradients(ours)
+        prepare_gradients(exact.optimizer)
         for batch in range(2):
-            ids = torch.tensor(random_prompts([6], seed=100 * step + 10 * batch + rank))
-            model(ids).float().square().mean().backward()
-        for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+            ids = torch.tensor(random_prompts([6], seed=100 * step + 10 * batch + number))
+            exact.policy(ids).float().square().mean().backward()
+        for a, b in pairs:
             assert isinstance(a.grad, DTensor)
             assert a.grad.dtype == torch.float32
             b.grad = a.grad.clone()
-        ours.step()
-        theirs.step()
-        ours.zero_grad()
-    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
-        assert torch.equal(bits(ours.master(a)), bits(b.to_local()))
-    for kind, trained in (("exact", TrainState(model, ours, None, 4)), ("adamw", TrainState(expected, theirs, None, 4))):
-        save(trained, folder / f"two-{kind}", is_main=rank == 0)
+        for state in (exact, plain):
+            state.optimizer.step()
+        exact.optimizer.zero_grad()
+    for a, b in pairs:
+        assert torch.equal(bits(master(exact.optimizer, a)), bits(b.to_local()))
+    for kind, state in (("exact", exact), ("adamw", plain)):
+        save(state, folder / f"two-{kind}", is_main=number == 0)
         for count in ("one", "two"):
-            assert_loaded(folder / f"{count}-{kind}", state_of(kind, sharded))
+            assert_loaded(folder / f"{count}-{kind}", state_of(kind, folder))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def state_of(kind: str, place=lambda model: model) -> TrainState:
-    """Weights and an optimizer whose state has never been stepped."""
-    dtype = torch.bfloat16 if kind == "exact" else torch.float32
-    model = place(make_model("qwen3", dtype, seed=9))
-    if kind == "exact":
-        return TrainState(model, ExactBF16AdamW(model.parameters(), lr=1.0))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, fused=True)
-    create_state(optimizer)
-    return TrainState(model, optimizer)
 
 
 def whole_tensors(state: TrainState) -> dict[str, torch.Tensor]:
@@ -251,6 +242,7 @@ def save(state: TrainState, folder: Path, is_main: bool = True) -> None:
 
 
 def assert_loaded(folder: Path, state: TrainState) -> None:
+    state.optimizer_steps = 0
     assert checkpoint.load_checkpoint(folder, state) == state.optimizer_steps == 4
     expected, loaded = torch.load(folder / "tensors.pt", weights_only=True), whole_tensors(state)
     assert expected.keys() == loaded.keys()
@@ -264,8 +256,8 @@ def test_two_processes(tmp_path):
     """Bug guarded: state that is not sharded with its parameter, int16 in a collective, bfloat16 sums under FSDP2; a checkpoint
     that another number of processes reads differently, moments cast to bfloat16, or lost steps of Adam."""
     for kind in ("exact", "adamw"):
-        state = state_of(kind)
-        state.optimizer_steps = 4
+        state_of(kind, tmp_path, 0)
+        state = state_of(kind, tmp_path)
         if kind == "adamw":  # column-major weights
             state.policy.lm_head.weight.data = state.policy.lm_head.weight.data.T.contiguous().T
         for parameter in state.policy.parameters():
@@ -275,5 +267,5 @@ def test_two_processes(tmp_path):
     mp.spawn(train_sharded, args=(tmp_path,), nprocs=2)
     for kind in ("exact", "adamw"):
         for count in ("one", "two"):
-            assert_loaded(tmp_path / f"{count}-{kind}", state_of(kind))
+            assert_loaded(tmp_path / f"{count}-{kind}", state_of(kind, tmp_path))
     assert any(t.dtype == torch.int16 and t.any() for t in torch.load(tmp_path / "two-exact/tensors.pt").values())

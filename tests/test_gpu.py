@@ -9,14 +9,14 @@ from torch.distributed.tensor import DTensor
 import rl.sampler
 import train
 from model import load_model
-from model.attention import CausalAttention, PackedAttention
+from model.attention import PackedAttention
 from model.kv_cache import KVCache
 from model.transformer import head_logits
 from rl.distributed import make_mesh
 from rl.logprobs import token_logprobs
 from rl.records import Request
 from rl.sampler import Generation, Sampler
-from rl.weights.exact_bf16 import ExactBF16AdamW, split_master
+from rl.weights.exact_bf16 import LOW_BITS, ExactBF16AdamW, join_master, split_master
 from rl.weights.policy import WholeWeights, make_sampler_model
 from rl.weights.sharding import load_sharded
 
@@ -25,34 +25,21 @@ CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (32, 8), (14, 2)])
-def test_flash_attention_of_packed_sequences(heads, kv_heads):
-    """Bug guarded: wrong head mapping or a window that looks ahead, forward and backward."""
-    generator = torch.Generator(CUDA).manual_seed(0)
-    lengths = [300, 17, 1, 128]
-    shapes = [(1, sum(lengths), h, 64) for h in (heads, kv_heads, kv_heads)]
-    q, k, v = (torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator, requires_grad=True) for s in shapes)
-    out = PackedAttention.of_sequences(lengths, CUDA).attend(0, q, k, v)
-    pieces = zip(*(x.float().split(lengths, dim=1) for x in (q, k, v)), strict=True)
-    wanted = torch.cat([CausalAttention().attend(0, *piece) for piece in pieces], dim=1)
-    torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
-    weight = torch.randn_like(wanted)
-    ours = torch.autograd.grad((out.float() * weight).sum(), (q, k, v))
-    theirs = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.float(), b.float(), atol=6e-2, rtol=6e-2)
-
-
-@pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (14, 2)])
 def test_flash_attention_of_shared_prefixes(heads, kv_heads):
-    """Bug guarded: a suffix whose queries are lined up with the beginning of its keys instead of their end."""
+    """Bug guarded: wrong head mapping, a window that looks ahead, a suffix whose queries are lined up with the beginning of its
+    keys instead of their end; forward and backward."""
     generator = torch.Generator(CUDA).manual_seed(0)
     groups = [(300, [17, 1, 128]), (1, [1]), (0, [5, 9]), (64, [200])]
     tokens = sum(prefix + sum(suffixes) for prefix, suffixes in groups)
     shapes = [(1, tokens, h, 64) for h in (heads, kv_heads, kv_heads)]
-    q, k, v = (torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator) for s in shapes)
+    qkv = [torch.randn(s, device=CUDA, dtype=torch.bfloat16, generator=generator, requires_grad=True) for s in shapes]
     attention = PackedAttention(groups, CUDA)
-    out, wanted = attention.attend(0, q, k, v), attention.attend(0, q.float(), k.float(), v.float())
+    out, wanted = attention.attend(0, *qkv), attention.attend(0, *(x.float() for x in qkv))
     torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
+    weight = torch.randn_like(wanted)
+    ours, theirs = (torch.autograd.grad((x.float() * weight).sum(), qkv) for x in (out, wanted))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), atol=6e-2, rtol=6e-2)
 
 
 def test_logits_of_bfloat16_operands_are_float32():
@@ -85,11 +72,9 @@ def test_float32_tokens_do_not_depend_on_the_device(family):
     """Bug guarded: uniforms drawn on the device, or float32 products in TF32."""
     prompts = random_prompts((5, 11, 3))
     asked = [Request(prompt, 4, 16, 1.0, n) for n, prompt in enumerate(prompts)]
-    drawn = [
-        [[c.ids for c in group] for group in Sampler(m, stop_ids=[0], max_slots=5, max_len=64).generate(asked)]
-        for m in (make_model(family), make_model(family).to(CUDA))
-    ]
-    assert drawn[0] == drawn[1]
+    samplers = (Sampler(m, stop_ids=[0], max_slots=5, max_len=64) for m in (make_model(family), make_model(family).to(CUDA)))
+    here, there = ([[c.ids for c in group] for group in sampler.generate(asked)] for sampler in samplers)
+    assert here == there
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (32, 8), (14, 2)])
@@ -150,7 +135,8 @@ def test_masters_kept_in_bfloat16_are_those_of_fused_adamw():
         theirs.grad = ours.grad.clone()
         optimizer.step()
         wanted.step()
-    assert torch.equal(optimizer.master(ours).view(torch.int32), theirs.detach().view(torch.int32))
+    master = join_master(ours.detach(), optimizer.state[ours][LOW_BITS])
+    assert torch.equal(master.view(torch.int32), theirs.detach().view(torch.int32))
     nan = torch.zeros(1, device=CUDA) / torch.zeros(1, device=CUDA)
     assert split_master(nan)[0].isnan().all()
 
@@ -185,7 +171,7 @@ def test_sharded_and_offloaded_gradients_are_those_of_a_plain_model(tmp_path, of
             gradients.append([p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()])
         for ours, theirs in zip(gradients[1], gradients[0], strict=True):
             torch.testing.assert_close(ours.to(CUDA), theirs, atol=2e-3, rtol=2e-2)
-        with WholeWeights(cut, keep=False) as whole:
+        with WholeWeights(cut) as whole:
             for source, target in zip(plain.parameters(), whole.parameters(), strict=True):
                 assert torch.equal(source.bfloat16(), target)
     finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_model, write_task_folder
-from fault_proxy import FakeJudge, running
+from judging import FakeJudge, running
 from samples import character_tokenizer
 
 import rl.judging.judge
@@ -14,7 +14,7 @@ from rewards.accuracy import rules_version
 from rewards.judge import parse_score
 from rewards.judge_prompts import GRADE_PROMPT
 from rl.config import Config
-from rl.judging.judge import CASES, JudgeOptions, JudgePrompt, JudgeSpec, judge_identity, make_scorers, training_prompt
+from rl.judging.judge import CASES, JudgePrompt, JudgeSpec, judge_identity, make_scorers, training_prompt
 
 FIELDS = " {question} {reference} {answer}"
 PROMPTS = {"first": JudgePrompt("server one" + FIELDS, "local one" + FIELDS),
@@ -107,8 +107,17 @@ def test_scores_of_judges_that_differ_do_not_mix(tmp_path):
     assert identity((JudgePrompt(one.server, "not used"), two), **SERVER) == identity(**SERVER)
 
 
-@pytest.mark.parametrize("options", ['{"patience": 7200}', '{"concurrency": 2.5}'])
-def test_options_that_cannot_work_are_refused(options):
-    """Bug guarded: a rank that waits for its judge longer than the others wait for it; half a call at a time."""
-    with pytest.raises(ValueError, match=r"--judge-options: (patience must be below 7200|concurrency is 2\.5)"):
-        JudgeOptions.parse(options)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ('{"patience": 7200}', "patience must be below 7200"), ('{"concurrency": 2.5}', r"concurrency is 2\.5"),
+        ('{"timeout": 0}', "timeout is 0"), ('{"extra_body": []}', "must be a JSON object"), ("[]", "JSON object with any of"),
+        ('{"extra_body": {"model": "another"}}', "cannot replace any of"), ("{", "not valid JSON"),
+        ('{"a": 1}', "any of concurrency"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused(options, message):
+    """Bug guarded: a rank that waits for its judge longer than the others wait for it; half a call at a time; another model
+    in the body of each request, found out when everything is loaded."""
+    with pytest.raises(ValueError, match=message):
+        spec_of(**SERVER, judge_options=options)

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from conftest import assert_same_run, flags, lines_of, without_costs
-from fault_proxy import FakeJudge, FaultProxy, running, share_of, some_fail
+from judging import FakeJudge, running, share_of, some_fail
 from samples import sample
 
 import rl.judging.judge
@@ -61,35 +61,31 @@ def pending_scores(scorer: RuleScorer, patience: float = 60) -> PendingScores:
     return pending
 
 
-def test_few_missing_scores_are_left_out(pauses):
-    """Bug guarded: a time-out that stops a run, or is asked for ever."""
-    scores = pending_scores(FailingScorer(lambda call: call == 3)).collect()
-    assert scores == {n: None if n == 2 else float(n % 2) for n in range(20)}
-    assert pauses == []
+@pytest.mark.parametrize(
+    ("fails", "missing", "waits", "calls"),
+    [
+        (lambda call: call == 3, {2}, [], 20),  # one in twenty is left out
+        (lambda call: call <= 10 or 20 < call <= 25, set(), [5, 10], 20 + 10 + 5),
+    ],
+)
+def test_many_missing_scores_are_asked_for_again_and_few_left_out(pauses, fails, missing, waits, calls):
+    """Bug guarded: a time-out that stops a run; scores of the second round given to other answers, answered ones paid twice."""
+    scorer = FailingScorer(fails)
+    assert pending_scores(scorer).collect() == {n: None if n in missing else float(n % 2) for n in range(20)}
+    assert (pauses, scorer.calls) == (waits, calls)
 
 
-def test_many_missing_scores_are_asked_for_again(pauses):
-    """Bug guarded: scores of the second round given to other answers; answered ones paid for twice."""
-    scorer = FailingScorer(lambda call: call <= 10 or 20 < call <= 25)
-    assert pending_scores(scorer).collect() == {n: float(n % 2) for n in range(20)}
-    assert pauses == [5, 10]
-    assert scorer.calls == 20 + 10 + 5
-
-
-def test_a_judge_that_stays_away_is_an_error(pauses):
-    """Bug guarded: training on the handful of scores that arrived."""
-    with pytest.raises(JudgeUnavailable, match="20 of 20 scores are missing after 60 s"):
-        pending_scores(FailingScorer(lambda call: True)).collect()
-    assert pauses == [5, 10, 20, 25]
-
-
-def test_a_judge_that_can_never_score_is_not_waited_for(pauses):
-    """Bug guarded: ten minutes of asking a model again about a prompt that is longer than it can read."""
+@pytest.mark.parametrize(
+    ("may_recover", "message", "waits"),
+    [(True, "20 of 20 scores are missing .* after 60 s", [5, 10, 20, 25]), (False, "missing .a reason.* would not help", [])],
+)
+def test_a_judge_that_stays_away_is_an_error(pauses, may_recover, message, waits):
+    """Bug guarded: training on the handful of scores that arrived; ten minutes of asking one that can never answer."""
     scorer = FailingScorer(lambda call: True)
-    scorer.may_recover, scorer.last_failure = False, "a prompt of 9 tokens, where the judge reads 8"
-    with pytest.raises(JudgeUnavailable, match=r"20 of 20 scores are missing \(a prompt of 9 tokens.* would not help"):
+    scorer.may_recover, scorer.last_failure = may_recover, "a reason"
+    with pytest.raises(JudgeUnavailable, match=message):
         pending_scores(scorer).collect()
-    assert (pauses, scorer.calls) == ([], 20)
+    assert pauses == waits
 
 
 def test_a_stop_signal_ends_the_waiting(monkeypatch):
@@ -101,10 +97,6 @@ def test_a_stop_signal_ends_the_waiting(monkeypatch):
         with pytest.raises(StoppedWhileWaiting, match="SIGUSR1"):
             pending.collect()
     assert sleep_unless_stopped(0.0) is None, "of a context that is over"
-
-
-def test_nothing_asked_is_nothing_missing():
-    assert PendingScores(RuleScorer(), 0.0, 0.0).collect() == {}
 
 
 @pytest.mark.usefixtures("reward_for_length", "no_report")
@@ -129,26 +121,26 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
     assert_same_run(place / "runs/down", place / "runs/healthy")
 
 
-def group_of(*accuracies: float) -> Group:
+@pytest.mark.parametrize(
+    ("more", "refine", "rewards"),
+    [
+        ([], [1.0, 1.0, 1.0, -0.5], [2.2, 2.3, 2.5, 0.5]),
+        (["--gate-refine"], [0.0, 0.0, 1.0, -0.5], [1.2, 1.3, 2.5, 0.5]),  # where nothing is right shaped rewards are noise
+        (["--reward-weights", "2,4,8"], [1.0, 1.0, 1.0, -0.5], [10.8, 11.2, 12.0, -2.0]),
+    ],
+)
+def test_the_gate_and_the_weights(more, refine, rewards):
+    """Bug guarded: a gate that is closed by a single wrong answer; weights that change the parts which are logged."""
     text = "<think>a<refine>b</refine></think><answer>c</answer>"
-    return Group("id", "q", "r", refine_samples=[sample(text, accuracy=a) for a in accuracies], baseline=0.0)
-
-
-def test_the_gate_closes_where_no_answer_is_right():
-    """Bug guarded: in groups that fail throughout, shaped rewards are noise of full size."""
-    settings = ["--model", "m", "--data", "d", "--zeta", "0"]
-    for flag, wanted in (([], [1.0, 1.0, 1.0, -0.5]), (["--gate-refine"], [0.0, 0.0, 1.0, -0.5])):
-        failed, mixed = group_of(0.2, 0.3), group_of(RIGHT, 0.0)
-        assign_rewards([failed, mixed], parse_config([*settings, *flag]))
-        assert [s.refine for s in failed.refine_samples + mixed.refine_samples] == wanted
-
-
-def test_reward_weights():
-    group, flags = group_of(0.5), ["--reward-weights", "2,4,8", "--zeta", "0"]
-    assign_rewards([group], parse_config(["--model", "m", "--data", "d", *flags]))
-    (one,) = group.refine_samples
-    assert one.reward == 2.0 + 2.0 + 8.0
-    assert (one.format, one.accuracy, one.refine) == (1.0, 0.5, 1.0), "the parts are logged unweighted"
+    groups = [
+        Group("id", "q", "r", refine_samples=[sample(text, accuracy=a) for a in scores], baseline=0.0)
+        for scores in ((0.2, 0.3), (RIGHT, 0.0))
+    ]
+    assign_rewards(groups, parse_config(["--model", "m", "--data", "d", "--zeta", "0", *more]))
+    samples = [s for group in groups for s in group.refine_samples]
+    assert [s.refine for s in samples] == refine
+    assert [s.reward for s in samples] == pytest.approx(rewards)
+    assert {s.format for s in samples} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -171,71 +163,28 @@ def test_variance_shares_add_up():
     assert variance_share([1.0, 1.0], [2.0, 2.0]) == 0.0
 
 
-def server_run(place, runs, url: str, *flags_too: str) -> list[dict]:
-    """Twenty steps with a judge behind HTTP; the metrics of each step."""
-    judge = ("--judge", url, "--judge-model", "any", "--judge-options", '{"timeout": 0.3}')
-    assert train.main(flags(place, "served", *judge, "--runs-dir", str(runs), "--steps", "20", *flags_too)) == 0
-    return lines_of(runs / "served/metrics.jsonl")
-
-
-def assert_same_rollouts(runs, others) -> None:
-    for step in range(1, 21):
-        name = f"served/rollouts/step_{step:06d}.jsonl"
-        assert (runs / name).read_bytes() == (others / name).read_bytes()
-
-
 @pytest.mark.usefixtures("reward_for_length", "no_report")
 @pytest.mark.slow
 def test_twenty_steps_behind_a_failing_server_are_those_behind_a_healthy_one(place, monkeypatch, tmp_path, capsys):
     """Bug guarded: a score lost, invented or given to another answer when three calls in ten fail and one in ten is slow."""
     monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
     monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.01))
-    failing = some_fail(0.3, 0.1)
-    server = FakeJudge(lambda prompt: f"{share_of(prompt):.3f}")
-    proxy = FaultProxy(server.url, lambda prompt, attempt: failing(prompt, attempt) if attempt < 4 else "", slow=0.05, hold=1.0)
-    with running(server, proxy):
-        healthy, faulty = server_run(place, tmp_path / "a", server.url), server_run(place, tmp_path / "b", proxy.url)
-    said = capsys.readouterr().out
-    assert "WARNING: this judge does not tell" in said, "its scores are noise"
+    options = ("--judge-model", "any", "--judge-options", '{"timeout": 0.3}', "--steps", "20")
+    for runs, share in (("healthy", 0.0), ("faulty", 0.3)):
+        failing = some_fail(share, share / 3)
+        plan = lambda prompt, attempt, fail=failing: fail(prompt, attempt) if attempt < 4 else ""  # noqa: E731
+        with running(FakeJudge(lambda prompt: f"{share_of(prompt):.3f}", plan, slow=0.05, hold=1.0)) as server:
+            assert train.main(flags(place, "run", "--judge", server.url, *options, "--runs-dir", str(tmp_path / runs))) == 0
+    healthy, faulty = (lines_of(tmp_path / runs / "run/metrics.jsonl") for runs in ("healthy", "faulty"))
+    assert "WARNING: this judge does not tell" in capsys.readouterr().out, "its scores are noise"
     assert sum(row["judge/retries"] for row in healthy) == 0
     assert sum(row["judge/retries"] for row in faulty) > 30
     assert sum(row["judge/failed"] + row["judge/parse_failed"] for row in faulty) == 0
     kept = [k for k in healthy[0] if not k.startswith(("judge/latency", "judge/retries"))]
     one, other = ([{k: row[k] for k in kept if k in row} for row in without_costs(rows)] for rows in (faulty, healthy))
     assert one == other
-    assert_same_rollouts(tmp_path / "a", tmp_path / "b")
-
-
-@pytest.mark.usefixtures("reward_for_length", "no_report")
-@pytest.mark.slow
-def test_a_server_that_is_down_from_step_5_stops_the_run_which_goes_on_when_it_is_back(
-    place, monkeypatch, tmp_path, capsys, pauses
-):
-    """Bug guarded: training on while nobody judges; a resumed run that differs from one whose server never failed."""
-    monkeypatch.setattr("rl.rollout.judged_text", lambda sample, sees: sample.text or "-")
-    monkeypatch.setattr(rl.judging.judge, "HttpJudge", partial(HttpJudge, backoff=0.001, max_retries=2))
-    server = FakeJudge(lambda prompt: f"{share_of(prompt):.3f}")
-    state = {"down": False}
-    proxy = FaultProxy(server.url, lambda prompt, attempt: "500" if state["down"] else "")
-    collect = rl.rollout.Rollout.collect
-
-    def watched(self, examples, step):
-        state["down"] = state["down"] or (step == 4 and not pauses)
-        return collect(self, examples, step)
-
-    monkeypatch.setattr(rl.rollout.Rollout, "collect", watched)
-    with running(server, proxy):
-        with pytest.raises(SystemExit) as stop:
-            server_run(place, tmp_path / "a", proxy.url)
-        assert stop.value.code == 1
-        assert "stopped after step 4" in capsys.readouterr().out
-        assert sum(pauses) == 600, "the patience"
-        assert complete_checkpoints(tmp_path / "a/served")[-1].name == "step_000004"
-        state["down"] = False
-        resumed = server_run(place, tmp_path / "a", proxy.url, "--resume", "auto")
-        healthy = server_run(place, tmp_path / "b", server.url, "--run", "served")
-    assert len(resumed) == len(healthy) == 20
-    assert_same_rollouts(tmp_path / "a", tmp_path / "b")
+    for file in (tmp_path / "healthy/run/rollouts").iterdir():
+        assert file.read_bytes() == (tmp_path / "faulty/run/rollouts" / file.name).read_bytes()
 
 
 def test_an_unreachable_server_is_an_error_before_the_policy_is_loaded(place, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from data.prompts import load_tokenizer
 from model.attention import PackedAttention
 from rewards.judge import Judgement
 from rewards.judge_prompts import GRADE_PROMPT
-from rl.judging.judge import CASES, is_able, preflight, preflight_warning
+from rl.judging.judge import CASES, preflight, preflight_warning
 from rl.judging.local_judge import GRADES, LocalJudge, chunk_groups, shared_length
 
 TEMPLATE = "Task: {question}\nReference: {reference}\nAnswer: {answer}\nOne digit, 0 to 9."
@@ -119,20 +119,6 @@ def test_flash_layout_names_the_keys_of_each_sequence():
     assert (longest_q, longest_k) == (3, 5)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("grade", [0, 3, 9])
-def test_a_model_that_prefers_a_grade_gives_it(grade):
-    """Bug guarded: a score that is not what the model says, a scale that is turned round."""
-    judge = make_judge("qwen2", torch.float32)
-    judge.model.model.norm.weight.zero_()[0] = 1.0  # the head sees one feature, and the grades share it out:
-    head = judge.model.lm_head.weight.zero_()
-    x = judge.model(torch.tensor([judge.tokenizer.encode(judge.render(ITEMS[0]))]))[0, -1, 0]
-    head[judge.grade_ids_G[grade], 0] = 100.0 / x
-    assert scores_of(judge, ITEMS[:1]) == pytest.approx([grade / 9], abs=1e-6)
-    head.zero_()
-    assert scores_of(judge, ITEMS[:2]) == pytest.approx([0.5, 0.5], abs=1e-6), "indifferent between the grades"
-
-
 def test_tokenizers_that_cannot_write_a_grade_are_refused():
     """Bug guarded: p(first half of a grade) taken for a grade, a digit that melts into the prompt, <unk> as a grade."""
     model = make_model("qwen3", vocab_size=128)
@@ -197,34 +183,27 @@ def test_real_tokenizers(name, ending):
     assert all(0 <= score <= 1 for score in scores_of(plain, ITEMS))
 
 
-def known(rule) -> list[float | None]:
-    """The scores that a rule gives to answers of each kind."""
-    return [rule(kind) for kind, _ in CASES]
+def warning(rule, last=None) -> str | None:
+    """What is said to the user of a judge that gives these scores to answers of each kind; of the last one it may fail."""
+    scores = [rule(kind) for kind, _ in CASES]
+    return preflight_warning([*scores[:-1], None] if last == "fails" else scores)
 
 
 def test_preflight_tells_good_judges_from_bad():
     """Bug guarded: training on a judge that likes everything, or nothing, or rolls dice; a good judge refused."""
-
-    draw = random.Random(0)
-    good = {"right": 0.9, "wrong": 0.2, "empty": 0.0}
-    assert is_able(known(good.get))
-    assert is_able(known(lambda kind: min(1, max(0, good[kind] + draw.gauss(0, 0.15)))))
-    for constant in (0.0, 0.5, 1.0):
-        assert not is_able([constant] * len(CASES))
-    assert not is_able(known({"right": 0.2, "wrong": 0.9, "empty": 0.2}.get)), "turned round"
-    assert not is_able(known({"right": 1.0, "wrong": 0.0, "empty": 1.0}.get)), "pays for saying nothing"
-    assert not is_able(known({"right": 1.0, "wrong": 0.0}.get)), "no score for an empty one"
-    assert is_able([*known({"right": 1.0, "wrong": 0.0, "empty": 0.0}.get)[:-1], None])
-    assert sum(is_able(known(lambda kind: draw.random())) for _ in range(400)) < 0.1 * 400
-
-
-def test_the_warning_shows_every_known_answer():
-    """Bug guarded: a missing score taken for 0; a line that no terminal shows whole."""
-    said = preflight_warning(known({"right": 1.0, "wrong": 0.0}.get))
+    draw, good = random.Random(0), {"right": 0.9, "wrong": 0.2, "empty": 0.0}
+    assert warning(good.get) is None
+    assert warning(good.get, last="fails") is None
+    assert warning(lambda kind: min(1, max(0, good[kind] + draw.gauss(0, 0.15)))) is None
+    assert all(warning(lambda kind, score=score: score) for score in (0.0, 0.5, 1.0)), "likes all alike"
+    assert warning({"right": 0.2, "wrong": 0.9, "empty": 0.2}.get), "turned round"
+    assert warning({"right": 1.0, "wrong": 0.0, "empty": 1.0}.get), "pays for saying nothing"
+    assert sum(warning(lambda kind: draw.random()) is None for _ in range(400)) < 0.1 * 400
+    said = warning({"right": 1.0, "wrong": 0.0}.get)  # no score for an empty one: it is not taken for 0
     assert "2 of 8 failed" in said
     assert said.count("failed ") >= 2
     assert all(item.answer in " ".join(said.split()) for _, item in CASES)
-    assert max(map(len, said.splitlines()[:-1])) <= 100
+    assert max(map(len, said.splitlines()[:-1])) <= 100, "a line that no terminal shows whole"
 
 
 def test_preflight_of_a_local_judge(family):

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,26 +17,10 @@ pytestmark = pytest.mark.slow
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-@dataclass(frozen=True)
-class Node:
-    """The machine or network namespace of an agent of torchrun.
-
-    Attributes:
-        prefix: of a command that is to run there.
-    """
-
-    prefix: list[str]
-    address: str
-    interface: str
-
-
-def start(command: list[str], output: Path, node: Node | None = None) -> subprocess.Popen:
+def start(command: list[str], output: Path) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    if node is not None:
-        environment["GLOO_SOCKET_IFNAME"] = node.interface
-        # otherwise the agent that stays does not tell one that takes another's place where the store is, and both wait in vain
-        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        command = [*node.prefix, *command]
+    # otherwise the agent that stays does not tell one that takes another's place where the store is, and both wait in vain
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with output.open("w") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
 
@@ -90,59 +72,30 @@ def test_a_rank_that_raises_ends_the_run_and_its_traceback_comes_first(place, tm
     assert re.search(r"Root Cause.*?rank\s*: 1 ", said, re.DOTALL), "torchrun blames the wrong process"
 
 
-def make_namespaces() -> bool:
-    """Two network namespaces with a cable between them, where the machine allows it."""
-    commands = ["netns add pasr0", "netns add pasr1", "link add pasr0v type veth peer name pasr1v"]
-    for n in range(2):
-        inside = f"-n pasr{n}"
-        commands += [f"link set pasr{n}v netns pasr{n}", f"{inside} addr add 10.79.0.{n + 1}/24 dev pasr{n}v"]
-        commands += [f"{inside} link set pasr{n}v up", f"{inside} link set lo up"]
-    try:
-        return all(subprocess.run(["ip", *c.split()], capture_output=True).returncode == 0 for c in commands)
-    except FileNotFoundError:
-        return False
-
-
-def drop_namespaces() -> None:
-    for name in ("pasr0", "pasr1"):
-        subprocess.run(f"ip netns del {name}", shell=True, capture_output=True)  # the cable goes with them
-
-
-@pytest.fixture
-def nodes() -> Iterator[list[Node]]:
-    drop_namespaces()
-    if make_namespaces():
-        yield [Node(["ip", "netns", "exec", f"pasr{n}"], f"10.79.0.{n + 1}", f"pasr{n}v") for n in range(2)]
-    else:
-        yield [Node([], "127.0.0.1", "lo")] * 2
-    drop_namespaces()
-
-
-def agent(nodes: list[Node], number: int, port: int, fault: str, run: str, place: Path, output: Path) -> subprocess.Popen:
-    node, first = nodes[number], number == 0  # the first holds the rendezvous; names do not tell which that is in a namespace
+def agent(number: int, port: int, fault: str, place: Path, output: Path) -> subprocess.Popen:
+    is_host = int(number == 0)  # the first holds the rendezvous
     return start(
         [
-            *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={run}",
-            f"--rdzv-endpoint={nodes[0].address}:{port}", f"--local-addr={node.address}", "--max-restarts=3",
-            f"--rdzv-conf=is_host={int(first)},keep_alive_interval=1", "--", "tests/faulty_run.py", fault, "1",
-            *flags(place, run, "--resume", "auto", "--steps", "6", "--save-every", "1"),
+            *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=nodes",
+            f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1", "--max-restarts=3",
+            f"--rdzv-conf=is_host={is_host},keep_alive_interval=1", "--", "tests/faulty_run.py", fault, "1",
+            *flags(place, "nodes", "--resume", "auto", "--steps", "6", "--save-every", "1"),
         ],
         output,
-        node,
     )  # fmt: skip
 
 
-def test_two_nodes_with_a_process_and_then_a_machine_that_die(place, nodes, tmp_path):
+def test_two_nodes_with_a_process_and_then_a_machine_that_die(place, tmp_path):
     """Bug guarded: a run of several nodes that cannot begin, that hangs when a process or a machine dies, or starts over."""
     port, run = free_port(), place / "runs/nodes"
     logs = [tmp_path / f"{n}.log" for n in range(3)]
-    agents = [agent(nodes, n, port, "die", "nodes", place, logs[n]) for n in range(2)]  # the process of node 1, in step 3
+    agents = [agent(n, port, "die", place, logs[n]) for n in range(2)]  # the process of node 1, in step 3
     try:
         deadline = time.monotonic() + 150
         while not (run / "rollouts/step_000004.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         kill_all(agents[1])
-        agents[1] = agent(nodes, 1, port, "none", "nodes", place, logs[2])  # a scheduler puts another machine in its place
+        agents[1] = agent(1, port, "none", place, logs[2])  # a scheduler puts another machine in its place
         codes = [process.wait(timeout=150) for process in agents]
     finally:
         for process in agents:

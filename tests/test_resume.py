@@ -138,17 +138,3 @@ def test_a_second_signal_leaves_at_once(place, whole, monkeypatch):
     assert stop.value.code == 128 + signal.SIGTERM
     assert train.main(flags(place, "twice", "--resume", "auto")) == 0
     assert_same_run(place / "runs" / "twice", whole)
-
-
-@pytest.mark.slow
-def test_wandb_goes_on_in_the_same_run(place):
-    """Bug guarded: a resumed run that starts a second curve, or a prompt for a key that blocks."""
-    arguments = flags(place, "mirrored", "--save-every", "4")
-    arguments[arguments.index("off")] = "offline"
-    for steps in ("4", "8"):
-        arguments[arguments.index("--steps") + 1] = steps
-        assert train.main([*arguments, "--resume", "auto", "--resume-with-changes"]) == 0
-        (place / "runs/mirrored/summary.json").unlink()
-    folders = list((place / "runs/mirrored/wandb").glob("offline-run-*"))
-    assert len(folders) == 2
-    assert {folder.name.split("-")[-1] for folder in folders} == {(place / "runs/mirrored/wandb_id").read_text()}

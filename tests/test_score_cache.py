@@ -3,11 +3,8 @@
 import json
 
 import pytest
-from fault_proxy import FakeJudge, running
-from judging import NO_FAULTS, ask, counts, fair, item, judge_at
+from judging import NO_FAULTS, FakeJudge, ask, counts, fair, item, judge_at, running
 
-from rewards.http_judge import HttpJudge
-from rewards.judge_prompts import JUDGE_PROMPT
 from rl.judging.cache import ScoreCache
 
 
@@ -33,7 +30,7 @@ def test_a_second_run_asks_nothing(tmp_path):
         assert ask_anew(server.url, cache, *items) == (first, NO_FAULTS | {"calls": 0, "cache_hits": 20})
         assert len(server.asked) == 20
         ask_anew(server.url, cache, *items, extra_body={"top_k": 1})
-        with HttpJudge(server.url, "another", prompt_template=JUDGE_PROMPT, cache=ScoreCache(cache)) as judge:
+        with judge_at(server.url, "another", cache=ScoreCache(cache)) as judge:
             ask(judge, *items)
         assert len(server.asked) == 60
 

@@ -1,7 +1,6 @@
 """What a run takes before its first step: flags, data, judges, the reference; and what it refuses."""
 
 import io
-import json
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -19,7 +18,7 @@ from model import load_model, save_model
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rl.config import PRESETS, Config, parse_config
 from rl.evaluation.asking import Asker, load_for_asking
-from rl.run.resume import _with_its_batch
+from rl.run.folder import _with_its_batch
 from rl.run.wandb import group_name
 from rl.session import open_session
 from rl.weights.policy import WholeWeights
@@ -71,7 +70,7 @@ def test_prompt_and_answer_fit_into_the_models_context(session_flags, tmp_path):
     assert max(map(len, asked)) <= 20 - 8
 
 
-def test_the_papers_preset_takes_a_question_on_each_gpu(tmp_path, monkeypatch):
+def test_the_papers_preset_takes_a_question_on_each_gpu(monkeypatch):
     """Bug guarded: one question for eight GPUs, seven of which wait."""
     monkeypatch.setenv("WORLD_SIZE", "8")
     flags = ["--model", "m", "--preset", "paper"]
@@ -81,10 +80,10 @@ def test_the_papers_preset_takes_a_question_on_each_gpu(tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     paper = parse_config(flags)
     assert paper.questions_per_step == 1
-    (tmp_path / "config.json").write_text(json.dumps({"config": asdict(paper) | {"questions_per_step": 8}}))
-    assert _with_its_batch(paper, tmp_path / "config.json").questions_per_step == 8, "a run keeps its batch on fewer GPUs"
+    saved = asdict(paper) | {"questions_per_step": 8}
+    assert _with_its_batch(paper, saved).questions_per_step == 8, "a run keeps its batch on fewer GPUs"
     chosen = replace(paper, questions_per_step=3)
-    assert _with_its_batch(chosen, tmp_path / "config.json") == chosen
+    assert _with_its_batch(chosen, saved) == chosen
     with pytest.raises(ValueError, match="--preset paper needs --model"):
         parse_config(["--preset", "paper"])
 

@@ -9,7 +9,6 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 import rl.run.wandb
-from rewards.refinements import mark_refinements
 from rl.config import parse_config
 from rl.records import Completion, Group, Sample
 from rl.run.folder import RunFolder, rollout_record
@@ -113,21 +112,17 @@ def test_metrics_histograms_and_tables_are_recorded_and_resumed(tmp_path):
 
 
 def test_an_unreachable_server_does_not_hold_up_the_run(tmp_path, monkeypatch, capsys):
-    """Bug guarded: a key without network, which blocked a run for minutes and then ended it."""
+    """Bug guarded: a key without network, which blocked a run for minutes and then ended it; a sweep's own group replaced."""
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     monkeypatch.setattr(rl.run.wandb, "INIT_TIMEOUT", 2.0)
     run = mirrored_steps(tmp_path, (1,), "--wandb", "online")
     assert "recorded offline" in capsys.readouterr().out
     (file,) = run.path.glob("wandb/offline-run-*/run-*.wandb")
-    assert history(finished_records(file))[1]["reward"] == 0.1
-
-
-def test_the_environment_names_the_group(tmp_path, monkeypatch):
-    """Bug guarded: a sweep's own group replaced by the name of the flags that differ."""
-    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    (file,) = mirrored_steps(tmp_path, (1,)).path.glob("wandb/offline-run-*/run-*.wandb")
-    assert [r.run.run_group for r in finished_records(file) if r.WhichOneof("record_type") == "run"] == ["mine"]
+    records = finished_records(file)
+    assert history(records)[1]["reward"] == 0.1
+    assert [r.run.run_group for r in records if r.WhichOneof("record_type") == "run"] == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -143,11 +138,10 @@ def test_runs_that_differ_in_their_seeds_share_a_group(flags, name):
     assert group_name(parse_config(flags)) == name
 
 
-def test_refinements_are_marked():
-    assert mark_refinements("a<refine>b</refine>c<refine>d") == "a▶<refine>b</refine>◀c▶<refine>d◀"
-
-
 def test_the_table_is_bounded():
+    """Bug guarded: a table that grows with the group; refinements that nobody sees, or that are marked to no end."""
     (group,) = make_groups(1)
+    group.refine_samples[0].text = "a<refine>b</refine>c<refine>d"
     rows = table_rows([rollout_record(group, group.refine_samples[0])] * 100, 7)
     assert (len(rows), len(rows[0])) == (7, len(TABLE_COLUMNS))
+    assert rows[0][TABLE_COLUMNS.index("response")] == "a▶<refine>b</refine>◀c▶<refine>d◀"

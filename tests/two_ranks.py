@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -156,8 +156,8 @@ class MarkedScorer(RuleScorer):
 def rollouts(place: Path) -> dict:
     results, tokenizer = {}, load_tokenizer(place / "task")
     renderer = PromptRenderer(tokenizer, Prompts())
-    weights = WholeWeights(load(place / "task", torch.float64), keep=False)
-    reference = WholeWeights(load(place / "reference/task", torch.float64), keep=False)
+    weights = WholeWeights(load(place / "task", torch.float64))
+    reference = WholeWeights(load(place / "reference/task", torch.float64))
     limits = dict(stop_ids=[tokenizer.eos_token_id], max_slots=6, max_len=64)
     sampler, other = Sampler(weights.model, **limits), Sampler(reference.model, **limits)
 
@@ -169,7 +169,7 @@ def rollouts(place: Path) -> dict:
 
     for count in (5, 1, 2):
         groups, rollout = collect(config(), RuleScorer(), 4, QUESTIONS[:count])
-        results[count] = (groups, rollout.judge_stats)
+        results[count] = [[asdict(group) for group in groups], rollout.judge_stats]
     cache = BaselineCache(place / f"baselines_{world_size()}", {"n": 3})
     settings = config(plain_policy="reference")
     for visit in range(2):  # the second time every question is dealt to the other rank

@@ -16,7 +16,7 @@ from pathlib import Path
 from model.checkpoint import read_json
 from rl.evaluation.methods import METHODS, Turn
 from rl.files import append_line, write_whole
-from rl.judging.cache import baseline_files, question_key, read_baselines
+from rl.judging.cache import question_key, read_baselines
 from rl.run.console import wrapped
 
 MAY_GROW = ("benchmarks", "data", "judge")  # settings that a later evaluation may add to
@@ -249,7 +249,7 @@ def _rollout(method: str, id: str, sample: int, row: dict) -> AnswerRecord:
 def _reference_answers(run: Path, questions: dict[str, tuple[str, str]]) -> list[AnswerRecord]:
     """Read the initial policy's plain answers to {id: (question, reference)}; none of a run that compares with its own."""
     rows: dict[str, dict] = {}
-    for file in baseline_files(read_json(run / "config.json")):
+    for file in read_json(run / "config.json").get("baselines", []):  # one for each version of the rules it was judged by
         rows |= read_baselines(run.parent / "baselines" / file)
     records = []
     for id, (question, reference) in questions.items():

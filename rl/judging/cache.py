@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rewards.refine import baseline_accuracy
-from rl.distributed import gather
+from rl.distributed import gather, rank
 from rl.files import append_line
 from rl.records import Group
 from rl.rollout import Rollout
@@ -45,28 +45,29 @@ class BaselineCache:
 
     def __init__(self, folder: Path, setting: dict) -> None:
         self.path = folder / f"{_digest(setting)}.jsonl"
-        self._scores: dict[str, list[float | None]] = {key: row["scores"] for key, row in read_baselines(self.path).items()}
+        self._scores: dict[str, list[float]] = {key: row["scores"] for key, row in read_baselines(self.path).items()}
 
     def __len__(self) -> int:
         return len(self._scores)
 
-    def get(self, question: str, reference: str) -> list[float | None] | None:
+    def get(self, question: str, reference: str) -> list[float] | None:
         """Return the scores of a question's plain answers; None if there are none."""
         return self._scores.get(question_key(question, reference))
 
-    def put(self, question: str, reference: str, answers: list[tuple[str, float | None]]) -> None:
-        """Keep the (text, score) pairs of a question, unless a score failed: then it is to be tried again."""
-        scores = [score for _, score in answers]
-        self.remember(question, reference, scores)
-        if None not in scores:
-            row = {"key": question_key(question, reference), "question": question, "scores": scores}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(self.path, json.dumps(row | {"texts": [text for text, _ in answers]}))
+    def put(self, question: str, reference: str, answers: list[tuple[str, float | None]], *, to_file: bool = True) -> None:
+        """Keep the (text, score) pairs of a question, unless a score failed: then it is to be tried again.
 
-    def remember(self, question: str, reference: str, scores: list[float | None]) -> None:
-        """Keep scores that another process has put into the file."""
-        if None not in scores:
-            self._scores[question_key(question, reference)] = scores
+        Args:
+            to_file: False for those that another process has put into the file.
+        """
+        key, scores = question_key(question, reference), [score for _, score in answers]
+        if None in scores:
+            return
+        self._scores[key] = scores
+        if to_file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            row = {"key": key, "question": question, "scores": scores, "texts": [text for text, _ in answers]}
+            append_line(self.path, json.dumps(row))
 
 
 class ReferenceBaselines:
@@ -87,26 +88,24 @@ class ReferenceBaselines:
         """Set r̄ of this rank's groups, and return `baseline/*`. All ranks call this together."""
         # questions without a cached baseline are answered by the reference, once each
         missing = [group for group in groups if self.cache.get(group.question, group.reference) is None]
-        unique = list({(g.question, g.reference): Group(g.example_id, g.question, g.reference) for g in missing}.values())
+        unique = {(g.question, g.reference): Group(g.example_id, g.question, g.reference) for g in missing}
         count = rollout.config.plain_samples
-        requests = [(g, "plain", rollout.request(g.question, "plain", count, ("reference", g.question))) for g in unique]
+        requests = [
+            (g, "plain", rollout.request(g.question, "plain", count, ("reference", g.question))) for g in unique.values()
+        ]
         if any(gather(bool(requests))):  # all ranks together, or none: the reference is made whole for it
             rollout.sample_and_judge(self.sampler, self.weights, requests)
 
         # their scores go into the cache of every rank, because the next epoch may give a question to another one
-        fresh = {}
-        for group in unique:
-            answers = [(sample.text, sample.accuracy) for sample in group.plain_samples]
-            self.cache.put(group.question, group.reference, answers)
-            fresh[group.question, group.reference] = [score for _, score in answers]
-        for others in gather(fresh):
-            for (question, reference), scores in others.items():
-                self.cache.remember(question, reference, scores)
+        fresh = {key: [(sample.text, sample.accuracy) for sample in g.plain_samples] for key, g in unique.items()}
+        for source, answered in enumerate(gather(fresh)):
+            for key, answers in answered.items():
+                self.cache.put(*key, answers, to_file=source == rank())
 
         # r̄ of every group; scores of which some failed are in no cache
         for group in groups:
-            cached = self.cache.get(group.question, group.reference)
-            group.baseline = baseline_accuracy(fresh[group.question, group.reference] if cached is None else cached)
+            key = group.question, group.reference
+            group.baseline = baseline_accuracy(self.cache.get(*key) or [score for _, score in fresh[key]])
         stats = {name.replace("judge/", "baseline/judge_"): value for name, value in rollout.scores.take_stats().items()}
         return stats | {"baseline/sampled": len(unique)}
 
@@ -114,12 +113,6 @@ class ReferenceBaselines:
 def read_baselines(file: Path) -> dict[str, dict]:
     """Return the rows of a cache, {key, question, scores, texts}, by `question_key`; none of a file that does not exist."""
     return {row["key"]: row for row in _read_rows(file, {"key": str, "scores": list, "texts": list})}
-
-
-def baseline_files(saved: dict) -> list[str]:
-    """Return the names of a run's caches in its config.json: one for each version of the rules it was judged by."""
-    names = saved.get("baselines") or []
-    return [names] if isinstance(names, str) else list(names)
 
 
 def question_key(question: str, reference: str) -> str:

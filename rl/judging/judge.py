@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from data.prompts import Prompts, load_tokenizer
 from model import Transformer
 from model.checkpoint import fingerprint, resolve_checkpoint
 from rewards.accuracy import rules_version
-from rewards.http_judge import HttpJudge
+from rewards.http_judge import RESERVED, HttpJudge
 from rewards.judge import NAMED_JUDGES, Judgement, Scorer, parse_score
 from rewards.judge_prompts import GRADE_PROMPT, JUDGE_PROMPT
 from rl.config import judge_kind
@@ -51,21 +51,13 @@ CASES = (  # answers that are known to be right, wrong or empty
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """The settings of a judge: `--judge-options` holds any of these fields as JSON.
+    """The settings of a judge: `--judge-options` holds any of these fields as JSON."""
 
-    Attributes:
-        concurrency: calls to the judge's server at a time, of each process.
-        timeout: seconds that one call may take.
-        max_failures: share of a step's scores, on a process, that may be missing; above it training waits and asks again.
-        patience: seconds to wait for a failing judge before the run saves and stops.
-        extra_body: merged into each request, for example to switch a judge's thinking off.
-    """
-
-    concurrency: int = 64
-    timeout: float = 60.0
-    max_failures: float = 0.05
-    patience: float = 600.0
-    extra_body: dict[str, Any] | None = None
+    concurrency: int = 64  # calls to the judge's server at a time, of each process
+    timeout: float = 60.0  # seconds that one call may take
+    max_failures: float = 0.05  # share of a step's scores, on a process, that may be missing; above it training asks again
+    patience: float = 600.0  # seconds to wait for a failing judge before the run saves and stops
+    extra_body: dict[str, Any] | None = None  # merged into each request, for example to switch a judge's thinking off
 
     @classmethod
     def parse(cls, text: str) -> "JudgeOptions":
@@ -82,45 +74,43 @@ class JudgeOptions:
         if not isinstance(options, dict) or not options.keys() <= set(names):
             raise ValueError(f"--judge-options must be a JSON object with any of {', '.join(names)}; it is {text}")
         options = cls(**options)
-        for name in ("concurrency", "timeout", "max_failures", "patience"):
-            value, least = getattr(options, name), {"concurrency": 1, "timeout": 1e-3}.get(name, 0)
+        for name, least in {"concurrency": 1, "timeout": 1e-3, "max_failures": 0, "patience": 0}.items():
+            value = getattr(options, name)
             if type(value) not in (int, float) or not least <= value < math.inf:
                 raise ValueError(f"--judge-options: {name} is {value!r}; it must be a number of at least {least}")
-        if type(options.concurrency) is not int:
-            raise ValueError(f"--judge-options: concurrency is {options.concurrency!r}; it must be a whole number")
-        if options.patience >= 60 * TIMEOUT_MINUTES:
-            raise ValueError(f"--judge-options: patience must be below {60 * TIMEOUT_MINUTES:.0f}; other ranks wait no longer")
-        if not isinstance(options.extra_body, dict | None):
-            raise ValueError("--judge-options: extra_body must be a JSON object")
+        body, longest = options.extra_body, 60 * TIMEOUT_MINUTES
+        for is_wrong, problem in [
+            (type(options.concurrency) is not int, f"concurrency is {options.concurrency!r}; it must be a whole number"),
+            (options.patience >= longest, f"patience must be below {longest:.0f}; other ranks wait no longer"),
+            (not isinstance(body, dict | None), "extra_body must be a JSON object"),
+            (isinstance(body, dict) and RESERVED & body.keys(), f"extra_body cannot replace any of {sorted(RESERVED)}"),
+        ]:
+            if is_wrong:
+                raise ValueError(f"--judge-options: {problem}")
         return options
 
 
-def decisive(name: str, config: dict):
-    """Return the part of a flag's value that decides scores. Of `--judge-options` that is `max_failures` and `extra_body`."""
-    value = config.get(name)
-    if name != "judge_options" or value is None:
-        return value
-    options = JudgeOptions.parse(value)
-    return options.max_failures, options.extra_body
+def flags_that_differ(now: dict, before: dict, besides: set[str]) -> list[str]:
+    """Return the flags of `now` that differ, besides some; of `--judge-options` only `max_failures` and `extra_body` count."""
+
+    def deciding(name: str, config: dict):
+        if name != "judge_options" or config.get(name) is None:
+            return config.get(name)
+        options = JudgeOptions.parse(config[name])
+        return options.max_failures, options.extra_body
+
+    return [name for name in now if name not in besides and deciding(name, now) != deciding(name, before)]
 
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """The judge that a command line names.
-
-    Attributes:
-        name: `--judge`.
-        model: `--judge-model`, of a server.
-        options: `--judge-options`.
-        folder: the folder in which the scores of a server are cached.
-        device: the device of a judge in this process.
-    """
+    """The judge that a command line names."""
 
     name: str
-    model: str | None
+    model: str | None  # of a server
     options: JudgeOptions
-    folder: Path
-    device: torch.device
+    folder: Path  # in which the scores of a server are cached
+    device: torch.device  # of a judge in this process
 
     @classmethod
     def of(cls, config, folder: Path) -> "JudgeSpec":
@@ -136,26 +126,18 @@ class JudgeSpec:
         return cls(name, config.judge_model, options, folder, pick_device(config.device))
 
     @property
-    def kind(self) -> str:
-        """Return server, self, model or named."""
+    def kind(self) -> Literal["server", "self", "model", "named"]:
         return judge_kind(self.name)
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A prompt about answers, for either kind of judge.
+    """A prompt about answers, for either kind of judge."""
 
-    Attributes:
-        server: for a judge that writes its reply.
-        local: for a judge whose next-token probabilities are read.
-        parse: reads a reply: a score in [0, 1], or None.
-        symbols, read: see `LocalJudge`.
-    """
-
-    server: str
-    local: str
-    parse: Callable[[str], float | None] = parse_score
-    symbols: str = GRADES
+    server: str  # for a judge that writes its reply
+    local: str  # for a judge whose next-token probabilities are read
+    parse: Callable[[str], float | None] = parse_score  # of a reply: a score in [0, 1], or None
+    symbols: str = GRADES  # this and the next one: see `LocalJudge`
     read: Callable[[Tensor], Tensor] = mean_grade
 
 
@@ -181,13 +163,19 @@ def make_scorers(
 
     # a scorer for each prompt
     scorers: dict[str, Scorer] = {}
-    if spec.kind == "model":
-        folder = resolve_checkpoint(spec.name)
-        own = load_frozen(folder, spec.device), load_tokenizer(folder)
-    for name, prompt in prompts.items():
-        if spec.kind == "server":
-            scorers[name] = _server_judge(spec, prompt)
-        else:
+    if spec.kind == "server":
+        options, key = spec.options, next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+        shared = dict(
+            concurrency=options.concurrency, timeout=options.timeout, extra_body=options.extra_body, api_key=key,
+            cache=ScoreCache(spec.folder / "judge_cache.jsonl"),
+        )  # fmt: skip
+        for name, prompt in prompts.items():
+            scorers[name] = HttpJudge(spec.name, spec.model, prompt_template=prompt.server, parse=prompt.parse, **shared)
+    else:
+        if spec.kind == "model":
+            folder = resolve_checkpoint(spec.name)
+            own = load_frozen(folder, spec.device), load_tokenizer(folder)
+        for name, prompt in prompts.items():
             scorers[name] = LocalJudge(*own, prompt_template=prompt.local, symbols=prompt.symbols, read=prompt.read)
 
     # the known answers
@@ -195,18 +183,9 @@ def make_scorers(
     if all(score is None for score in scores):
         hint = ": is a server running there?" if spec.kind == "server" else ""
         raise ValueError(f"the judge {spec.name} does not answer ({scorers[tried].last_failure or 'every score failed'}){hint}")
-    if not is_able(scores):
-        print(preflight_warning(scores))
+    if warning := preflight_warning(scores):
+        print(warning)
     return scorers
-
-
-def _server_judge(spec: JudgeSpec, prompt: JudgePrompt) -> HttpJudge:
-    options = spec.options
-    return HttpJudge(
-        spec.name, spec.model, prompt_template=prompt.server, parse=prompt.parse, concurrency=options.concurrency,
-        timeout=options.timeout, extra_body=options.extra_body, cache=ScoreCache(spec.folder / "judge_cache.jsonl"),
-        api_key=next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None),
-    )  # fmt: skip
 
 
 def judge_identity(spec: JudgeSpec, source: Path, prompts: Iterable[JudgePrompt]) -> list[str | None]:
@@ -232,29 +211,24 @@ def preflight(scorer: Scorer) -> list[float | None]:
     return [future.result(timeout=0) for future in futures]
 
 
-def known_means(scores: list[float | None]) -> dict[str, float]:
-    """Return the mean score of the right, wrong and empty answers; NaN where none of a kind was scored."""
+def preflight_warning(scores: list[float | None]) -> str | None:
+    """Return the message to a user whose judge does not tell right answers from others, with a line for each known answer.
+
+    None if right answers score on average at least MARGIN above wrong ones, and above empty ones. One judge in sixteen that
+    draws its scores at random passes. A kind of answer without any score does not.
+    """
+    # the mean of each kind
     means = {}
     for kind in ("right", "wrong", "empty"):
         scored = [score for (k, _), score in zip(CASES, scores, strict=True) if k == kind and score is not None]
         means[kind] = fmean(scored) if scored else math.nan
-    return means
+    if all(means["right"] - means[kind] >= MARGIN for kind in ("wrong", "empty")):  # False where a mean is NaN
+        return None
 
-
-def is_able(scores: list[float | None]) -> bool:
-    """Tell if right answers score on average at least MARGIN above wrong ones, and above empty ones.
-
-    One judge in sixteen that draws its scores at random passes. A kind of answer without any score does not.
-    """
-    means = known_means(scores)
-    return all(means["right"] - means[kind] >= MARGIN for kind in ("wrong", "empty"))  # False where a mean is NaN
-
-
-def preflight_warning(scores: list[float | None]) -> str:
-    """Return the message to a user whose judge is not able, with a line for each known answer."""
+    # the message
     lines = [
         "WARNING: this judge does not tell right answers from wrong ones: its scores are noise.",
-        f"Mean score of known answers: {', '.join(f'{kind} {mean:.2f}' for kind, mean in known_means(scores).items())}; "
+        f"Mean score of known answers: {', '.join(f'{kind} {mean:.2f}' for kind, mean in means.items())}; "
         f"{scores.count(None)} of {len(scores)} failed.",
         "score   answer is   question -> answer",
     ]

@@ -28,6 +28,7 @@ from rewards.judge_prompts import build_judge_prompt, check_template
 
 GRADES = "0123456789"
 MIN_CONFIDENCE = 0.5  # of the likeliest option; less is no choice
+BATCH_TOKENS = 16_384  # of one forward
 HEAD_ROWS = 64  # positions whose logits over the whole vocabulary are held at once
 
 Prompt = tuple[int, ...]  # token ids
@@ -55,17 +56,15 @@ class LocalJudge(Scorer):
 
     def __init__(
         self, model: Transformer, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str, symbols: str = GRADES,
-        read: Callable[[Tensor], Tensor] | None = None, batch_tokens: int = 16384,
+        read: Callable[[Tensor], Tensor] | None = None, batch_tokens: int = BATCH_TOKENS,
     ) -> None:  # fmt: skip
         check_template(prompt_template)
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.model, self.tokenizer, self.template, self.batch_tokens = model, tokenizer, prompt_template, batch_tokens
         self._read = read or mean_grade
         grade_ids = find_grade_ids(tokenizer, self.render(Judgement("0", "0", "0")), symbols)
         self.grade_ids_G = torch.tensor(grade_ids, device=model.device)
         self._pending: list[tuple[Judgement, Future[float | None]]] = []
-        self._calls = self._failed = 0
+        self._scores: list[float | None] = []  # since the last look at the stats
         self.last_failure = ""
 
     def submit(self, item: Judgement) -> "Future[float | None]":
@@ -99,17 +98,14 @@ class LocalJudge(Scorer):
         for chunk in chunk_groups(list(groups.values()), self.batch_tokens):
             scores |= self._score(chunk)
         for item, future in self._pending:
-            score = scores.get(prompts[item])
-            self._calls += 1
-            self._failed += score is None
-            future.set_result(score)
+            self._scores.append(scores.get(prompts[item]))
+            future.set_result(self._scores[-1])
         self._pending = []
 
     def take_stats(self) -> dict[str, float]:
         """Return `judge/*` since the last call."""
-        stats = {"judge/calls": self._calls, "judge/failed": self._failed}
-        self._calls = self._failed = 0
-        return stats
+        scores, self._scores = self._scores, []
+        return {"judge/calls": len(scores), "judge/failed": scores.count(None)}
 
     def render(self, item: Judgement) -> str:
         """Return the judge's prompt, up to the grade. Thinking is off, or closed where a template opens it."""
@@ -195,14 +191,14 @@ def chunk_groups(groups: list[set[Prompt]], limit: int) -> list[list[list[Prompt
     room = 0
     for group in groups:
         ordered = sorted(group, key=lambda prompt: (len(prompt), prompt))
-        prefix, opened = shared_length(ordered), False
+        prefix, part = shared_length(ordered), []
         for prompt in ordered:
-            need = len(prompt) - prefix * opened
-            if not chunks or need > room:
+            need = len(prompt) - prefix * bool(part)
+            if need > room:
                 chunks.append([])
-                room, opened, need = limit, False, len(prompt)
-            if not opened:
-                chunks[-1].append([])
-            chunks[-1][-1].append(prompt)
-            room, opened = room - need, True
+                room, part, need = limit, [], len(prompt)
+            if not part:
+                chunks[-1].append(part)
+            part.append(prompt)
+            room -= need
     return chunks

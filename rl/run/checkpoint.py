@@ -15,8 +15,6 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,7 +25,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 
 from data.prompts import PromptRenderer
 from model.checkpoint import read_json, resolve_checkpoint, save_model, stored_dtype
-from rl.distributed import broadcast_from_main, is_main, main_only, raise_on_all_ranks, world_size
+from rl.distributed import broadcast_from_main, is_main, raise_on_all_ranks, world_size
 from rl.run.console import gigabytes, wrapped
 from rl.weights.exact_bf16 import LOW_BITS
 from rl.weights.policy import TrainState
@@ -36,6 +34,11 @@ from rl.weights.sharding import rows_held, whole_weights
 MARKER = "COMPLETE"
 COUNTERS = ("optimizer_steps", "skipped_in_a_row")  # of a TrainState
 FILE_BYTES = 2 * 10**9  # tensors written together: the writer makes a file in memory
+STATE_BYTES = 12  # a parameter's float32 master and two float32 moments of AdamW
+HEADROOM = 1.02  # of a disk: rollouts, metrics and file systems want some too
+
+# one process without a process group is what we mean
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -57,21 +60,39 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def all_checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, damaged ones too, oldest first."""
+    return sorted((run / "checkpoints").glob("step_*"))
+
+
 def complete_checkpoints(run: Path) -> list[Path]:
     """Return the undamaged checkpoints of a run, oldest first."""
-    return [folder for folder in sorted((run / "checkpoints").glob("step_*")) if not damage(folder)]
+    return [folder for folder in all_checkpoints(run) if not damage(folder)]
 
 
-def damaged_checkpoints(run: Path) -> list[str]:
-    """Return a line for each checkpoint of a run that cannot be used."""
-    folders = sorted((run / "checkpoints").glob("step_*"))
-    return [f"ignoring {folder}: {problem}" for folder in folders if (problem := damage(folder))]
+def newest_model(path: Path) -> Path:
+    """Return the newest checkpoint of a run folder, or the folder itself if it is none."""
+    return next(reversed(complete_checkpoints(path)), path)
+
+
+def model_folder(path_or_hub_id: str) -> Path:
+    """Return the folder of a model: of a run its newest checkpoint, of a hub id what is downloaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = resolve_checkpoint(newest_model(Path(path_or_hub_id)))
+    if (folder / "rollouts").is_dir():
+        raise ValueError(f"{folder} is a run that has no complete checkpoint yet")
+    return folder
 
 
 def save_checkpoint(
     run: Path, step: int, state: TrainState, renderer: PromptRenderer, source: Path, keep: int, best: int | None = None
 ) -> Path:
     """Save after `step` steps, then delete all but the newest `keep` checkpoints and that of step `best`.
+
+    A complete checkpoint of this step stays as it is, because replacing it would put it at risk.
 
     Args:
         source: the folder the policy was loaded from. Its configuration and tokenizer are copied, and its dtype is that of
@@ -82,41 +103,50 @@ def save_checkpoint(
     """
     target = checkpoint_folder(run, step)
     part = target.with_name(f".{target.name}.part")
-    # a complete checkpoint of this step stays, because replacing it would put it at risk
-    if broadcast_from_main(lambda: damage(target) is None):
-        broadcast_from_main(lambda: _prune(run, keep, best))
-        return target
-
-    # write under another name; each library has its own error for a full disk
-    try:
-        with raise_on_all_ranks(OSError):
-            _begin(part)
-        _save_state(state, step, part / "state")
-        _export(state, renderer, source, part)
-        with raise_on_all_ranks(OSError):
-            _complete(part, target, step)
-    except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:
-        if is_main():
-            shutil.rmtree(part, ignore_errors=True)
-        raise OSError(
-            f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. "
-            "Earlier checkpoints are untouched; make room and go on with --resume auto"
-        ) from error
+    if broadcast_from_main(lambda: damage(target)):
+        # write under another name; each library has its own error for a full disk
+        try:
+            broadcast_from_main(lambda: _begin(part))
+            _save_state(state, step, part / "state")
+            _export(state, renderer, source, part)
+            broadcast_from_main(lambda: _complete(part, target, step))
+        except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:
+            if is_main():
+                shutil.rmtree(part, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint of step {step} could not be written to {target}: {_reason(error)}. "
+                "Earlier checkpoints are untouched; make room and go on with --resume auto"
+            ) from error
     broadcast_from_main(lambda: _prune(run, keep, best))
     return target
 
 
-def _prune(run: Path, keep: int, best: int | None) -> None:
-    for old in complete_checkpoints(run)[:-keep]:
-        if best is None or old != checkpoint_folder(run, best):
-            shutil.rmtree(old)
-
-
-@main_only
 def _begin(part: Path) -> None:
     for leftover in part.parent.glob(".step_*.part"):
         shutil.rmtree(leftover)
     part.mkdir(parents=True)
+
+
+def _save_state(state: TrainState, step: int, folder: Path) -> None:
+    """Write weights, optimizer and counters: all ranks together, each its shard."""
+    tensors = {name: tensor.contiguous() for name, tensor in _tensors(state).items()}  # safetensors takes no others
+    file_numbers, written = {}, 0
+    for name, tensor in tensors.items():
+        file_numbers[name] = 1 + written // FILE_BYTES
+        written += tensor.numel() * tensor.itemsize
+    writer = HuggingFaceStorageWriter(str(folder), file_numbers, save_distributed=True)
+    dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+    counters = json.dumps({"step": step} | {name: getattr(state, name) for name in COUNTERS})
+    broadcast_from_main(lambda: (folder / "counters.json").write_text(counters + "\n", encoding="utf-8"))
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """Return the weights and the optimizer's state by name. They are the run's own tensors, to be written or filled."""
+    tensors = {}
+    for name, parameter in state.policy.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        tensors |= {f"optimizer.{name}.{part}": tensor for part, tensor in state.optimizer.state[parameter].items()}
+    return tensors
 
 
 def _export(state: TrainState, renderer: PromptRenderer, source: Path, part: Path) -> None:
@@ -133,14 +163,34 @@ def _export(state: TrainState, renderer: PromptRenderer, source: Path, part: Pat
                 pass
 
 
-@main_only
 def _complete(part: Path, target: Path, step: int) -> None:
     _mark(part, step)
-    _flush(part)
+    _flush(part, *part.rglob("*"))
     shutil.rmtree(target, ignore_errors=True)  # an incomplete one of the same step
     part.rename(target)
-    for parent in (target.parent, target.parent.parent):  # the folders that name it
-        _flush_one(parent)
+    _flush(target.parent, target.parent.parent)  # the folders that name it
+
+
+def _mark(folder: Path, step: int) -> None:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MARKER]
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    (folder / MARKER).write_text(json.dumps({"step": step, "files": sizes}, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush(*paths: Path) -> None:
+    """Force files to disk; of a folder, the names in it."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _prune(run: Path, keep: int, best: int | None) -> None:
+    for old in complete_checkpoints(run)[:-keep]:
+        if best is None or old != checkpoint_folder(run, best):
+            shutil.rmtree(old)
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> int:
@@ -161,8 +211,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> int:
         if was_exact == is_exact:
             if surplus := saved - tensors.keys():
                 raise ValueError(f"it also holds {min(surplus)}")
-            with _one_process_is_meant():
-                dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+            dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
     except (dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
     if was_exact != is_exact:
@@ -179,117 +228,24 @@ def load_checkpoint(folder: Path, state: TrainState) -> int:
     return step
 
 
-@main_only
-def set_aside_checkpoints_after(run: Path, step: int) -> None:
-    """Rename the checkpoints beyond `step`: the run goes on from there, and they would be taken for its newest ones."""
-    for folder in sorted((run / "checkpoints").glob("step_*")):
-        if int(folder.name.removeprefix("step_")) > step:
-            aside = folder.with_name(f"aside_{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            print(f"{folder} lies beyond step {step}: set aside as {aside.name}")
-
-
-def newest_model(path: Path) -> Path:
-    """Return the newest checkpoint of a run folder, or the folder itself if it is none."""
-    checkpoints = complete_checkpoints(path)
-    return checkpoints[-1] if checkpoints else path
-
-
-def model_folder(path_or_hub_id: str) -> Path:
-    """Return the folder of a model: of a run its newest checkpoint, of a hub id what is downloaded.
-
-    Raises:
-        ValueError: there is none.
-    """
-    folder = resolve_checkpoint(newest_model(Path(path_or_hub_id)))
-    if (folder / "rollouts").is_dir():
-        raise ValueError(f"{folder} is a run that has no complete checkpoint yet")
-    return folder
-
-
-def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return the weights and the optimizer's state by name. They are the run's own tensors, to be written or filled."""
-    tensors = {}
-    for name, parameter in state.policy.named_parameters():
-        tensors[f"model.{name}"] = parameter.detach()
-        tensors |= {f"optimizer.{name}.{part}": tensor for part, tensor in state.optimizer.state[parameter].items()}
-    return tensors
-
-
-def _save_state(state: TrainState, step: int, folder: Path) -> None:
-    """Write weights, optimizer and counters: all ranks together, each its shard."""
-    tensors = {name: tensor.contiguous() for name, tensor in _tensors(state).items()}  # safetensors takes no others
-    file_numbers, written = {}, 0
-    for name, tensor in tensors.items():
-        file_numbers[name] = 1 + written // FILE_BYTES
-        written += tensor.numel() * tensor.itemsize
-    writer = HuggingFaceStorageWriter(str(folder), file_numbers, save_distributed=True)
-    with _one_process_is_meant():
-        dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
-    with raise_on_all_ranks(OSError):
-        if is_main():
-            counters = {"step": step} | {name: getattr(state, name) for name in COUNTERS}
-            (folder / "counters.json").write_text(json.dumps(counters) + "\n", encoding="utf-8")
-
-
 def _reason(error: BaseException) -> str:
     """Return the last line of a message, because torch puts a traceback before it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def _mark(folder: Path, step: int) -> None:
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MARKER]
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-    (folder / MARKER).write_text(json.dumps({"step": step, "files": sizes}, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _one_process_is_meant() -> Iterator[None]:
-    """Silence torch's warning that it assumes a single process, where there is no process group."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
-
-
-def _flush(folder: Path) -> None:
-    """Force every file below a folder, and the folders themselves, to disk."""
-    for path in [folder, *folder.rglob("*")]:
-        _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-STATE_BYTES = 12  # a parameter's float32 master and two float32 moments of AdamW
-HEADROOM = 1.02  # rollouts, metrics and file systems want some too
-
-
-def checkpoint_bytes(parameters: int, export_bytes: int) -> tuple[int, int]:
-    """Return the bytes of the state and of the export of a checkpoint; `export_bytes` are those of one exported weight."""
-    return parameters * STATE_BYTES, parameters * export_bytes
-
-
-def check_disk(folder: Path, parameters: int, export_bytes: int, *, keep: int, existing: int) -> str:
-    """Check that the checkpoints of a run fit on the disk. Return the arithmetic as a line.
+def check_disk(run: Path, parameters: int, export_bytes: int, keep: int) -> str:
+    """Check that the checkpoints of a run fit on its disk, `keep` of them and the one being written. Return the arithmetic.
 
     Args:
-        folder: an existing folder on the disk in question.
-        keep: checkpoints kept; one more is on disk while it is written.
-        existing: checkpoints of this run that are there already.
+        export_bytes: those of one exported weight.
 
     Raises:
         ValueError: the disk is too small.
     """
-    state, export = checkpoint_bytes(parameters, export_bytes)
-    needed = int((state + export) * max(1, keep + 1 - existing) * HEADROOM)
-    free = shutil.disk_usage(folder).free
+    state, export = parameters * STATE_BYTES, parameters * export_bytes
+    needed = int((state + export) * max(1, keep + 1 - len(complete_checkpoints(run))) * HEADROOM)
+    free = shutil.disk_usage(run).free
     line = (
         f"disk: a checkpoint takes {gigabytes(state)} of state and {gigabytes(export)} of export; "
         f"keeping {keep} and writing one needs {gigabytes(needed)} more, {gigabytes(free)} are free"

@@ -17,11 +17,6 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
 
 
-def count(number: int, noun: str) -> str:
-    """Write 1 question, 2 questions."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def gib(count: float) -> str:
     """Write bytes of memory."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
@@ -43,38 +38,31 @@ def one_line_errors() -> Iterator[None]:
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a scheduler's end, Ctrl-C, SLURM's warning before the time limit
-_active: list["StopSignals"] = []
 
 
 def sleep_unless_stopped(seconds: float) -> str | None:
     """Wait, and return the name of a stop signal that has come or comes meanwhile."""
     end = time.monotonic() + seconds
-    while True:
-        received = next((signals.received for signals in _active if signals.received), None)
-        left = end - time.monotonic()
-        if received or left <= 0:
-            return received
+    while StopSignals.received is None and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 1.0))
+    return StopSignals.received
 
 
 class StopSignals:
     """The context in which a stop signal is noted, so that the step can end first. A second signal ends the process.
 
     Attributes:
-        received: name of the stop signal, or None.
+        received: name of the stop signal, or None. It belongs to the class, because a process has one such context at a time.
     """
 
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._previous: dict = {}
+    received: str | None = None
 
     def __enter__(self) -> "StopSignals":
-        _active.append(self)
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception) -> None:
-        _active.remove(self)
+        StopSignals.received = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -82,5 +70,5 @@ class StopSignals:
         if self.received is not None:
             print("\nleft at once: what was done since the newest checkpoint is done again with --resume auto", flush=True)
             raise SystemExit(128 + number)
-        self.received = signal.Signals(number).name
+        StopSignals.received = signal.Signals(number).name
         print(f"\n{self.received}: finishing this step and saving; once more to leave at once", flush=True)

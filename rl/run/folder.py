@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, rollouts/, checkpoints/, summary.json, and the wandb mirror.
+"""The run folder: config.json, metrics.jsonl, rollouts/, summary.json, the wandb mirror, and the checkpoint to go on from.
 
 Everything is on disk with and without wandb. wandb gets the same numbers under the same names.
 """
@@ -12,20 +12,67 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
 
 from model.checkpoint import read_json
-from rl.config import Config
+from rl.config import FREE_ON_RESUME, Config, preset_values, to_flag
 from rl.distributed import broadcast_from_main, main_only
 from rl.files import append_line, write_whole
-from rl.judging.cache import baseline_files
+from rl.judging.judge import flags_that_differ
 from rl.metrics import Clock, SandbaggingWatch, rollout_metrics
 from rl.records import Group, Sample
+from rl.run.checkpoint import all_checkpoints, damage
 from rl.run.wandb import WandbMirror
+
+
+def find_checkpoint(config: Config) -> tuple[Config, Path | None]:
+    """Return the configuration with its run name filled in, and the checkpoint to continue, if there is one.
+
+    Raises:
+        ValueError: no such checkpoint, or the run was started with other flags.
+    """
+    # the one that is named, or the newest; damaged ones are named
+    checkpoint = None
+    if config.resume == "auto":
+        if config.run is None:
+            raise ValueError("--resume auto needs --run NAME: name the run to continue")
+        for folder in reversed(all_checkpoints(Path(config.runs_dir) / config.run)):
+            if (problem := damage(folder)) is None:
+                checkpoint = folder
+                break
+            print(f"ignoring {folder}: {problem}")
+    elif config.resume != "never":
+        checkpoint = Path(config.resume)
+        is_place = checkpoint.parent.name == "checkpoints"
+        if problem := damage(checkpoint) if is_place else "expected runs/NAME/checkpoints/step_NNNNNN":
+            raise ValueError(f"--resume {config.resume} is no complete checkpoint: {problem}")
+        run = checkpoint.parent.parent
+        config = replace(config, run=run.name, runs_dir=str(run.parent))
+    if checkpoint is None:
+        return config, None
+
+    # the flags of the run
+    if not config.resume_with_changes:
+        file = checkpoint.parent.parent / "config.json"
+        saved = read_json(file).get("config")
+        if not isinstance(saved, dict):
+            raise ValueError(f"{file} does not hold the flags of a run. To go on all the same: --resume-with-changes")
+        config = _with_its_batch(config, saved)
+        if changed := flags_that_differ(asdict(config), saved, FREE_ON_RESUME):
+            changes = "; ".join(f"{to_flag(name)} was {saved.get(name)}, is {getattr(config, name)}" for name in changed)
+            raise ValueError(f"the run was started with other flags: {changes}. To go on all the same: --resume-with-changes")
+    return config, checkpoint
+
+
+def _with_its_batch(config: Config, saved: dict) -> Config:
+    """Keep the batch of a run of the paper's preset, whose batch depends on the number of GPUs, on another number."""
+    if config.preset != "paper" or config.questions_per_step != preset_values("paper")["questions_per_step"]:
+        return config
+    return replace(config, questions_per_step=saved["questions_per_step"])
 
 
 class RunFolder:
@@ -63,25 +110,46 @@ class RunFolder:
             raise ValueError(f"cannot write to {path}: {error.strerror}. Choose a writable --runs-dir") from error
         return path
 
-    @main_only
-    def start(self, config: Config, baselines: str | None) -> None:
-        """Write config.json, because set-up has succeeded: from now on the run has this configuration.
+    def start(self, config: Config, step: int, prompts: str, baselines: str | None) -> None:
+        """Take the folder over on rank 0, because set-up has succeeded: from now on the run has this configuration.
+
+        What lies beyond `step` is removed, checkpoints set aside: they would be taken for the newest ones.
 
         Args:
+            step: the run goes on after it; -1: it begins.
+            prompts: for prompts.txt: those of the first question, as rendered.
             baselines: name of the file of reference answers (rl/judging/cache.py); None without. A run that is continued
                 under other rules has several.
         """
+        # what was logged and saved after the step
+        if self.metrics_file.exists():
+            lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the rest was cut off
+            kept = [line + "\n" for number, line in enumerate(lines, start=1) if self._step_of(line, number) <= step]
+            write_whole(self.metrics_file, "".join(kept))
+        for file in [*self.path.glob("rollouts/step_*.jsonl"), *self.path.glob("eval/step_*.json*")]:
+            number = file.stem.removeprefix("step_")
+            if number.isdecimal() and int(number) > step:
+                file.unlink()
+        for folder in all_checkpoints(self.path):
+            if int(folder.name.removeprefix("step_")) > step:
+                aside = folder.with_name(f"aside_{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                print(f"{folder} lies beyond step {max(step, 0)}: set aside as {aside.name}")
+
+        # what the run is from now on
         file = self.path / "config.json"
-        names = baseline_files(read_json(file)) if file.exists() else []
-        if baselines and baselines not in names:
-            names = [*names, baselines]
+        names = read_json(file).get("baselines", []) if file.exists() else []
+        names += [baselines] if baselines and baselines not in names else []
         self._write_json("config.json", {"config": asdict(config)} | code_details() | {"baselines": names})
         (self.path / "summary.json").unlink(missing_ok=True)  # the run is being extended
+        (self.path / "prompts.txt").write_text(prompts + "\n", encoding="utf-8")
 
-    @main_only
-    def keep_prompts(self, text: str) -> None:
-        """Write prompts.txt: the prompts of the first question, as rendered."""
-        (self.path / "prompts.txt").write_text(text + "\n", encoding="utf-8")
+    def _step_of(self, line: str, number: int) -> int:
+        try:
+            return json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.metrics_file}, line {number} is not a metrics record; mend or remove it") from error
 
     @main_only
     def discard(self) -> None:
@@ -92,10 +160,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the mirror and let other processes write to the folder."""
-        if self._wandb is not None:
-            self._wandb.close()
-        if self._lock is not None:
-            self._lock.close()
+        for opened in (self._wandb, self._lock):
+            if opened is not None:
+                opened.close()
 
     @main_only
     def start_wandb(self, config: Config) -> None:
@@ -106,8 +173,8 @@ class RunFolder:
     @main_only
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl and mirror it. Values that are not finite are written as null."""
-        record = {"step": step} | {name: _finite(value) for name, value in metrics.items()}
-        append_line(self.metrics_file, json.dumps(record))
+        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in metrics.items()}
+        append_line(self.metrics_file, json.dumps({"step": step} | finite))
         if self._wandb is not None:
             self._wandb.log(step, metrics)
 
@@ -127,25 +194,6 @@ class RunFolder:
         return [json.loads(line) for line in lines]
 
     @main_only
-    def truncate_after(self, step: int) -> None:
-        """Remove what was logged after `step`, because the run goes on from there."""
-        if self.metrics_file.exists():
-            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
-            lines = text.split("\n")[:-1]  # what has no newline was cut off
-            kept = [line + "\n" for number, line in enumerate(lines, start=1) if self._step_of(line, number) <= step]
-            write_whole(self.metrics_file, "".join(kept))
-        for file in [*self.path.glob("rollouts/step_*.jsonl"), *self.path.glob("eval/step_*.json*")]:
-            number = file.stem.removeprefix("step_")
-            if number.isdecimal() and int(number) > step:
-                file.unlink()
-
-    def _step_of(self, line: str, number: int) -> int:
-        try:
-            return json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.metrics_file}, line {number} is not a metrics record; mend or remove it") from error
-
-    @main_only
     def finish(self, summary: dict) -> None:
         """Write summary.json, the mark of a finished run."""
         self._write_json("summary.json", summary)
@@ -156,14 +204,11 @@ class RunFolder:
         Raises:
             ValueError: summary.json is damaged.
         """
-        return broadcast_from_main(lambda: self._finished_steps() >= steps)
-
-    def _finished_steps(self) -> int:
         file = self.path / "summary.json"
-        steps = read_json(file).get("steps") if file.exists() else -1
-        if not isinstance(steps, int):
+        made = broadcast_from_main(lambda: read_json(file).get("steps") if file.exists() else -1)
+        if not isinstance(made, int):
             raise ValueError(f"{file} is damaged; remove it to go on from the newest checkpoint")
-        return steps
+        return made >= steps
 
     def _write_json(self, name: str, content: dict) -> None:
         write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
@@ -192,10 +237,6 @@ def code_details() -> dict:
         commit = None
     versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
     return {"git": commit, "versions": versions}
-
-
-def _finite(value):
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StepLog:

@@ -91,17 +91,13 @@ def _leave_at_once(error: BaseException) -> NoReturn:
         reason = f"{type(error).__name__}: {summary}"
         print(f"rank {rank()} of {world_size()} ends after the failure of another one ({reason})", file=sys.stderr)
         time.sleep(HEAD_START)
-    _exit_without_teardown(code)
-
-
-def _exit_without_teardown(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(code)
 
 
 def leave(code: int) -> NoReturn:
-    """End a process whose work is done. One of several skips the interpreter's teardown, in which gloo sometimes aborts."""
+    """End a process. One of several skips the interpreter's teardown, in which gloo sometimes aborts."""
     if "WORLD_SIZE" in os.environ:
-        _exit_without_teardown(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rewards.refinements import mark_refinements
 from rl.config import FREE_ON_RESUME, Config, preset_values, to_flag
 from rl.files import write_whole
-from rl.judging.judge import decisive
+from rl.judging.judge import flags_that_differ
 from rl.run.console import wrapped
 
 INIT_TIMEOUT = 30.0  # seconds to wait for the server at the start
@@ -102,11 +102,7 @@ def group_name(config: Config) -> str:
     """Name the group of a run by its differences from the preset, so that runs with other seeds share a group."""
     bookkeeping = FREE_ON_RESUME | {"seed", "sft_seed", "preset", "model"}
     now, default = asdict(config), asdict(Config(**preset_values(config.preset or "default")))
-    changed = [
-        f"{to_flag(name)} {value}"
-        for name, value in now.items()
-        if name not in bookkeeping and decisive(name, now) != decisive(name, default)
-    ]
+    changed = [f"{to_flag(name)} {now[name]}" for name in flags_that_differ(now, default, bookkeeping)]
     names = [Path(config.model).name] if config.model else []
     return " ".join([config.preset or "default", *names, *changed])[:MAX_GROUP_NAME]
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from rl.optim import create_state
+
 SLICE_ELEMENTS = 2**23  # masters rebuilt at a time; with what rebuilding and splitting need, about 0.2 GiB
 BF16_NAN = 0x7FC0
 LOW_BITS = "low_bits"  # name of that state
@@ -43,7 +45,7 @@ class ExactBF16AdamW(torch.optim.Optimizer):
     Args:
         parameters: float32 ones are split here, in place, and are bfloat16 from then on; bfloat16 ones are taken as exact.
             Parameters sharded by FSDP2 must be bfloat16 already.
-        lr, betas, eps, weight_decay: as in torch.optim.AdamW.
+        lr, betas, weight_decay: as in torch.optim.AdamW.
 
     Gradients add up in float32 over the micro-batches of a step: call `prepare_gradients` before its first backward.
 
@@ -57,39 +59,24 @@ class ExactBF16AdamW(torch.optim.Optimizer):
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
-        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
-            low_bits = _take_low_bits(parameter)
-            # made now, not at the first step: a checkpoint of an optimizer without state makes torch run a hidden step
-            self.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False),
-                LOW_BITS: low_bits,
-            }
+        super().__init__(parameters, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+        low_bits = {p: _take_low_bits(p) for group in self.param_groups for p in group["params"]}
+        create_state(self)
+        for parameter, low in low_bits.items():
+            self.state[parameter][LOW_BITS] = low
             parameter.grad_dtype = torch.float32
 
     @torch.no_grad()
-    def master(self, parameter: nn.Parameter) -> Tensor:
-        """Return the float32 master of a parameter, or of its shard here: a new tensor."""
-        return join_master(_local(parameter), _local(self.state[parameter][LOW_BITS]))
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:
         """Make one step of AdamW on the masters; parameters without a gradient stay.
 
         Raises:
-            ValueError: there is a closure, or a gradient is not float32.
+            ValueError: a gradient is not float32.
         """
-        if closure is not None:
-            raise ValueError("ExactBF16AdamW takes no closure: compute the gradients before the step")
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
+            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
                 if parameter.grad.dtype != torch.float32:
                     raise ValueError(f"a gradient is {parameter.grad.dtype}: call prepare_gradients before the first backward")
                 self._update(parameter, group)
@@ -103,7 +90,7 @@ class ExactBF16AdamW(torch.optim.Optimizer):
             adamw(
                 [master], [gradient], [exp_avg], [exp_avg_sq], [], [state["step"].clone()],
                 amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
-                weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, fused=True,
+                weight_decay=group["weight_decay"], eps=1e-8, maximize=False, fused=True,
             )  # fmt: skip
             new_weight, new_low_bits = split_master(master)
             weight.copy_(new_weight)

@@ -15,12 +15,11 @@ from model.checkpoint import read_json
 from model.kv_cache import kv_bytes_per_token
 from rl.config import Config
 from rl.distributed import gather, pick_device, world_size
-from rl.run.checkpoint import checkpoint_bytes
-from rl.run.console import count, gib, gigabytes, wrapped
+from rl.run.checkpoint import STATE_BYTES
+from rl.run.console import gib, gigabytes, wrapped
 from rl.slots import MOST_SLOTS
-from rl.weights.plan import GIB, ITEMS, PHASES, Machine, Plan, Shapes, longest_sequence, sampled_at_once
+from rl.weights.plan import GIB, PHASES, RESERVE, Machine, Plan, Shapes, longest_sequence, sampled_at_once
 
-RESERVE = 0.05  # of a GPU that auto leaves unplanned: what the allocator cannot use, and plan.py does not know
 LEAST_SLOTS = 8
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -52,10 +51,7 @@ AUTO = [
     Choice("shard", "host", True, 4_096, 24),
     Choice("offload", "device", True, 16_384, 64),
     Choice("offload", "host", True, 16_384, 64),
-    Choice("shard", "device", True, 1, LEAST_SLOTS),
-    Choice("shard", "host", True, 1, LEAST_SLOTS),
-    Choice("offload", "device", True, 1, LEAST_SLOTS),
-    Choice("offload", "host", True, 1, LEAST_SLOTS),
+    *(Choice(memory, place, True, 1, LEAST_SLOTS) for memory in ("shard", "offload") for place in ("device", "host")),
 ]
 
 
@@ -66,29 +62,24 @@ def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | Non
     the command line; its reference goes to host memory only where it does not fit on the device. Slots that are left to auto
     (`--max-slots`) are fitted in every mode.
     """
-    is_auto = config.memory == "auto"
-    may_lower_slots = is_auto or config.max_slots == "auto"
+    may_lower_slots = "auto" in (config.memory, config.max_slots)
     most = min(MOST_SLOTS if config.max_slots == "auto" else config.max_slots, sampled_at_once(config, machine)[0])
-    closest: Plan | None = None
+    tried: list[Plan] = []
     for choice in _choices(config, machine):
         # the run of this row, with as many slots as it has room for
         decided = replace(
             config, memory=choice.memory, activation_checkpointing=choice.recompute, micro_batch_tokens=choice.most_tokens,
             max_slots=most if may_lower_slots else config.max_slots,
         )  # fmt: skip
-        plan = Plan(shapes, decided, machine, judge, choice.reference_memory, reserve=RESERVE if is_auto else 0.0)
+        plan = Plan(shapes, decided, machine, judge, choice.reference_memory)
         slots = most
         while may_lower_slots and plan.sums["rollout"] > plan.usable and slots > choice.least_slots:
             slots = max(choice.least_slots, (slots - 1) // 8 * 8)
             plan = replace(plan, config=replace(decided, max_slots=slots))
-
-        # the sampler's copy of the weights stays through the update where there is room
         if plan.fits:
-            with_copy = replace(plan, keep_copy=True)
-            return with_copy if with_copy.fits else plan
-        if closest is None or plan.excess < closest.excess:
-            closest = plan
-    return closest
+            return plan
+        tried.append(plan)
+    return min(tried, key=lambda plan: plan.excess)
 
 
 def _choices(config: Config, machine: Machine) -> Iterator[Choice]:
@@ -105,55 +96,41 @@ def _choices(config: Config, machine: Machine) -> Iterator[Choice]:
             yield row._replace(recompute=row.recompute or config.activation_checkpointing, most_tokens=tokens)
 
 
+def misfit(plan: Plan, config: Config) -> str:
+    """Return in words which phase or node of a plan that does not fit lacks memory, and the smallest change that helps."""
+    machine, phase = plan.machine, max(plan.sums, key=plan.sums.get)
+    if plan.excess[0] == 0:
+        problem = f"a node needs {gib(plan.host)} of host memory, it has {gib(machine.host_bytes)}"
+    else:
+        problem = f"{phase} needs {gib(plan.sums[phase])} of {gib(plan.usable)} on a {machine.unit} ({RESERVE:.0%} stay free)"
+    tried = "no mode of --memory fits; the closest, " if config.memory == "auto" else "it does not fit: "
+    change = smallest_change(plan, config)
+    return f"{tried}--memory {plan.config.memory}: {problem}; smallest change that works: {change}"
+
+
 def smallest_change(plan: Plan, config: Config) -> str:
     """Return what makes a plan that does not fit fit: the first of a short list of changes, of flags or of the machine."""
-    # changes of flags, then of the machine
-    machine, changes = plan.machine, []
-    if config.memory != "auto":
-        changes.append(("--memory auto", replace(config, memory="auto"), machine))
-    if config.needs_reference:
-        rules = {"judge": "rules"} if config.judge_kind == "self" else {}
-        text = "no reference model: --beta 0" + (" with --judge rules or a judge's server" if rules else "")
-        changes.append((text, replace(config, beta=0.0, plain_policy="current", **rules), machine))
-    if tokens := config.max_new_tokens // 2:
-        changes.append((f"--max-new-tokens {tokens}", replace(config, max_new_tokens=tokens), machine))
+    # changes of flags
+    machine, tokens = plan.machine, config.max_new_tokens // 2
+    rules = {"judge": "rules"} if config.judge_kind == "self" else {}
+    no_reference = "no reference model: --beta 0" + (" with --judge rules or a judge's server" if rules else "")
+    flags = [
+        (config.memory != "auto", "--activation-checkpointing", {"activation_checkpointing": True}),
+        (config.memory != "auto", "--memory auto", {"memory": "auto"}),
+        (config.needs_reference, no_reference, {"beta": 0.0, "plain_policy": "current", **rules}),
+        (tokens > 0, f"--max-new-tokens {tokens}", {"max_new_tokens": tokens}),
+    ]
+    changes = [(text, replace(config, **values), machine) for is_there, text, values in flags if is_there]
+
+    # changes of the machine
     if machine.host_bytes is not None and plan.excess[0] == 0:
         needed = math.ceil(plan.host / GIB)
         changes.append((f"{needed} GiB of host memory a node", config, replace(machine, host_bytes=needed * GIB)))
     if machine.device == "cuda":
         counts = (2**n for n in range(1, 11) if 2**n > machine.gpus)
         changes += [(f"{gpus} such GPUs", config, replace(machine, gpus=gpus)) for gpus in counts]
-
-    # the first that fits
-    for text, changed, other in changes:
-        if decide(plan.shapes, changed, other, plan.judge).fits:
-            return text
-    return "a smaller --model"
-
-
-def check_memory(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | None = None) -> Plan:
-    """Decide what `auto` stands for, before any weight is loaded.
-
-    Raises:
-        ValueError: nothing fits; the message names the smallest change that does.
-    """
-    plan = decide(shapes, config, machine, judge)
-    if not plan.fits:
-        raise ValueError(f"{describe_misfit(plan, config)}; smallest change that works: {smallest_change(plan, config)}")
-    return plan
-
-
-def describe_misfit(plan: Plan, config: Config) -> str:
-    """Return the phase or the node that lacks memory, in words."""
-    machine, phase = plan.machine, max(plan.sums, key=plan.sums.get)
-    if plan.excess[0] == 0:
-        problem = f"a node needs {gib(plan.host)} of host memory, it has {gib(machine.host_bytes)}"
-    else:
-        room = f"{gib(plan.usable)} {'on a GPU' if machine.device == 'cuda' else 'in a process'}"
-        reserved = f" ({plan.reserve:.0%} stay free)" if plan.reserve else ""
-        problem = f"{phase} needs {gib(plan.sums[phase])} of {room}{reserved}"
-    tried = "no mode of --memory fits; the closest, " if config.memory == "auto" else "it does not fit: "
-    return f"{tried}--memory {plan.config.memory}: {problem}"
+    works = (text for text, changed, other in changes if decide(plan.shapes, changed, other, plan.judge).fits)
+    return next(works, "a smaller --model")
 
 
 def this_machine(device: torch.device, processes: int = 1, per_node: int | None = None) -> Machine:
@@ -199,6 +176,7 @@ def plan_text(config: Config) -> str:
     Raises:
         ValueError: the model cannot be read.
     """
+    # the machine that is asked about, or this one
     if config.model is None:
         raise ValueError("--plan needs --model: a folder, a config.json or a hub id")
     if config.gpu_gib is None:
@@ -206,14 +184,25 @@ def plan_text(config: Config) -> str:
     else:
         host = None if config.host_gib is None else config.host_gib * GIB
         machine = Machine(config.gpus or 1, config.gpu_gib * GIB, host)
-    plan = decide(Shapes(read_model_config(config.model)), config, machine, judge_shapes(config))
-    lines = [*heading(plan, config.model), "", *table_lines(plan), "", *decision(plan, config)]
-    if plan.fits:
-        kept = sum(checkpoint_bytes(plan.shapes.parameters, export_bytes=2)) * (config.keep + 1)
-        lines.append(f"disk for {config.keep} checkpoints and the one being written: {gigabytes(kept)}")
-    else:
-        lines.append(wrapped(f"smallest change that works: {smallest_change(plan, config)}"))
-    return "\n".join(lines)
+
+    # what it is for, its table, and what was decided
+    plan = _plan(config.model, config, machine)
+    model, disk = plan.shapes.config, plan.shapes.parameters * (STATE_BYTES + 2) * (config.keep + 1)
+    host = "not checked" if machine.host_bytes is None else f"{gib(machine.host_bytes)} a node"
+    lines = [
+        f"{config.model}: {plan.shapes.parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} layers, "
+        f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",
+        f"{machine.gpus} x {machine.unit} of {gib(machine.gpu_bytes)}, host memory {host}",
+        f"questions a step: {config.questions_per_step}, each with {config.group_size} + {config.plain_samples} answers of up "
+        f"to {config.max_new_tokens:,} tokens, prompts of up to {config.max_prompt_tokens:,}",
+        "",
+        *table_lines(plan),
+        "",
+    ]
+    if not plan.fits:
+        return "\n".join([*lines, wrapped(misfit(plan, config))])
+    kept = f"disk for {config.keep} checkpoints and the one being written: {gigabytes(disk)}"
+    return "\n".join([*lines, *decision(plan, config), kept])
 
 
 def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
@@ -226,60 +215,38 @@ def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
         ValueError: it does not fit; the message names the smallest change that does.
     """
     machine = this_machine(device, world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    plan = check_memory(Shapes(read_model_config(str(source))), config, machine, judge_shapes(config))
+    plan = _plan(str(source), config, machine)
+    if not plan.fits:
+        raise ValueError(misfit(plan, config))
     print("\n".join(decision(plan, config, "memory: ")))
     return plan
 
 
-def judge_shapes(config: Config) -> Shapes | None:
-    """Return the shapes of the model of `--judge PATH`."""
-    return Shapes(read_model_config(config.judge)) if config.judge_kind == "model" else None
-
-
-def heading(plan: Plan, name: str) -> list[str]:
-    config, machine, model = plan.config, plan.machine, plan.shapes.config
-    is_gpu = machine.device == "cuda"
-    host = "host memory not checked" if machine.host_bytes is None else f"{gib(machine.host_bytes)} of host memory a node"
-    return [
-        f"{name}: {plan.shapes.parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} layers, "
-        f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",
-        f"{count(machine.gpus, 'GPU' if is_gpu else 'CPU process')} of {gib(machine.gpu_bytes)}" + f", {host}" * is_gpu,
-        f"{count(config.questions_per_step, 'question')} a step, {config.group_size} + {config.plain_samples} answers of up "
-        f"to {config.max_new_tokens:,} tokens, prompts of up to {config.max_prompt_tokens:,}",
-    ]
+def _plan(model: str, config: Config, machine: Machine) -> Plan:
+    judge = Shapes(read_model_config(config.judge)) if config.judge_kind == "model" else None
+    return decide(Shapes(read_model_config(model)), config, machine, judge)
 
 
 def table_lines(plan: Plan) -> list[str]:
     """Return a line for every item that takes anything, in GiB, with sums and what is left."""
-
-    def line(title: str, values: list[float]) -> str:
-        return f"{title:<18}" + "".join(f"{value / GIB:>12.1f}" for value in values)
-
-    rows = {name: [plan.table[phase][name] for phase in PHASES] for name in ITEMS}
-    reserved = [plan.machine.gpu_bytes * plan.reserve] * len(PHASES)
-    return [
-        f"{'GiB on each ' + ('GPU' if plan.machine.device == 'cuda' else 'CPU'):<18}" + "".join(f"{p:>12}" for p in PHASES),
-        *(line(name, values) for name, values in rows.items() if any(values)),
-        line("sum", list(plan.sums.values())),
-        *([line(f"{plan.reserve:.0%} kept free", reserved)] if plan.reserve else []),
-        line("left", [plan.usable - total for total in plan.sums.values()]),
-    ]
+    rows = {name: row for name, row in plan.table.items() if any(row)} | {"sum": plan.sums.values()}
+    rows[f"{RESERVE:.0%} kept free"] = [plan.machine.gpu_bytes * RESERVE] * len(PHASES)
+    rows["left"] = [plan.usable - total for total in plan.sums.values()]
+    lines = [f"{'GiB on each ' + plan.machine.unit:<20}" + "".join(f"{phase:>12}" for phase in PHASES)]
+    return lines + [f"{name:<20}" + "".join(f"{value / GIB:>12.1f}" for value in row) for name, row in rows.items()]
 
 
 def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
     """Return what was decided, as flags, and what else it needs; the first line begins with `prefix`."""
     decided, machine = plan.config, plan.machine
-    if not plan.fits:
-        return [wrapped(describe_misfit(plan, config))]
-    flags = [f"--memory {decided.memory}", *["--activation-checkpointing"] * decided.activation_checkpointing]
-    flags += [
-        f"--micro-batch-tokens {decided.micro_batch_tokens}",
-        f"--max-slots {'auto' if config.max_slots == 'auto' else decided.max_slots}",
-    ]
-    rows = f" (about {decided.max_slots} rows)" if config.max_slots == "auto" else ""
-    taken = ("auto takes: " if config.memory == "auto" else "it fits: ") + " ".join(flags) + rows
-    copy = f"a copy of the weights, which {'stays through' if plan.keep_copy else 'is freed before'} the update"
-    lines = [wrapped(prefix + taken), f"the sampler uses {'the trained weights themselves' if plan.shares_weights else copy}"]
+    slots = f"auto (about {decided.max_slots} rows)" if config.max_slots == "auto" else decided.max_slots
+    taken = f"{'auto takes' if config.memory == 'auto' else 'it fits'}: --memory {decided.memory} "
+    taken += "--activation-checkpointing " * decided.activation_checkpointing
+    taken += f"--micro-batch-tokens {decided.micro_batch_tokens} --max-slots {slots}"
+    used = (
+        "the trained weights themselves" if plan.shares_weights else "a copy of the weights, which is freed before the update"
+    )
+    lines = [wrapped(prefix + taken), f"the sampler uses {used}"]
     if config.needs_reference and machine.device == "cuda":
         lines.append(f"the reference lies {'in host memory' if plan.reference_memory == 'host' else 'on the device'}")
     return lines + ([f"host memory of a node: {gib(plan.host)}"] if machine.device == "cuda" else [])

@@ -1,8 +1,8 @@
 """The memory that each phase of a step takes on one GPU, worked out from shapes alone: no weights, no GPU.
 
-The bytes of a phase are the sum of its items. `Plan.table` holds every formula. Symbols:
+The bytes of a phase are the sum of its items. `Plan.table` holds every formula, a row for each item. Symbols:
 
-    P, L, V, E, F   parameters of the model and of one layer; vocabulary, embedding and feed-forward size
+    P, E, F         parameters of the model; embedding and feed-forward size
     W               GPUs that share the sharded state (--memory shard, offload; the reference)
     c               bytes of an activation: 2 on a GPU (bfloat16), 4 on a CPU (float32)
     T               tokens of a micro-batch: --micro-batch-tokens, or one longest sequence if that is more
@@ -20,17 +20,16 @@ import torch
 from model import ModelConfig, Transformer
 from model.kv_cache import kv_bytes_per_token
 from rl.config import Config
-from rl.judging.local_judge import HEAD_ROWS
+from rl.judging.local_judge import BATCH_TOKENS, HEAD_ROWS
 from rl.logprobs import CHUNK_ELEMENTS
 from rl.slots import PREFILL_TOKENS, draw_bytes, prefill_bytes
 
 GIB = 2**30
 PHASES = ("rollout", "judge", "reference", "update")
-ITEMS = ("weights", "gradients", "optimizer", "reference", "judge", "KV cache", "activations", "logits", "gathered", "runtime")
+RESERVE = 0.05  # of a GPU that stays unplanned: what the allocator cannot use, and this file does not know
 GPU_RUNTIME = 1.5 * GIB  # CUDA context, NCCL buffers, cuBLAS workspaces
 CPU_RUNTIME = 0.6 * GIB  # Python, torch and what it keeps for itself
 NODE_RUNTIME = 4 * GIB  # host memory of a process that trains on a GPU: Python, CUDA, tokenizer, data
-JUDGE_TOKENS = 16_384  # of one forward of the in-process judge (LocalJudge.batch_tokens)
 OPTIMIZER_TEMPORARIES = 0.25 * GIB  # of exact-bf16, which rebuilds masters a slice at a time
 MASTER = MOMENT = 4  # bytes
 LOW_BITS = 2
@@ -38,29 +37,21 @@ LOW_BITS = 2
 
 @dataclass(frozen=True)
 class Machine:
-    """The memory that a run has.
+    """The memory that a run has."""
 
-    Attributes:
-        gpus: those of the whole run, one process each; on a CPU the processes.
-        gpu_bytes: memory of one GPU; on a CPU of one process.
-        host_bytes: memory of one node, or None: not checked.
-        device: "cuda" or "cpu".
-        per_node: GPUs that share one node's host memory.
-    """
-
-    gpus: int
-    gpu_bytes: float
-    host_bytes: float | None = None
-    device: str = "cuda"
-    per_node: int = 8
+    gpus: int  # of the whole run, one process each; on a CPU the processes
+    gpu_bytes: float  # of one GPU; on a CPU of one process
+    host_bytes: float | None = None  # of one node; None: not checked
+    device: str = "cuda"  # or "cpu"
+    per_node: int = 8  # GPUs that share one node's host memory
 
     @property
     def compute(self) -> torch.dtype:
         return torch.bfloat16 if self.device == "cuda" else torch.float32
 
     @property
-    def processes_per_node(self) -> int:
-        return min(self.gpus, self.per_node)
+    def unit(self) -> str:
+        return "GPU" if self.device == "cuda" else "process"
 
 
 class Shapes:
@@ -106,54 +97,54 @@ def longest_sequence(config: Config) -> int:
     return config.max_prompt_tokens + config.max_new_tokens
 
 
-def questions_of_a_gpu(config: Config, machine: Machine) -> int:
-    return -(-config.questions_per_step // machine.gpus)
-
-
 def sampled_at_once(config: Config, machine: Machine) -> tuple[int, int]:
     """Return the sequences and prompts of one call of the sampler on one GPU."""
-    questions = questions_of_a_gpu(config, machine)
+    questions = -(-config.questions_per_step // machine.gpus)
     with_plain = config.plain_samples > 0 and config.plain_policy == "current"
     return questions * (config.group_size + config.plain_samples * with_plain), questions * (1 + with_plain)
 
 
 def micro_batch(config: Config, machine: Machine) -> int:
     """Return T: the most tokens of one forward and backward; a prompt counts once for its group."""
-    everything = questions_of_a_gpu(config, machine) * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
+    everything = config.max_prompt_tokens + config.group_size * config.max_new_tokens
+    everything *= -(-config.questions_per_step // machine.gpus)
     return min(max(config.micro_batch_tokens, longest_sequence(config)), everything)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with its memory decided.
-
-    Attributes:
-        config: the flags that run: none of those about memory is auto any more.
-        judge: shapes of the model of --judge PATH.
-        reference_memory: "device", or "host": the layers of the reference visit the device while they compute.
-        keep_copy: the sampler's copy of the weights stays through reference and update.
-        reserve: share of a GPU that stays unplanned.
-    """
+    """A run with its memory decided."""
 
     shapes: Shapes
-    config: Config
+    config: Config  # the flags that run: none of those about memory is auto any more
     machine: Machine
-    judge: Shapes | None = None
-    reference_memory: str = "device"
-    keep_copy: bool = False
-    reserve: float = 0.0
+    judge: Shapes | None = None  # of the model of --judge PATH
+    reference_memory: str = "device"  # or "host": the layers of the reference visit the device while they compute
 
     @cached_property
     def sums(self) -> dict[str, float]:
-        return {phase: sum(items[name] for name in ITEMS) for phase, items in self.table.items()}
+        return dict(zip(PHASES, map(sum, zip(*self.table.values(), strict=True)), strict=True))
 
     @cached_property
     def host(self) -> float:
-        return host_bytes(self)
+        """The host memory of one node of GPUs.
+
+        offload: pinned float32 weights and gradients, each tensor rounded up, and Adam's moments: 16P/W and more a process. A
+        reference in host memory: cP/W a process, rounded up. At a checkpoint the weights are exported from rank 0: cP.
+        """
+        machine, c, a_process = self.machine, self.machine.compute.itemsize, NODE_RUNTIME
+        if machine.device == "cpu":
+            return 0.0
+        for count in (math.ceil(p.numel() / machine.gpus) for p in self.shapes.model.parameters()):
+            if self.config.memory == "offload":
+                a_process += 2 * pinned(count, MASTER) + 2 * MOMENT * count
+            if self.config.needs_reference and self.reference_memory == "host":
+                a_process += pinned(count, c)
+        return min(machine.gpus, machine.per_node) * a_process + c * self.shapes.parameters
 
     @property
     def usable(self) -> float:
-        return self.machine.gpu_bytes * (1 - self.reserve)
+        return self.machine.gpu_bytes * (1 - RESERVE)
 
     @property
     def excess(self) -> tuple[float, float]:
@@ -176,123 +167,101 @@ class Plan:
         return self.machine.gpus > 1 or self.reference_memory == "host"
 
     @cached_property
-    def table(self) -> dict[str, dict[str, float]]:
-        """The bytes of every item in every phase, on one GPU.
+    def table(self) -> dict[str, tuple[float, ...]]:
+        """The bytes that each item takes on one GPU, in the order of PHASES."""
+        config, machine, shapes = self.config, self.machine, self.shapes
+        c, W, P = machine.compute.itemsize, machine.gpus, shapes.parameters
 
-        weights      shard 4P/W, exact-bf16 2P/W, offload 0; and cP for the sampler's copy where it cannot share
-        gradients    4P/W in the update; offload: in host memory
-        optimizer    8P/W for Adam's moments, and 2P/W low bits of exact-bf16
-        reference    cP/W, or 0 in host memory; cP more while one that is not whole judges or writes plain answers
-        judge        cP of a model of its own
-        KV cache     bytes a token x S x (prompt and new tokens)
-        activations  prefill or decode; T x forward; in the update T x (layers kept + the one being computed)
-        logits       decode: 16 bytes x S x V while a token is drawn, and 4NV; else two buffers of a chunk
-        gathered     whole layers while they compute, two at a time; in the update, their gradients, or the head's
-        runtime      a constant
-        """
-        config, machine, judge = self.config, self.machine, self.judge
-        c, W, P = machine.compute.itemsize, machine.gpus, self.shapes.parameters
-        exact, kept = config.memory == "exact-bf16", 0.0 if config.memory == "offload" else P / W
+        # the policy where it is trained, and a whole copy to sample with where that cannot be shared
+        exact, trained = config.memory == "exact-bf16", 0.0 if config.memory == "offload" else P / W
+        stored, copy = trained * (2 if exact else MASTER), c * P * (not self.shares_weights)
+        sampling_cache, sampling, drawing = _sampling(self)
+        updating, gathered, chunks = _update(self)
 
-        # what stays through all phases
-        resident = {
-            "weights": kept * (2 if exact else MASTER),
-            "optimizer": kept * (2 * MOMENT + LOW_BITS * exact),
-            "reference": c * P / W if config.needs_reference and self.reference_memory == "device" else 0.0,
-            "judge": c * judge.parameters if judge else 0.0,
-            "runtime": GPU_RUNTIME if machine.device == "cuda" else CPU_RUNTIME,
-        }
-        table = {phase: dict.fromkeys(ITEMS, 0.0) | resident for phase in PHASES}
+        # the reference, and a whole copy of it while one that is not whole writes plain answers or judges
+        reference = c * P / W * (config.needs_reference and self.reference_memory == "device")
+        whole_reference, scores = c * P * self.cuts_reference, config.beta > 0
+        writes = whole_reference * (config.reference_writes_plain and not copy)  # else the two copies take turns
+        marks = whole_reference * (config.judge_kind == "self")
+        scoring = forward_bytes(shapes.config, c) + 3 * c * shapes.config.hidden_size  # three hidden states at the last layer
+        layers = c * max(2 * shapes.layer, shapes.head) * self.cuts_reference
+        layers *= 1 + (self.reference_memory == "host") / W  # there, and on their way
 
-        # whole copies: the policy's for sampling, the reference's for plain answers and judging
-        copy, reference_copy = c * P * (not self.shares_weights), c * P * self.cuts_reference
-        for phase in PHASES:
-            table[phase]["weights"] += copy if phase == "rollout" or self.keep_copy else 0
-        if config.reference_writes_plain and (self.keep_copy or not copy):  # else the two copies take turns
-            table["rollout"]["reference"] += reference_copy
-
-        # what each phase computes with
-        _rollout(table["rollout"], self)
-        if config.judge_kind == "self" or judge:
-            grader = (judge or self.shapes).config
-            table["judge"]["activations"] = JUDGE_TOKENS * forward_bytes(grader, c)
-            table["judge"]["logits"] = 2 * HEAD_ROWS * grader.vocab_size * 4
-            table["judge"]["reference"] += 0 if judge else reference_copy
-        if config.beta > 0:  # hidden states are there three times when the last layer is done
-            scoring = forward_bytes(self.shapes.config, c) + 3 * c * self.shapes.config.hidden_size
-            table["reference"]["activations"] = micro_batch(config, machine) * scoring
-            table["reference"]["logits"] = 2 * 4 * CHUNK_ELEMENTS
-            whole = c * max(2 * self.shapes.layer, self.shapes.head) * self.cuts_reference
-            table["reference"]["gathered"] = whole * (1 + (self.reference_memory == "host") / W)  # and on its way
-        table["update"]["gradients"] = kept * 4
-        _update(table["update"], self)
-        return table
+        # the judge in this process
+        judge, judges = self.judge or shapes, self.judge is not None or config.judge_kind == "self"
+        return {
+            "weights": (stored + copy, stored, stored, stored),
+            "gradients": (0.0, 0.0, 0.0, 4 * trained),
+            "optimizer": (trained * (2 * MOMENT + LOW_BITS * exact),) * 4,
+            "reference": (reference + writes, reference + marks, reference, reference),
+            "judge": (c * judge.parameters * (self.judge is not None),) * 4,
+            "KV cache": (sampling_cache, 0.0, 0.0, 0.0),
+            "activations": (
+                sampling, BATCH_TOKENS * forward_bytes(judge.config, c) * judges,
+                micro_batch(config, machine) * scoring * scores, updating,
+            ),
+            "logits": (drawing, 2 * 4 * HEAD_ROWS * judge.config.vocab_size * judges, 2 * 4 * CHUNK_ELEMENTS * scores, chunks),
+            "gathered": (0.0, 0.0, layers * scores, gathered),
+            "runtime": (GPU_RUNTIME if machine.device == "cuda" else CPU_RUNTIME,) * 4,
+        }  # fmt: skip
 
 
-def _rollout(items: dict[str, float], plan: Plan) -> None:
-    """Fill in what sampling takes: a row of the KV cache holds its prompt and its completion."""
+def _sampling(plan: Plan) -> tuple[float, float, float]:
+    """Return KV cache, activations (of prefill or decode) and logits of a rollout.
+
+    A row of the cache holds its prompt and its completion; a prompt whose further samples wait is kept beside it.
+    """
     config, machine, model = plan.config, plan.machine, plan.shapes.config
     c, (sequences, prompts) = machine.compute.itemsize, sampled_at_once(config, machine)
     S = min(config.max_slots, sequences)
     N = min(S, prompts)
-    items["KV cache"] = kv_bytes_per_token(model, machine.compute) * S * longest_sequence(config)
+    tokens = S * longest_sequence(config)
+    kept = config.max_prompt_tokens * (sequences > S)
     prefill = prefill_bytes(model, machine.compute, min(PREFILL_TOKENS, N * config.max_prompt_tokens))
-    scores = S * model.num_attention_heads * longest_sequence(config) * 3 * c * (machine.device == "cpu")
-    items["activations"] = max(prefill, S * forward_bytes(model, c) + scores)
-    items["logits"] = S * draw_bytes(model, config.max_new_tokens) + 4 * N * model.vocab_size
+    scores = tokens * model.num_attention_heads * 3 * c * (machine.device == "cpu")
+    logits = S * draw_bytes(model, config.max_new_tokens) + 4 * N * model.vocab_size
+    return (
+        kv_bytes_per_token(model, machine.compute) * (tokens + kept),
+        max(prefill, S * forward_bytes(model, c) + scores),
+        logits,
+    )
 
 
-def _update(items: dict[str, float], plan: Plan) -> None:
-    """Fill in the larger of two moments, with all that the forward has kept: the head's backward, and the last layer's.
+def _update(plan: Plan) -> tuple[float, float, float]:
+    """Return activations, gathered weights with their gradients, and logits at the larger of two moments of an update.
 
-    The head's backward holds its weight in the compute dtype, the float32 sum of its gradient and one chunk's part of it.
-    A layer's holds two layers' gathered weights (one if nothing is sharded), and a layer's gradients in both dtypes.
+    The forward has kept everything. The head's backward holds its weight in the compute dtype, the float32 sum of its gradient
+    and one chunk's part of it. The last layer's holds two layers' gathered weights (one if nothing is sharded), and a layer's
+    gradients in both dtypes.
     """
     shapes, config, machine = plan.shapes, plan.config, plan.machine
-    c, model, T = machine.compute.itemsize, shapes.config, micro_batch(config, machine)
-    layers, is_sharded = model.num_hidden_layers, machine.gpus > 1 or config.memory == "offload"
-    casts = config.memory != "exact-bf16" and c < MASTER
+    c, model, T, recomputes = (
+        machine.compute.itemsize,
+        shapes.config,
+        micro_batch(config, machine),
+        config.activation_checkpointing,
+    )
+    offloads, exact = config.memory == "offload", config.memory == "exact-bf16"
+    is_sharded, casts = machine.gpus > 1 or offloads, not exact and c < MASTER
 
     # what the forward has kept
     per_layer = saved_bytes(model, c, padded=machine.device == "cpu")
-    saved = T * (layers * (c * model.hidden_size if config.activation_checkpointing else per_layer))
+    saved = T * model.num_hidden_layers * (c * model.hidden_size if recomputes else per_layer)
     saved += T * 5 * c * model.hidden_size  # the stream, the last norm, scored states and their gradient
-    if casts and not is_sharded and not config.activation_checkpointing:
+    if casts and not is_sharded and not recomputes:
         saved += c * (shapes.parameters - 2 * shapes.head)  # autograd keeps the cast weights of every layer
 
     # what a layer's backward takes, and the head's
-    running = T * (backward_bytes(model, c) + per_layer * config.activation_checkpointing)
-    weights = c * shapes.layer * (2 if is_sharded else 1) * (is_sharded or casts)
-    if config.memory == "offload":
-        weights += 2 * MASTER * shapes.layer  # on their way from host memory, before they are cast
-    layer_gradients = (c + 4) * shapes.layer * is_sharded
+    running = T * (backward_bytes(model, c) + per_layer * recomputes)
+    layer = c * (2 if is_sharded else 1) * (is_sharded or casts) + (c + 4) * is_sharded
+    layer += 2 * MASTER * offloads  # on their way from host memory, before they are cast
     head = (c * (is_sharded or casts) + 4 + c) * shapes.head
-    logits = 2 * 4 * CHUNK_ELEMENTS
-    if head + logits >= running + weights + layer_gradients:
-        items["activations"], items["gathered"], items["logits"] = saved, head, logits
-    else:
-        items["activations"], items["gathered"], items["logits"] = saved + running, weights + layer_gradients, 0.0
-    if config.memory == "exact-bf16":
-        items["activations"] = max(items["activations"], OPTIMIZER_TEMPORARIES)
+    least, chunks = OPTIMIZER_TEMPORARIES * exact, 2 * 4 * CHUNK_ELEMENTS
+    if head + chunks >= running + layer * shapes.layer:
+        return max(saved, least), head, chunks
+    return max(saved + running, least), layer * shapes.layer, 0.0
 
 
 def pinned(count: int, itemsize: int) -> int:
     """Return the bytes of a pinned tensor: torch rounds each up to a power of two."""
     return 1 << (count * itemsize - 1).bit_length()
-
-
-def host_bytes(plan: Plan) -> float:
-    """Return the host memory of one node of GPUs.
-
-    offload: pinned float32 weights and gradients, each tensor rounded up, and Adam's moments: 16P/W and more a process. A
-    reference in host memory: cP/W a process, rounded up. At a checkpoint the weights are exported from rank 0: cP.
-    """
-    machine, c = plan.machine, plan.machine.compute.itemsize
-    if machine.device == "cpu":
-        return 0.0
-    shards, a_process = [math.ceil(p.numel() / machine.gpus) for p in plan.shapes.model.parameters()], NODE_RUNTIME
-    if plan.config.memory == "offload":
-        a_process += sum(2 * pinned(count, MASTER) + 2 * MOMENT * count for count in shards)
-    if plan.config.needs_reference and plan.reference_memory == "host":
-        a_process += sum(pinned(count, c) for count in shards)
-    return machine.processes_per_node * a_process + c * plan.shapes.parameters

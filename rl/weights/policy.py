@@ -5,7 +5,7 @@
     exact-bf16   bfloat16, with the low half of float32  themselves on one GPU, else a copy
     offload      float32, in host memory                 a copy on the GPU
 
-The plan (memory.py) says what `auto` stands for, and whether the copy stays through the update or is made for each rollout.
+The plan (memory.py) says what `auto` stands for. A copy is made for each rollout and gone in the update.
 """
 
 from dataclasses import dataclass
@@ -25,21 +25,13 @@ from rl.weights.sharding import load_sharded, whole
 
 @dataclass
 class TrainState:
-    """The policy in training: everything a checkpoint restores, and the frozen reference beside it.
+    """The policy in training: everything a checkpoint restores, and the frozen reference beside it."""
 
-    Attributes:
-        policy: the trained weights, updated in place: float32, with exact-bf16 bfloat16; it may be sharded.
-        optimizer: of the policy's parameters.
-        reference: the frozen initial policy; None when beta is 0.
-        optimizer_steps: taken so far; the version of the policy.
-        skipped_in_a_row: steps with a loss or gradient that was not finite, since the last good one.
-    """
-
-    policy: Transformer
+    policy: Transformer  # updated in place; float32, with exact-bf16 bfloat16; it may be sharded
     optimizer: torch.optim.Optimizer
-    reference: Transformer | None = None
-    optimizer_steps: int = 0
-    skipped_in_a_row: int = 0
+    reference: Transformer | None = None  # the frozen initial policy; None when beta is 0
+    optimizer_steps: int = 0  # taken so far: the version of the policy
+    skipped_in_a_row: int = 0  # steps with a loss or gradient that was not finite, since the last good one
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -49,14 +41,35 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def load_policy(config: Config, source: Path, device: torch.device) -> Transformer:
     """Load the weights that are trained to where `--memory` says; it is not auto any more."""
-    compute, offload = compute_dtype(device), config.memory == "offload"
-    if world_size() > 1 or offload:
-        stored = torch.bfloat16 if config.memory == "exact-bf16" else torch.float32
-        model = load_sharded(source, make_mesh(device), device, dtype=stored, compute=compute, offload=offload)
-    else:
-        model = load_model(source, dtype=torch.float32, device=device)
-        model.compute_dtype = compute
+    # whole float32 weights become bfloat16 in ExactBF16AdamW, which keeps what that takes from them; sharded ones cannot
+    is_half = config.memory == "exact-bf16" and world_size() > 1
+    dtype = torch.bfloat16 if is_half else torch.float32
+    model = _load(source, device, dtype=dtype, offload=config.memory == "offload")
     model.activation_checkpointing = config.activation_checkpointing
+    return model
+
+
+def load_reference(source: Path, device: torch.device, *, offload: bool) -> Transformer:
+    """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
+
+    Args:
+        offload: keep it in host memory (FSDP2); each layer visits the device while it computes. What judges or writes answers
+            is a whole copy (`WholeWeights`), because a decode step would fetch every weight for one token.
+    """
+    return _load(source, device, dtype=compute_dtype(device), offload=offload).requires_grad_(False)
+
+
+def load_frozen(source: Path, device: torch.device) -> Transformer:
+    """Load a whole model that is never trained, in the dtype it computes in."""
+    return load_model(source, dtype=compute_dtype(device), device=device).requires_grad_(False)
+
+
+def _load(source: Path, device: torch.device, *, dtype: torch.dtype, offload: bool) -> Transformer:
+    compute = compute_dtype(device)
+    if world_size() > 1 or offload:
+        return load_sharded(source, make_mesh(device), device, dtype=dtype, compute=compute, offload=offload)
+    model = load_model(source, dtype=dtype, device=device)
+    model.compute_dtype = compute
     return model
 
 
@@ -68,25 +81,6 @@ def make_optimizer(policy: Transformer, config: Config) -> torch.optim.Optimizer
     optimizer = adamw(policy.parameters(), **setting)
     create_state(optimizer)
     return optimizer
-
-
-def load_reference(source: Path, device: torch.device, *, offload: bool) -> Transformer:
-    """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
-
-    Args:
-        offload: keep it in host memory (FSDP2); each layer visits the device while it computes. What judges or writes answers
-            is a whole copy (`WholeWeights`), because a decode step would fetch every weight for one token.
-    """
-    if world_size() == 1 and not offload:
-        return load_frozen(source, device)
-    compute = compute_dtype(device)
-    model = load_sharded(source, make_mesh(device), device, dtype=compute, compute=compute, offload=offload)
-    return model.requires_grad_(False)
-
-
-def load_frozen(source: Path, device: torch.device) -> Transformer:
-    """Load a whole model that is never trained, in the dtype it computes in."""
-    return load_model(source, dtype=compute_dtype(device), device=device).requires_grad_(False)
 
 
 def make_sampler_model(policy: Transformer) -> Transformer:
@@ -124,42 +118,28 @@ class WholeWeights:
 
     All ranks enter together, and then compute at their own pace. The model object stays the same; its memory comes and goes.
 
-    Args:
-        source: the model whose weights these are.
-        keep: keep the copy between uses; an update then lacks its memory.
-
     Attributes:
         model: for use inside the context; the source itself if it is whole and of the compute dtype.
     """
 
-    def __init__(self, source: Transformer, *, keep: bool) -> None:
-        self.source, self.keep = source, keep
-        self.model = make_sampler_model(source)
-        self._is_filled = True
-        if not keep:
-            self._release()
+    def __init__(self, source: Transformer) -> None:
+        self.source, self.model = source, make_sampler_model(source)
+        self._copies = [] if self.model is source else list(self.model.parameters())
+        self.__exit__()
 
     def refresh(self) -> None:
-        """Take over the changed weights of the source. A copy that was released is made anew when it is needed."""
-        if self._is_filled:
-            sync_weights(self.source, self.model)
+        """Make the copy now, with the weights that the source has now; the next use finds it."""
+        for parameter in self._copies:
+            parameter.untyped_storage().resize_(parameter.numel() * parameter.itemsize)
+        sync_weights(self.source, self.model)
+        self._is_filled = True
 
     def __enter__(self) -> Transformer:
         if not self._is_filled:
-            for parameter in self._copies():
-                parameter.untyped_storage().resize_(parameter.numel() * parameter.itemsize)
-            sync_weights(self.source, self.model)
-            self._is_filled = True
+            self.refresh()
         return self.model
 
     def __exit__(self, *exception) -> None:
-        if not self.keep:
-            self._release()
-
-    def _release(self) -> None:
-        self._is_filled = False
-        for parameter in self._copies():
+        for parameter in self._copies:
             parameter.untyped_storage().resize_(0)
-
-    def _copies(self) -> list[torch.nn.Parameter]:
-        return [] if self.model is self.source else list(self.model.parameters())
+        self._is_filled = False

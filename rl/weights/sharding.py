@@ -19,15 +19,11 @@ from model.transformer import Transformer
 
 
 def load_sharded(
-    source: Path,
-    mesh: DeviceMesh,
-    device: torch.device,
-    *,
-    dtype: torch.dtype,
-    compute: torch.dtype,
-    offload: bool = False,
+    source: Path, mesh: DeviceMesh, device: torch.device, *, dtype: torch.dtype, compute: torch.dtype, offload: bool = False
 ) -> Transformer:
     """Load a sharded model from a checkpoint folder; each rank reads its own rows of each tensor.
+
+    Every unit is sharded again after its forward, so that no rank computes with whole parameters of before an optimizer step.
 
     Args:
         device: the device that computes; its memory holds the parameters, too, unless they are offloaded.
@@ -38,31 +34,27 @@ def load_sharded(
     Raises:
         ValueError: see `load_model`.
     """
+    # the model without memory
     config = ModelConfig.from_hf(read_json(source / "config.json"))
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
     model.compute_dtype, model.compute_device = compute, device
-    shard(model, mesh, offload=offload)
-    model.to_empty(device="cpu" if offload else device)
-    copy_weights(model, source, rows_held)
-    return model.eval()
 
-
-def shard(model: Transformer, mesh: DeviceMesh, *, offload: bool = False) -> None:
-    """Shard a model in place. The head of a tied model is the embedding: both then belong to the root.
-
-    Every unit is sharded again after its forward, so that no rank computes with whole parameters of before an optimizer step.
-    """
-    dtype = model.lm_head.weight.dtype
+    # its units; the head of a tied model is the embedding: both then belong to the root
     policy = MixedPrecisionPolicy(
-        param_dtype=None if model.activation_dtype == dtype else model.activation_dtype,
+        param_dtype=None if compute == dtype else compute,
         reduce_dtype=torch.float32 if dtype in HALF_PRECISION else dtype,
         cast_forward_inputs=False,
     )
     offloading = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
-    units = [] if model.config.tie_word_embeddings else [model.model.embed_tokens, model.lm_head]
+    units = [] if config.tie_word_embeddings else [model.model.embed_tokens, model.lm_head]
     for unit in [*units, *model.model.layers, model]:
         fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=True)
+
+    # memory and weights
+    model.to_empty(device="cpu" if offload else device)
+    copy_weights(model, source, rows_held)
+    return model.eval()
 
 
 def rows_held(parameter: nn.Parameter) -> tuple[Tensor, int]:
