@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.benchmark_rows import BenchmarkItem
-from data.benchmarks import Benchmark, load_benchmark, parse_benchmarks
+from data.benchmarks import Benchmark, BenchmarkItem, load_benchmark, parse_benchmarks
 from data.examples import Example
 from data.prompts import PromptRenderer
 from rl.config import Config
