@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 
 from data.examples import HubSplit, Row, read_rows, shuffled, stable_seed
 
 RELEASED_INSTRUCTION = re.compile(r"\AAnswer the following multiple choice question\.[^\n]*\n+")  # GPQA's; we add one of ours
 OPTION_LINE = re.compile(r"^[ \t]*(?:Option[ \t]*)?([A-Za-z]|\d)[ \t]*[:.)][ \t]*", re.MULTILINE)
-LETTERS = "ABCDEFGHIJ"
 
 Options = tuple[tuple[str, str], ...]  # (label, text) of each option of a choice, in order
 
@@ -58,7 +58,7 @@ def choice_pair(question: str = "question", answer: str = "answer") -> Reader:
 
 
 def choice(
-    row: Row, question: str, label: str, key: str, texts: Sequence[str] = (), labels: Sequence[str] = LETTERS
+    row: Row, question: str, label: str, key: str, texts: Sequence[str] = (), labels: Sequence[str] = ascii_uppercase
 ) -> BenchmarkItem:
     """Make an item of a choice. The options stand in the question, or are `texts`, which are written below it."""
     options = tuple(zip(labels, texts, strict=False)) or find_options(question)
@@ -103,7 +103,7 @@ def gpqa_hub(row: Row) -> BenchmarkItem:
     right = row.text("Correct Answer")
     texts = [right] + [row.text(f"Incorrect Answer {i}") for i in (1, 2, 3)]
     random.Random(stable_seed("options", row.text("Question"))).shuffle(texts)
-    return choice(row, row.text("Question"), LETTERS[texts.index(right)], "Correct Answer", texts)
+    return choice(row, row.text("Question"), ascii_uppercase[texts.index(right)], "Correct Answer", texts)
 
 
 def winogrande_hub(row: Row) -> BenchmarkItem:
@@ -115,7 +115,7 @@ def mmlu_hub(row: Row) -> BenchmarkItem:
     texts, index = row.texts("choices"), row.text("answer")
     if index not in map(str, range(len(texts))):
         raise row.error("answer", f"is {index}, which is no index of the {len(texts)} choices")
-    return choice(row, row.text("question"), LETTERS[int(index)], "answer", texts)
+    return choice(row, row.text("question"), ascii_uppercase[int(index)], "answer", texts)
 
 
 def drop_hub(row: Row) -> BenchmarkItem:
