@@ -50,7 +50,7 @@ def find_fault(row: dict, selection: Selection) -> str | None:
         return "no baseline to win against"
     if refine_reward(row["accuracy"], row["baseline"], zeta=selection.zeta, refined=True) != 1.0:
         return "refinement did not win"
-    return "refinement only repeats" if changes_nothing(response) else None
+    return "refinement only repeats" if changes_nothing(row["text"]) else None
 
 
 def collect_paths(run: Path, selection: Selection) -> tuple[list[dict], dict[str, int]]:

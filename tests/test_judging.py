@@ -15,7 +15,6 @@ import rl.judging.judge
 import rl.judging.waiting
 import rl.rollout
 import train
-from rewards.format import parse_response
 from rewards.http_judge import HttpJudge
 from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, JudgeUnavailable, RuleScorer, StoppedWhileWaiting
 from rewards.refinements import changes_nothing
@@ -161,7 +160,7 @@ def test_reward_weights():
 )  # fmt: skip
 def test_refinements_that_change_nothing(think, nothing):
     """Bug guarded: counting what stands behind a refinement as said before it."""
-    assert changes_nothing(parse_response(f"<think>{think}</think><answer>c</answer>")) is nothing
+    assert changes_nothing(f"<think>{think}</think><answer>c</answer>") is nothing
 
 
 def test_variance_shares_add_up():
