@@ -46,8 +46,8 @@ def lr_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str, 
 
 def learning_rate(config: Config, step: int) -> float:
     """Return the learning rate of a training step (from 0)."""
-    schedule, share = ("linear", 0.5) if config.lr_schedule == "wsd" else (config.lr_schedule, 1.0)
-    setting = dict(warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=schedule, decay_share=share)
+    schedule = "linear" if config.lr_schedule == "wsd" else config.lr_schedule
+    setting = dict(warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=schedule, decay_share=0.5)
     return config.lr * lr_factor(step, **setting)
 
 

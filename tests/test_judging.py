@@ -9,20 +9,16 @@ from functools import partial
 import pytest
 from conftest import assert_same_run, flags, lines_of, without_costs
 from fault_proxy import FakeJudge, FaultProxy, running, share_of, some_fail
-from samples import sample
 
 import rl.judging.judge
 import rl.judging.waiting
 import rl.rollout
 import train
 from rewards.http_judge import HttpJudge
-from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, JudgeUnavailable, RuleScorer, StoppedWhileWaiting
+from rewards.judge import NAMED_JUDGES, Judgement, JudgeUnavailable, RuleScorer, StoppedWhileWaiting
 from rewards.refinements import changes_nothing
-from rl.config import parse_config
 from rl.judging.waiting import PendingScores
 from rl.metrics import variance_share
-from rl.records import Group
-from rl.rollout import assign_rewards
 from rl.run.checkpoint import complete_checkpoints
 from rl.run.console import StopSignals, sleep_unless_stopped
 
@@ -126,28 +122,6 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
     monkeypatch.setitem(NAMED_JUDGES, "rules", RuleScorer)
     assert train.main(flags(place, "healthy", "--judge-options", '{"patience": 7}')) == 0
     assert_same_run(place / "runs/down", place / "runs/healthy")
-
-
-def group_of(*accuracies: float) -> Group:
-    text = "<think>a<refine>b</refine></think><answer>c</answer>"
-    return Group("id", "q", "r", refine_samples=[sample(text, accuracy=a) for a in accuracies], baseline=0.0)
-
-
-def test_the_gate_closes_where_no_answer_is_right():
-    """Bug guarded: in groups that fail throughout, shaped rewards are noise of full size."""
-    settings = ["--model", "m", "--data", "d", "--zeta", "0"]
-    for flag, wanted in (([], [1.0, 1.0, 1.0, -0.5]), (["--gate-refine"], [0.0, 0.0, 1.0, -0.5])):
-        failed, mixed = group_of(0.2, 0.3), group_of(RIGHT, 0.0)
-        assign_rewards([failed, mixed], parse_config([*settings, *flag]))
-        assert [s.refine for s in failed.refine_samples + mixed.refine_samples] == wanted
-
-
-def test_reward_weights():
-    group, flags = group_of(0.5), ["--reward-weights", "2,4,8", "--zeta", "0"]
-    assign_rewards([group], parse_config(["--model", "m", "--data", "d", *flags]))
-    (one,) = group.refine_samples
-    assert one.reward == 2.0 + 2.0 + 8.0
-    assert (one.format, one.accuracy, one.refine) == (1.0, 0.5, 1.0), "the parts are logged unweighted"
 
 
 @pytest.mark.parametrize(
