@@ -10,7 +10,6 @@ from data.evol_instruct import prepare
 from data.examples import Example, ExampleStream, load_examples, shuffled
 from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model.checkpoint import fingerprint, stored_dtype
-from model.transformer import Transformer
 from rewards.judge import Judgement, Scorer
 from rl import demo
 from rl.config import Config
@@ -28,6 +27,7 @@ from rl.run.checkpoint import (
     save_checkpoint,
     set_aside_checkpoints_after,
 )
+from rl.run.console import wrapped
 from rl.run.folder import RunFolder
 from rl.run.resume import find_checkpoint
 from rl.sampler import Sampler
@@ -139,13 +139,15 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     with judge_weights as judge_model:
         scorer = make_scorers(spec, {"answer": training_prompt(prompts)}, (judge_model, tokenizer), tried="answer")["answer"]
     described = describe_prompts(examples[0], renderer, stops, scorer)
-    print(described)
+    print("\n".join(map(wrapped, described.split("\n"))))  # to the letter they stand in prompts.txt
 
     # the policy, its optimizer, and what samples from it
     policy = load_policy(decided, source, device)
     optimizer, weights = make_optimizer(policy, decided), WholeWeights(policy, keep=plan.keep_copy)
     check_vocabulary(tokenizer, policy.config.vocab_size)
-    print(_check_disk(config, run, policy, source))
+    kept, existing = config.keep + bool(config.keep_best), len(complete_checkpoints(run.path))
+    parameters = sum(p.numel() for p in policy.parameters())
+    print(check_disk(run.path, parameters, stored_dtype(source).itemsize, keep=kept, existing=existing))
     state = TrainState(policy, optimizer, reference if config.beta > 0 else None)
     limits = dict(stop_ids=stops, max_slots=decided.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens)
     scores = PendingScores(scorer, spec.options.max_failures, spec.options.patience)
@@ -158,10 +160,13 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     rollout.sync_weights(version=state.optimizer_steps)
 
     # from here on the run folder is this run's
-    broadcast_from_main(lambda: run.truncate_after(first_step if checkpoint else -1))
-    broadcast_from_main(lambda: set_aside_checkpoints_after(run.path, first_step))
-    broadcast_from_main(lambda: run.start(config, None if cache is None else cache.path.name))
-    run.keep_prompts(described)
+    def take_over() -> None:
+        run.truncate_after(first_step if checkpoint else -1)
+        set_aside_checkpoints_after(run.path, first_step)
+        run.start(config, None if cache is None else cache.path.name)
+        run.keep_prompts(described)
+
+    broadcast_from_main(take_over)
     if config.resume != "never":
         origin = f", from {checkpoint}" if checkpoint else f": no checkpoint yet in {run.path}"
         print(f"going on after step {first_step}{origin}")
@@ -191,12 +196,6 @@ def longest_prompt(config: Config, source: Path) -> int:
     if config.max_new_tokens >= context:
         raise ValueError(f"--max-new-tokens {config.max_new_tokens} fills the model's context of {context} tokens: lower it")
     return min(config.max_prompt_tokens, context - config.max_new_tokens)
-
-
-def _check_disk(config: Config, run: RunFolder, model: Transformer, source: Path) -> str:
-    parameters, export_bytes = sum(p.numel() for p in model.parameters()), stored_dtype(source).itemsize
-    keep, existing = config.keep + bool(config.keep_best), len(complete_checkpoints(run.path))
-    return check_disk(run.path, parameters, export_bytes, keep=keep, existing=existing)
 
 
 def find_source(config: Config) -> Path:
