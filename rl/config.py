@@ -186,7 +186,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
         SystemExit: unknown flag or unreadable value (exit code 2), or --help.
     """
     description = "PASR: reinforcement learning of proactive self-refinement. Without --model: a demo on the embedded task."
-    parser = Parser(prog="train.py", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser("train.py", description)
     for spec in fields(Config):
         if spec.metadata["flag"]:
             add_flag(parser, spec, PRESETS)
@@ -250,7 +250,10 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are a line, with the flag that may have been meant, and not a page of usage."""
+    """An ArgumentParser of the flags that are given, whose errors are a line, with the flag that may have been meant."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
 
     def error(self, message: str) -> None:
         unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message)

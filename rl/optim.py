@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from rl.config import Config
 
 
-def adamw(parameters, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW on float32 masters, in one fused kernel."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+def adamw(parameters, *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW on float32 masters, without weight decay, in one fused kernel."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
 
 def create_state(optimizer: torch.optim.Optimizer) -> None:
