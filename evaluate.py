@@ -12,7 +12,6 @@ An evaluation that was interrupted goes on where it stopped, by the same command
 torchrun --standalone --nproc-per-node 8 -- evaluate.py --model ... --benchmarks ...
 """
 
-import argparse
 import json
 import os
 from contextlib import ExitStack, closing
@@ -89,7 +88,7 @@ def parse_arguments(argv: list[str] | None) -> EvalConfig:
         SystemExit: unknown flag or unreadable value (exit code 2), or --help.
     """
     description = "Ask a model with both prompts, or run benchmarks on it."
-    parser = Parser(prog="evaluate.py", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser("evaluate.py", description)
     for spec in fields(EvalConfig):
         if spec.name in GROUPS:
             group = parser.add_argument_group(GROUPS[spec.name])

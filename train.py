@@ -27,7 +27,7 @@ from rl.batch import MicroBatch, denominator, make_minibatches
 from rl.config import Config, parse_config
 from rl.distributed import gather, is_main, pick_device, print_once, sum_over_ranks, world_size
 from rl.logprobs import token_logprobs
-from rl.loss import grpo_loss, importance_weight
+from rl.loss import grpo_loss
 from rl.metrics import Clock, UpdateMetrics
 from rl.optim import learning_rate, set_lr
 from rl.records import Sample
@@ -127,8 +127,7 @@ def update_policy(state: TrainState, samples: list[Sample], config: Config, step
             loss, stats = grpo_loss(  # Eq. 3: clipped objective with KL
                 logp_BT, old_logp_BT.to(logp_BT.dtype), micro.ref_logp_BT, micro.advantages_B.to(logp_BT.dtype), micro.mask_BT,
                 clip_low=config.clip_low, clip_high=config.clip_high, beta=config.beta, aggregation=config.aggregation,
-                denominator=divide_by, kl_estimator=config.kl_estimator,
-                weight_BT=importance_weight(old_logp_BT, micro.sampler_logp_BT, config.importance_cap),
+                denominator=divide_by,
             )  # fmt: skip
             (loss * world_size()).backward()  # sharded gradients are averaged over ranks; the denominator is of all of them
             totals.add(loss=loss, entropy=entropy_BT.sum(), **stats)

@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.judge import random_model
-from data.benchmark_rows import BenchmarkItem
-from data.benchmarks import load_benchmark, parse_benchmarks
+from data.benchmarks import BenchmarkItem, load_benchmark, parse_benchmarks
 from data.division import load_split
 from rl.evaluation.asking import load_for_asking
 from rl.evaluation.methods import METHODS, Answerer, Decoding, LoadedModel

@@ -1,17 +1,127 @@
-"""The ten benchmarks of the paper, and any file of your own: the source of their questions and the rule of their answers.
+"""The ten benchmarks of the paper, and any file of your own: their questions, their answers, and the rule of these.
 
-Rows come from a local folder in the layout of the paper's release, or from the hub; a reader for each (data/benchmark_rows.py)
-turns a row into a `BenchmarkItem`. An eleventh benchmark is one more entry of `BENCHMARKS`, or, without any code,
-`name=FILE:KIND` on the command line: a JSON or JSONL file with (question, answer). Kinds are rules in rewards/accuracy.py.
+Rows come from a local folder in the layout of the paper's release, or from the hub; a reader for each turns a row into a
+`BenchmarkItem`. An eleventh benchmark is one more entry of `BENCHMARKS`, or, without any code, `name=FILE:KIND` on the command
+line: a JSON or JSONL file with (question, answer). Kinds are rules in rewards/accuracy.py.
 """
 
 import hashlib
+import random
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 
-from data import benchmark_rows as rows
-from data.benchmark_rows import BenchmarkItem, Reader, Row
-from data.examples import HubSplit, read_rows, shuffled
+from data.examples import HubSplit, Row, read_rows, shuffled, stable_seed
+
+RELEASED_INSTRUCTION = re.compile(r"\AAnswer the following multiple choice question\.[^\n]*\n+")  # GPQA's; we add one of ours
+OPTION_LINE = re.compile(r"^[ \t]*(?:Option[ \t]*)?([A-Za-z]|\d)[ \t]*[:.)][ \t]*", re.MULTILINE)
+
+Options = tuple[tuple[str, str], ...]  # (label, text) of each option of a choice, in order
+
+
+@dataclass(frozen=True)
+class BenchmarkItem:
+    """One question of a benchmark."""
+
+    id: str  # unique within the benchmark
+    question: str
+    references: tuple[str, ...]  # accepted answers; for a choice the label of the right option
+    options: Options = ()
+
+    @property
+    def reference(self) -> str:
+        """The references as one text, for a judge or a reader; a choice's with the text of its option."""
+        texts = dict(self.options)
+        return " | ".join(f"{label}: {texts[label]}" if label in texts else label for label in self.references)
+
+
+Reader = Callable[[Row], BenchmarkItem]
+
+
+def pair(question: str = "question", answer: str = "answer", form: str = r"(?s).+") -> Reader:
+    """Make the reader of an open question; whatever in the answer has the form is an accepted answer."""
+
+    def read(row: Row) -> BenchmarkItem:
+        references = tuple(filter(None, map(str.strip, re.findall(form, row.text(answer)))))
+        if not references:
+            raise row.error(answer, f"holds no answer of the form {form}")
+        return BenchmarkItem("", row.text(question), references)
+
+    return read
+
+
+def choice_pair(question: str = "question", answer: str = "answer") -> Reader:
+    """Make the reader of a choice whose options stand in the question."""
+    return lambda row: choice(row, RELEASED_INSTRUCTION.sub("", row.text(question)), row.text(answer), answer)
+
+
+def choice(
+    row: Row, question: str, label: str, key: str, texts: Sequence[str] = (), labels: Sequence[str] = ascii_uppercase
+) -> BenchmarkItem:
+    """Make an item of a choice. The options stand in the question, or are `texts`, which are written below it."""
+    options = tuple(zip(labels, texts, strict=False)) or find_options(question)
+    if not options:
+        raise ValueError(f"{row.source}: the question lists no options, one a line as 'A: text'")
+    if label not in dict(options):
+        raise row.error(key, f"is {label!r}, which is none of the options {', '.join(dict(options))}")
+    written = "".join(f"\n{label}: {text}" for label, text in options) if texts else ""
+    return BenchmarkItem("", question + written, (label,), options)
+
+
+def find_options(question: str) -> Options:
+    """Return the options that a question lists, one a line as `A: text`, `B. text`, `C) text`, `1: text` or `Option2: text`.
+
+    Labels run from A or 1 on without a gap. The last such list counts, and an option may take several lines.
+    """
+    lines = list(OPTION_LINE.finditer(question))
+    for start in range(len(lines) - 1, -1, -1):
+        if lines[start].group(1) not in "A1":
+            continue
+        run = [lines[start]]
+        for match in lines[start + 1 :]:
+            if match.group(1) == chr(ord(run[-1].group(1)) + 1):
+                run.append(match)
+        if len(run) > 1:
+            ends = [match.start() for match in run[1:]] + [len(question)]
+            return tuple((m.group(1), question[m.end() : end].strip()) for m, end in zip(run, ends, strict=True))
+    return ()
+
+
+def labelled_hub(row: Row) -> BenchmarkItem:
+    """ARC and CommonsenseQA: `choices` with a list of labels and one of texts."""
+    choices = row.row("choices")
+    labels, texts = choices.texts("label"), choices.texts("text")
+    if len(labels) != len(texts):
+        raise choices.error("label", "and 'text' have different lengths")
+    return choice(row, row.text("question"), row.text("answerKey"), "answerKey", texts, labels)
+
+
+def gpqa_hub(row: Row) -> BenchmarkItem:
+    """The right option's position among the four is drawn from the question's text, so it is the same for everybody."""
+    right = row.text("Correct Answer")
+    texts = [right] + [row.text(f"Incorrect Answer {i}") for i in (1, 2, 3)]
+    random.Random(stable_seed("options", row.text("Question"))).shuffle(texts)
+    return choice(row, row.text("Question"), ascii_uppercase[texts.index(right)], "Correct Answer", texts)
+
+
+def winogrande_hub(row: Row) -> BenchmarkItem:
+    question = f"{row.text('sentence')}\nOption1: {row.text('option1')}\nOption2: {row.text('option2')}"
+    return choice(row, question, row.text("answer"), "answer")
+
+
+def mmlu_hub(row: Row) -> BenchmarkItem:
+    texts, index = row.texts("choices"), row.text("answer")
+    if index not in map(str, range(len(texts))):
+        raise row.error("answer", f"is {index}, which is no index of the {len(texts)} choices")
+    return choice(row, row.text("question"), ascii_uppercase[int(index)], "answer", texts)
+
+
+def drop_hub(row: Row) -> BenchmarkItem:
+    question = f"{row.text('passage')}\nHere is the question: {row.text('question')}"
+    return BenchmarkItem("", question, tuple(dict.fromkeys(row.row("answers_spans").texts("spans"))))
+
 
 INSTRUCTIONS = {
     "number": "Finish with a line 'Answer: N', where N is the number asked for.",
@@ -47,29 +157,31 @@ class Benchmark:
         return INSTRUCTIONS[self.kind] if self.hub else ""
 
 
+WORKED_SOLUTION = pair(form=r"####([^#]+)\Z")  # GSM8K: the answer stands at its end
+
 BENCHMARKS = {
     entry.name: entry
     for entry in (
-        Benchmark("gsm8k", "GSM8K", "number", rows.gsm8k, "gsm8k/test.jsonl",
-                  HubSplit("openai/gsm8k", "main", "test"), rows.gsm8k),
-        Benchmark("math500", "MATH", "math", rows.pair(), "math/math.json",
-                  HubSplit("HuggingFaceH4/MATH-500", "default", "test"), rows.pair("problem")),
-        Benchmark("aime24", "AIME24", "number", rows.aime, "aime24/aime24.jsonl",
-                  HubSplit("HuggingFaceH4/aime_2024", "default", "train"), rows.pair("problem")),
-        Benchmark("arc", "ARC", "choice", rows.choice_pair(), "arc/ARC-c/two_keys_test.jsonl",
-                  HubSplit("allenai/ai2_arc", "ARC-Challenge", "test"), rows.labelled_hub),
-        Benchmark("gpqa", "GPQA", "choice", rows.gpqa, "gpqa/prompt_messages.jsonl",
-                  HubSplit("Idavidrein/gpqa", "gpqa_main", "train"), rows.gpqa_hub),
-        Benchmark("winogrande", "Wino", "choice", rows.choice_pair(), "winogrande/dev_two_keys.jsonl",
-                  HubSplit("allenai/winogrande", "winogrande_xl", "validation"), rows.winogrande_hub),
-        Benchmark("commonsenseqa", "CSQA", "choice", rows.choice_pair(), "commonsenseqa/two_keys_version.jsonl",
-                  HubSplit("tau/commonsense_qa", "default", "validation"), rows.labelled_hub),
-        Benchmark("drop", "DROP", "drop", rows.drop, "drop/test_sampled_313.jsonl",
-                  HubSplit("ucinlp/drop", "default", "validation"), rows.drop_hub),
-        Benchmark("mmlu", "MMLU", "choice", rows.choice_pair("Question", "Ground_truth"), "mmlu/select_mmlu_test.json",
-                  HubSplit("cais/mmlu", "all", "test"), rows.mmlu_hub),
-        Benchmark("xsum", "XSum", "summary", rows.pair(), "xsum/test_select313.jsonl",
-                  HubSplit("EdinburghNLP/xsum", "default", "test"), rows.pair("document", "summary")),
+        Benchmark("gsm8k", "GSM8K", "number", WORKED_SOLUTION, "gsm8k/test.jsonl",
+                  HubSplit("openai/gsm8k", "main", "test"), WORKED_SOLUTION),
+        Benchmark("math500", "MATH", "math", pair(), "math/math.json",
+                  HubSplit("HuggingFaceH4/MATH-500", "default", "test"), pair("problem")),
+        Benchmark("aime24", "AIME24", "number", pair("problem", "solution", r"\\boxed\{\s*(\d+)\s*\}"), "aime24/aime24.jsonl",
+                  HubSplit("HuggingFaceH4/aime_2024", "default", "train"), pair("problem")),
+        Benchmark("arc", "ARC", "choice", choice_pair(), "arc/ARC-c/two_keys_test.jsonl",
+                  HubSplit("allenai/ai2_arc", "ARC-Challenge", "test"), labelled_hub),
+        Benchmark("gpqa", "GPQA", "choice", choice_pair(), "gpqa/prompt_messages.jsonl",
+                  HubSplit("Idavidrein/gpqa", "gpqa_main", "train"), gpqa_hub),
+        Benchmark("winogrande", "Wino", "choice", choice_pair(), "winogrande/dev_two_keys.jsonl",
+                  HubSplit("allenai/winogrande", "winogrande_xl", "validation"), winogrande_hub),
+        Benchmark("commonsenseqa", "CSQA", "choice", choice_pair(), "commonsenseqa/two_keys_version.jsonl",
+                  HubSplit("tau/commonsense_qa", "default", "validation"), labelled_hub),
+        Benchmark("drop", "DROP", "drop", pair(answer="ref_text", form=r"[^|]+"), "drop/test_sampled_313.jsonl",
+                  HubSplit("ucinlp/drop", "default", "validation"), drop_hub),
+        Benchmark("mmlu", "MMLU", "choice", choice_pair("Question", "Ground_truth"), "mmlu/select_mmlu_test.json",
+                  HubSplit("cais/mmlu", "all", "test"), mmlu_hub),
+        Benchmark("xsum", "XSum", "summary", pair(), "xsum/test_select313.jsonl",
+                  HubSplit("EdinburghNLP/xsum", "default", "test"), pair("document", "summary")),
     )
 }  # fmt: skip
 
@@ -106,7 +218,7 @@ def own_benchmark(text: str) -> Benchmark:
         raise ValueError(f"{text!r}: a benchmark of your own is name=FILE:KIND, with a KIND of {', '.join(INSTRUCTIONS)}")
     if name in (*BENCHMARKS, "all", "average") or not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"{name!r} cannot name a benchmark of your own: it is taken, or not of letters, digits, - and _")
-    return Benchmark(name, name, kind, rows.choice_pair() if kind == "choice" else rows.pair(), file)
+    return Benchmark(name, name, kind, choice_pair() if kind == "choice" else pair(), file)
 
 
 def load_benchmark(

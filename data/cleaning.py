@@ -14,8 +14,8 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from data.examples import Example
@@ -82,12 +82,6 @@ class CleaningRules:
     # sample is smooth and shows no beginning of a tail.
     rare_query_share: float = 0.11
     rare_phrase_share: float = 0.11
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value, is_share = getattr(self, field.name), field.type is float
-            if not (0 <= value <= 1 if is_share else value >= 0):  # NaN fails both
-                raise ValueError(f"{field.name} must be {'a share from 0 to 1' if is_share else '0 or more'}, not {value}")
 
 
 def clean(rows: list[Example], rules: CleaningRules) -> tuple[list[Example], dict[str, int]]:
@@ -212,16 +206,13 @@ TERMS = {  # the distinct terms that the two frequency rules count: words, and p
 }
 
 
-def rare_terms(documents: list[set[Hashable]], rules: CleaningRules) -> Iterator[set[Hashable]]:
-    """Yield for each document its terms that fewer than `rare_below` of the *other* documents have."""
-    frequency = Counter(term for document in documents for term in document)
-    limit = rules.rare_below * (len(documents) - 1)
-    for document in documents:
-        yield {term for term in document if frequency[term] - 1 < limit}
-
-
 def rare_shares(documents: list[set[Hashable]], rules: CleaningRules) -> list[float]:
-    """Return for each document the share of its terms that are rare, drawn towards the corpus mean by `prior_words`."""
-    rare, prior = [len(terms) for terms in rare_terms(documents, rules)], rules.prior_words
+    """Return for each document the share of its terms that are rare, drawn towards the corpus mean by `prior_words`.
+
+    A term is rare if fewer than `rare_below` of the *other* documents have it.
+    """
+    frequency = Counter(term for document in documents for term in document)
+    limit, prior = rules.rare_below * (len(documents) - 1), rules.prior_words
+    rare = [sum(frequency[term] - 1 < limit for term in document) for document in documents]
     mean = sum(rare) / max(1, sum(map(len, documents)))
     return [(r + prior * mean) / max(1, len(d) + prior) for r, d in zip(rare, documents, strict=True)]

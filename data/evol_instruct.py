@@ -12,56 +12,49 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from data.cleaning import REASONS, TERMS, CleaningRules, apply_rules, clean, count_table, rare_terms
-from data.examples import Example, download_error, join_input
+from data.cleaning import REASONS, CleaningRules, apply_rules, clean, count_table
+from data.examples import Example, Row, download_error
 
 HUB_ID = "WizardLMTeam/WizardLM_evol_instruct_70k"
 HUB_FILE = "alpaca_evol_instruct_70k.json"  # the only data file of that repository
 DATA_FILE, MANIFEST_FILE = "evol_instruct.jsonl", "evol_instruct.manifest.json"
-VERSION = 2  # of the cleaning; raise it when the same thresholds would give other rows, so that a cached result is made anew
+VERSION = 3  # of the cleaning; raise it when the same thresholds would give other rows, so that a cached result is made anew
 
 
 def prepare(source: str | Path | None, folder: Path, rules: CleaningRules = CleaningRules()) -> Path:  # noqa: B008 - frozen
-    """Clean the training set into `folder`, unless it is there already, print what was done, and return the JSONL's path.
+    """Clean the training set into `folder`, print what was done, and return the JSONL's path.
 
     Args:
         source: a file holding one JSON list of {instruction, output}; None for the hub's data set. A folder that was prepared
-            from the hub is used again without a request to the hub, so it works offline.
+            from the hub in the same way is used again without a request to the hub, so it works offline.
         folder: where the JSONL and its manifest go; made if absent.
 
     Raises:
         ValueError: the source cannot be had or read, a row lacks instruction or output, or no row is left.
     """
     # what is there already, if it was made in the same way
-    folder = Path(folder)
-    path, setting = folder / DATA_FILE, {"version": VERSION, "rules": asdict(rules)}
-    found = _read_manifest(folder)
-    if found and not setting.items() <= found.items():
-        found = None
-    if found and source is None and found["source"]["name"] == HUB_ID:
-        return _reuse(path, found)
-
-    # the rows, which show whether the source is still the same
-    file = hub_file() if source is None else Path(source)
-    rows, digest = read_instructions(file)
-    setting["source"] = {"name": HUB_ID if source is None else file.name, "sha256": digest}
-    if found and found["source"] == setting["source"]:
-        return _reuse(path, found)
+    path = folder / DATA_FILE
+    setting = {"version": VERSION, "rules": asdict(rules), "source": HUB_ID if source is None else Path(source).name}
+    if source is None and _vouches_for(folder / MANIFEST_FILE, path, setting):
+        print(f"{path} is up to date")
+        return path
 
     # clean and write; the manifest comes last because it vouches for the data
+    file = hub_file() if source is None else Path(source)
+    rows, digest = read_instructions(file)
     kept, counts = clean(rows, rules)
     print(count_table(counts))
     if not kept:
-        raise ValueError(f"cleaning left none of the {len(rows)} rows of {file}; loosen the rules\n{count_table(counts)}")
+        raise ValueError(f"cleaning left none of the {len(rows)} rows of {file}")
     folder.mkdir(parents=True, exist_ok=True)
     records = ({"question": row.question, "answer": row.reference, "id": row.id} for row in kept)
     _write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    manifest = setting | {"counts": counts, "output": {"name": path.name, "sha256": sha256(path)}}
+    manifest = setting | {"source_sha256": digest, "counts": counts, "output_sha256": sha256(path)}
     _write(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
     print(f"wrote {path} and {MANIFEST_FILE}")
     return path
@@ -79,28 +72,19 @@ def hub_file() -> Path:
 def read_instructions(file: Path) -> tuple[list[Example], str]:
     """Read a JSON list of {instruction, output}, with an optional `input`. Return the rows and the SHA-256 of the file.
 
-    Ids are positions in the list. Empty texts pass, because the published set has some and the cleaning removes them. A row
-    without instruction or output is a ValueError that names it.
+    Ids are positions in the list. Empty texts and lone surrogates pass, because the published set has some and the cleaning
+    removes them. A row without instruction or output is a ValueError that names it.
     """
     if not file.is_file():
         raise ValueError(f"no data file at {file}")
-    content = file.read_bytes()
     try:
-        rows = json.loads(content)
+        rows = json.loads(file.read_bytes())
     except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{file} must hold one JSON list of {{instruction, output}}, found {type(rows).__name__}")
-    examples = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{file}, item {number}"
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        for key in ("instruction", "output"):
-            if not isinstance(row.get(key), str):
-                raise ValueError(f"{where}: {key!r} is missing or not a text; found {sorted(row)}")
-        examples.append(Example(f"evol-{number:06d}", join_input(row, where), row["output"]))
-    return examples, hashlib.sha256(content).hexdigest()
+    named = (Row(row, f"{file}, item {number}") for number, row in enumerate(rows, start=1))
+    return [row.example(f"evol-{number:06d}", may_be_empty=True) for number, row in enumerate(named, start=1)], sha256(file)
 
 
 def sha256(path: Path) -> str:
@@ -109,85 +93,44 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(folder: Path) -> dict | None:
-    """Return the manifest of a folder, if it can be read and the data beside it have its digest."""
-    path, manifest_file = folder / DATA_FILE, folder / MANIFEST_FILE
-    if not path.is_file() or not manifest_file.is_file():
-        return None
+def _vouches_for(manifest: Path, path: Path, setting: dict) -> bool:
+    """Tell if a manifest is one of this setting, and the data beside it are as they were written."""
     try:
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        if manifest["output"]["sha256"] == sha256(path) and {"source", "rules", "version", "counts"} <= set(manifest):
-            return manifest
-        print(f"{path} is not what its manifest vouches for; the data are prepared again")
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"{manifest_file} cannot be read ({error!r}); the data are prepared again")
-    return None
-
-
-def _reuse(path: Path, manifest: dict) -> Path:
-    print(f"{path} is up to date: {manifest['counts']['rows_out']:,} of {manifest['counts']['rows_in']:,} rows")
-    return path
+        saved = json.loads(manifest.read_text(encoding="utf-8"))
+        return setting.items() <= saved.items() and saved["output_sha256"] == sha256(path)
+    except (OSError, ValueError, KeyError, AttributeError):  # absent, or left half by a kill: the data are prepared again
+        return False
 
 
 def _write(path: Path, text: str) -> None:
     """Write under a temporary name of this process, then rename: a reader finds the whole file or none."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
 
 
 def show_removed(rows: list[Example], rules: CleaningRules, number: int) -> None:
-    """Print the first rows that each rule removed; for the frequency rules also the rare terms in them."""
+    """Print the first rows that each rule removed."""
     rows, reasons = apply_rules(rows, rules)
     for reason in REASONS:
-        print(f"\n{reason}: {reasons.count(reason)} removed")
-        rare = {}
-        if reason in TERMS:
-            present = [row for row, r in zip(rows, reasons, strict=True) if not r or r in TERMS]
-            terms = rare_terms([TERMS[reason](row.question) for row in present], rules)
-            rare = {row.id: sorted(rare) for row, rare in zip(present, terms, strict=True)}
-        for row in [row for row, r in zip(rows, reasons, strict=True) if r == reason][:number]:
+        removed = [row for row, r in zip(rows, reasons, strict=True) if r == reason]
+        print(f"\n{reason}: {len(removed)} removed")
+        for row in removed[:number]:
             question, answer = (" ".join(text.split()) for text in (row.question, row.reference))
             print(f"  {row.id}  Q: {question[:160]!r}\n{'':15}A: {answer[:80]!r} ({len(row.reference)} characters)")
-            if rare:
-                few = ", ".join(term if isinstance(term, str) else " ".join(term) for term in rare[row.id][:8])
-                print(f"{'':15}{len(rare[row.id])} rare: {few}")
-
-
-HELP = {
-    "max_answer_chars": "rule 1: longest reference answer",
-    "min_alnum_share": "rule 2: least share of letters and digits",
-    "short_text_chars": "rule 2: shorter texts need only one letter or digit",
-    "rare_below": "rule 3: a word is rare if a smaller share of the other questions uses it",
-    "prior_words": "rule 3: words of average rarity that each question is averaged with",
-    "rare_query_share": "rule 3: share of questions dropped for rare words",
-    "rare_phrase_share": "rule 3: share of questions dropped for rare pairs of words",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; every threshold has a flag."""
     parser = argparse.ArgumentParser(description="Prepare the paper's training set.", allow_abbrev=False)
     parser.add_argument("--source", help=f"a JSON list of {{instruction, output}}; default: {HUB_ID} from the hub")
     parser.add_argument("--out", type=Path, default="runs/data", help="folder of the result (default: %(default)s)")
     parser.add_argument("--show-removed", type=int, default=0, metavar="N", help="print N rows that each rule removed")
-    for field in fields(CleaningRules):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=field.type, default=field.default, help=f"{HELP[field.name]} (default: %(default)s)")
-    options = vars(parser.parse_args(argv))
-    source, out, number = (options.pop(name) for name in ("source", "out", "show_removed"))
+    options = parser.parse_args(argv)
     try:
-        rules = CleaningRules(**options)
-        prepare(source, out, rules)
-        if number:
-            rows, _ = read_instructions(Path(source) if source else hub_file())
-            show_removed(rows, rules, number)
+        prepare(options.source, options.out)
+        if options.show_removed:
+            rows, _ = read_instructions(Path(options.source) if options.source else hub_file())
+            show_removed(rows, CleaningRules(), options.show_removed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

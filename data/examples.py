@@ -3,12 +3,13 @@
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-KEYS = (("question", "answer"), ("instruction", "output"))
+KEYS = (("question", "answer"), ("instruction", "output"))  # the second with an optional `input`, as in Alpaca
 HUB = "hub:"  # begins the name of a data set on the hub
 REVISION = "refs/convert/parquet"  # the hub's own branch: one layout for all data sets, and no loading script is run
 
@@ -20,6 +21,52 @@ class Example:
     id: str  # unique within its data set; part of the seed of every sample drawn for it
     question: str
     reference: str  # answers are judged against it
+
+
+class Row:
+    """The fields of one row, read with ValueErrors that name the file and row (`source`) and the key."""
+
+    def __init__(self, fields: object, source: str) -> None:
+        if not isinstance(fields, dict):
+            raise ValueError(f"{source}: expected a JSON object, found {type(fields).__name__}")
+        self.fields, self.source = fields, source
+
+    def error(self, key: str, problem: str) -> ValueError:
+        return ValueError(f"{self.source}: {key!r} {problem}; the row has the keys {sorted(self.fields)}")
+
+    def text(self, key: str, *, may_be_empty: bool = False) -> str:
+        """Return a text without space around it; a number becomes its text."""
+        value = self.fields.get(key)
+        if value is None:
+            raise self.error(key, "is missing")
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise self.error(key, f"is no text but {type(value).__name__}")
+        if not may_be_empty and not str(value).strip():
+            raise self.error(key, "is empty")
+        return str(value).strip()
+
+    def texts(self, key: str) -> list[str]:
+        """Return a list of texts, at least one."""
+        value = self.fields.get(key)
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            raise self.error(key, "is missing, empty or no list")
+        return [Row({key: entry}, self.source).text(key) for entry in value]
+
+    def row(self, key: str) -> "Row":
+        """Return a nested object."""
+        if not isinstance(self.fields.get(key), dict):
+            raise self.error(key, "is missing or no object")
+        return Row(self.fields[key], f"{self.source}, in {key!r}")
+
+    def example(self, fallback_id: str, *, may_be_empty: bool = False) -> Example:
+        """Return the question with its reference answer, under the names of KEYS."""
+        question, answer = next((keys for keys in KEYS if keys[0] in self.fields), (None, None))
+        if question is None:
+            raise self.error("question", "with 'answer', or 'instruction' with 'output', is missing")
+        text = self.text(question, may_be_empty=may_be_empty)
+        if question == "instruction" and str(self.fields.get("input") or "").strip():
+            text += f"\n\n{self.text('input')}"
+        return Example(str(self.fields.get("id", fallback_id)), text, self.text(answer, may_be_empty=may_be_empty))
 
 
 def load_examples(source: str | Path) -> list[Example]:
@@ -43,7 +90,7 @@ def load_examples(source: str | Path) -> list[Example]:
         raise ValueError(f"no data file at {source}")
     if not rows:
         raise ValueError(f"{source} holds no examples")
-    return [_to_example(row, f"{source}, {where}", f"{stem}-{index}") for index, (where, row) in enumerate(rows)]
+    return [Row(row, f"{source}, {where}").example(f"{stem}-{index}") for index, (where, row) in enumerate(rows)]
 
 
 def read_rows(path: Path) -> list[tuple[str, object]]:
@@ -72,30 +119,6 @@ def _parse_json(text: str, where: str) -> object:
         except UnicodeEncodeError as error:
             raise ValueError(f"{where}: holds half of a surrogate pair (such as \\ud83d alone); mend the text") from error
     return value
-
-
-def _to_example(row: object, where: str, fallback_id: str) -> Example:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    question_key, answer_key = next((keys for keys in KEYS if keys[0] in row), (None, None))
-    if question_key is None:
-        raise ValueError(f"{where}: needs 'question' and 'answer', or 'instruction' and 'output'; found {sorted(row)}")
-    question, answer = row[question_key], row.get(answer_key)
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"{where}: {question_key!r} is empty or not a text")
-    if not isinstance(answer, (str, int, float)) or not str(answer).strip():
-        raise ValueError(f"{where}: {answer_key!r} is missing or empty")
-    if question_key == "instruction":
-        question = join_input(row, where)
-    return Example(str(row.get("id", fallback_id)), question.strip(), str(answer).strip())
-
-
-def join_input(row: dict, where: str) -> str:
-    """Return the instruction of an Alpaca-style row, followed by its `input` if that is not empty."""
-    text = row.get("input") or ""
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: 'input' is not a text")
-    return f"{row['instruction']}\n\n{text}" if text.strip() else row["instruction"]
 
 
 @dataclass(frozen=True)

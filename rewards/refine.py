@@ -49,6 +49,6 @@ def refinement_reward(mode: str, accuracy: float, baseline: float | None, *, zet
     raise ValueError(f"no refinement reward is called {mode!r}: compare, single, presence or none")
 
 
-def total_reward(format: float, accuracy: float, refine: float, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
-    """Eq. 7: R = r_format + r_acc + r_refine, each times its weight (1 in the paper)."""
-    return weights[0] * format + weights[1] * accuracy + weights[2] * refine
+def total_reward(format: float, accuracy: float, refine: float) -> float:
+    """Eq. 7: R = r_format + r_acc + r_refine."""
+    return format + accuracy + refine

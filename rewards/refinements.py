@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from rewards.accuracy import numbers
-from rewards.format import TAG, Response, parse_response
+from rewards.format import TAG, parse_response
 
 PAIR = re.compile(r"<refine>(.*?)</refine>", re.DOTALL)
 OPTION = re.compile(r"(?<![\w'])([A-J])(?![\w'])")  # an option letter that stands alone
@@ -24,7 +24,7 @@ class Refinement:
         begin: where it opens, in characters, as a share of the response: 0 is the first character, 1 would be the end.
         characters: of the body.
         share: of the response's characters that are in it, tags included.
-        repeats: it only repeats, word for word, what stands before it.
+        repeats: it only repeats, word for word, what stands before it in the thinking.
     """
 
     before: str
@@ -45,23 +45,16 @@ def find_refinements(text: str) -> list[Refinement]:
     found = []
     for match in PAIR.finditer(text, start, end):
         before, body, after = without_tags(text[start : match.start()]), match[1].strip(), without_tags(text[match.end() : end])
-        repeats = changes_nothing(Response(f"{before}<refine>{body}</refine>", (body,), ""))
+        repeats = " ".join(body.split()) in " ".join(before.split())
         begin, share = match.start() / len(text), len(match[0]) / len(text)
         found.append(Refinement(before, body, after, begin, len(body), share, repeats))
     return found
 
 
-def changes_nothing(response: Response) -> bool:
-    """Tell if every refinement of a response only repeats, word for word, what stands before it in the thinking."""
-    before = ""
-    for part in re.split(r"(<refine>.*?</refine>)", response.think, flags=re.DOTALL):
-        if part.startswith("<refine>"):
-            body = " ".join(part[len("<refine>") : -len("</refine>")].split())
-            if body not in before:
-                return False
-            part = body
-        before += " " + " ".join(part.split())
-    return len(response.refinements) > 0
+def changes_nothing(text: str) -> bool:
+    """Tell if a response refines, and all its refinements only repeat what stands before them in the thinking."""
+    found = find_refinements(text)
+    return bool(found) and all(refinement.repeats for refinement in found)
 
 
 def mark_refinements(text: str) -> str:

@@ -75,10 +75,11 @@ def deal_minibatches(
     order = torch.randperm(len(samples), generator=generator).tolist() if config.minibatches > 1 else range(len(samples))
     dealt = [[samples[i] for i in list(order)[part :: config.minibatches]] for part in range(config.minibatches)]
     shares = [balance(part, ranks)[rank] if ranks > 1 else part for part in dealt if part]
-    return [_micro_batches(share, config.micro_batch_tokens, device) for share in shares]
+    return [[_to_micro_batch(part, device) for part in split_by_tokens(s, config.micro_batch_tokens)] for s in shares]
 
 
-def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> list[MicroBatch]:
+def split_by_tokens(samples: list[Sample], budget: int) -> list[list[Sample]]:
+    """Split samples into parts of at most `budget` tokens, one sample at least; a prompt counts once in each part."""
     parts: list[list[Sample]] = []
     room = 0
     for group in sorted(_by_prompt(samples), key=_longest, reverse=True):  # alike in length, the longest first
@@ -91,7 +92,7 @@ def _micro_batches(samples: list[Sample], budget: int, device: torch.device) -> 
                 need, room = _length(sample), budget
             parts[-1].append(sample)
             room, is_open = room - need, True
-    return [_to_micro_batch(part, device) for part in parts]
+    return parts
 
 
 def _by_prompt(samples: list[Sample]) -> list[list[Sample]]:

@@ -21,13 +21,14 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
-def option(default, help: str, flag: bool = True):
+def option(default, help: str, *, flag: bool = True, least: float | None = None, above: float | None = None):
     """Make a field with its help; where a value comes from the paper (arXiv 2508.12903), the help says so.
 
     Args:
         flag: False for a constant that only a preset sets.
+        least, above: the lowest number that is allowed, and the highest that is not.
     """
-    return field(default=default, metadata={"help": help, "flag": flag})
+    return field(default=default, metadata={"help": help, "flag": flag, "least": least, "above": above})
 
 
 @dataclass(frozen=True)
@@ -54,69 +55,70 @@ class Config:
     resume: str = option("never", "auto: newest checkpoint of --run; PATH: that checkpoint; never")
     resume_with_changes: bool = option(False, "continue although flags differ from those of the run")
     seed: int = option(0, "seed of data order and sampling")
-    steps: int = option(500, "rollout batches to train on")
-    save_every: int = option(50, "steps between checkpoints; the last step is always saved; 0: only the last")
-    keep: int = option(2, "checkpoints kept")
-    eval_every: int = option(0, "steps between evaluations (embedded task, or --eval-benchmarks); 0: before and after only")
+    steps: int = option(500, "rollout batches to train on", least=1)
+    save_every: int = option(50, "steps between checkpoints; the last step is always saved; 0: only the last", least=0)
+    keep: int = option(2, "checkpoints kept", least=1)
+    eval_every: int = option(
+        0, "steps between evaluations (of the demo, or --eval-benchmarks); 0: before and after only", least=0
+    )
     eval_benchmarks: str | None = option(None, "asked while a real model trains: names, or name=FILE:KIND; held out of --data")
-    eval_data_dir: str | None = option(None, "folder of the benchmarks' files in the released layout; none: from the hub")
-    eval_limit: int = option(64, "questions of each benchmark, always the same ones; of the embedded task held-out questions")
+    eval_limit: int = option(64, "questions of each benchmark, or held-out ones of the demo; always the same", least=1)
     keep_best: str | None = option(None, "metric (eval/NAME/pasr/accuracy, say) whose best checkpoint is kept beside --keep")
     wandb: Literal["online", "offline", "off"] = option("online", "mirror of metrics.jsonl; offline when no key is set")
-    show_every: int = option(50, "steps between tables of samples in wandb; 0: none")
+    show_every: int = option(50, "steps between tables of samples in wandb; 0: none", least=0)
 
-    questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together (paper: 1 on each)")
-    group_size: int = option(8, "G, refine-prompt responses per question (paper: 8)")
+    questions_per_step: int = option(32, "questions of a rollout batch, all GPUs together (paper: 1 on each)", least=1)
+    group_size: int = option(8, "G, refine-prompt responses per question (paper: 8)", least=2)
     num_plain: int | None = option(
-        None, "n, plain answers per question (paper: 8); none: 8 where the refinement reward compares with them, else 0"
+        None, "n, plain answers per question (paper: 8); none: 8 where r_refine compares with them, else 0", least=0
     )
-    temperature: float = option(1.0, "sampling temperature; log-probs are of the same distribution (released code: 0.9)")
-    max_new_tokens: int = option(1500, "longest response, stop token included (paper: 1,500)")
-    max_prompt_tokens: int = option(1024, "questions with a longer prompt are dropped when the data is loaded")
-    max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds, at most 256")
+    temperature: float = option(
+        1.0, "sampling temperature, log-probs are of the same distribution (paper's code: 0.9)", above=0
+    )
+    max_new_tokens: int = option(1500, "longest response, stop token included (paper: 1,500)", least=1)
+    max_prompt_tokens: int = option(1024, "questions with a longer prompt are dropped when the data is loaded", least=1)
+    max_slots: int | Literal["auto"] = option(
+        "auto", "sequences decoded at once; auto: what memory holds, at most 256", least=1
+    )
     plain_policy: Literal["current", "reference"] = option("current", "who writes plain answers; reference: cached on disk")
     plain_thinking: Literal["on", "off"] = option("on", "off: plain prompt rendered without native thinking (Qwen3)")
 
     refine_reward: Literal["compare", "single", "presence", "none"] = option(
         "compare", "compare: Eq. 6; single: with one plain answer; presence: paid always (w/o comparison); none: plain GRPO"
     )
-    zeta: float = option(0.05, "half width of the tie band of Eq. 6 (released code: 0)")
-    gate_refine: bool = option(False, "the refinement reward counts only where some response of the group is right")
-    reward_weights: str = option("1,1,1", "weights of r_format, r_acc and r_refine in Eq. 7 (paper: 1 each)")
+    zeta: float = option(0.05, "half width of the tie band of Eq. 6 (released code: 0)", least=0)
     adv_norm: Literal["group", "batch", "none"] = option("group", "what advantages are divided by: a std, or nothing")
     mask_truncated: bool = option(False, "leave responses that hit --max-new-tokens out of the loss")
 
-    beta: float = option(0.04, "weight of the KL penalty (paper: 0.04); 0 loads no reference for it")
-    kl_estimator: Literal["k3", "k3-ratio"] = option("k3", "k3 (Eq. 3), or k3 times the ratio (unbiased off-policy)")
-    clip_low: float = option(0.2, "ratio is clipped below at 1 - clip_low (paper: 0.2)")
-    clip_high: float = option(0.2, "ratio is clipped above at 1 + clip_high (paper: 0.2)")
+    beta: float = option(0.04, "weight of the KL penalty (paper: 0.04); 0 loads no reference for it", least=0)
+    clip_low: float = option(0.2, "ratio is clipped below at 1 - clip_low (paper: 0.2)", least=0)
+    clip_high: float = option(0.2, "ratio is clipped above at 1 + clip_high (paper: 0.2)", least=0)
     aggregation: Literal["seq", "token", "const"] = option("token", "of tokens: seq (Eq. 3), token (DAPO), const (Dr. GRPO)")
     old_logprobs: Literal["trainer", "sampler"] = option(
         "trainer", "whose log-probs the ratio divides by: the trainer's, or those the sampler recorded"
     )
-    importance_cap: float = option(0.0, "cap of the truncated importance weight trainer/sampler on each token; 0: off")
-    epochs_per_batch: int = option(1, "passes over a rollout batch")
-    minibatches: int = option(1, "optimizer steps per pass; with one pass and one minibatch the ratio is 1 and clips are inert")
-    micro_batch_tokens: int = option(16_384, "tokens of one forward and backward, a shared prompt counted once")
+    epochs_per_batch: int = option(1, "passes over a rollout batch", least=1)
+    minibatches: int = option(1, "optimizer steps per pass; with one of one pass the ratio is 1 and clips are inert", least=1)
+    micro_batch_tokens: int = option(16_384, "tokens of one forward and backward, a shared prompt counted once", least=1)
 
-    lr: float = option(1e-6, "learning rate of AdamW (paper: 1e-6)")
-    warmup_steps: int = option(10, "steps of linear warm-up")
-    lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = option(
-        "constant", "after warm-up: constant, a decay to 0, or wsd (constant, then a linear decay over the last half)"
+    lr: float = option(1e-6, "learning rate of AdamW (paper: 1e-6)", least=0)
+    warmup_steps: int = option(10, "steps of linear warm-up", least=0)
+    lr_schedule: Literal["constant", "wsd"] = option(
+        "constant", "after warm-up; wsd: constant, then a linear decay over the last half", flag=False
     )
     adam_beta2: float = option(0.999, "decay of AdamW's second moment", flag=False)
-    max_grad_norm: float | None = option(1.0, "gradient clipping; none: off (released code)")
+    max_grad_norm: float | None = option(1.0, "gradient clipping; none: off (released code)", above=0)
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
     memory: Literal["auto", "shard", "exact-bf16", "offload"] = option(
         "auto", "where training state lives; auto takes the first that fits and may lower --max-slots, --micro-batch-tokens"
     )
     plan: bool = option(False, "print what each phase takes on the machine of --gpus, --gpu-gib and --host-gib, and stop")
-    gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: 1")
-    gpu_gib: float | None = option(None, "--plan: memory of one GPU in GiB (80 GB H100: 79.6, H200: 140.4); default: here")
-    host_gib: float | None = option(None, "--plan: memory of one node in GiB; none: said, not checked")
+    gpus: int | None = option(None, "--plan: GPUs of the run, eight to a node; default: 1", above=0)
+    gpu_gib: float | None = option(None, "--plan: GiB of one GPU (80 GB H100: 79.6, H200: 140.4); default: here", above=0)
+    host_gib: float | None = option(None, "--plan: GiB of one node; none: said, not checked", above=0)
 
-    sft_steps: int = option(2400, "steps of the warm start of the embedded task's model")
+    sft_steps: int = option(2400, "steps of the warm start of the embedded task's model", least=0)
     sft_seed: int = option(0, "seed of the warm start, of its weights and corpus; --seed varies the RL alone")
 
     @property
@@ -144,12 +146,6 @@ class Config:
     def needs_reference(self) -> bool:
         return self.beta > 0 or self.judge_kind == "self" or self.reference_writes_plain
 
-    @property
-    def weights_of_rewards(self) -> tuple[float, float, float]:
-        """`--reward-weights` as numbers, for Eq. 7."""
-        format, accuracy, refine = (float(part) for part in self.reward_weights.split(","))
-        return format, accuracy, refine
-
 
 def judge_kind(judge: str) -> Literal["server", "self", "model", "named"]:
     """Tell what `--judge` is: an address, the frozen reference, another model, or a scorer of NAMED_JUDGES."""
@@ -165,7 +161,7 @@ PRESETS: dict[str, dict] = {
     "demo": {
         "questions_per_step": 16, "steps": 200, "save_every": 100, "eval_limit": 2000, "lr": 2e-4, "lr_schedule": "wsd",
         "adam_beta2": 0.95, "warmup_steps": 5, "aggregation": "seq", "max_new_tokens": 40, "zeta": 0.3,
-        "plain_policy": "reference", "judge": "rules", "data": DEMO_DATA,
+        "plain_policy": "reference", "judge": "rules", "data": DEMO_DATA, "max_slots": 256,
     },
     "paper": {  # one question on each GPU, see preset_values
         "questions_per_step": 1, "steps": 750, "warmup_steps": 0, "aggregation": "seq", "temperature": 0.9, "zeta": 0.0,
@@ -190,7 +186,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
         SystemExit: unknown flag or unreadable value (exit code 2), or --help.
     """
     description = "PASR: reinforcement learning of proactive self-refinement. Without --model: a demo on the embedded task."
-    parser = Parser(prog="train.py", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser("train.py", description)
     for spec in fields(Config):
         if spec.metadata["flag"]:
             add_flag(parser, spec, PRESETS)
@@ -207,46 +203,45 @@ def check(config: Config) -> None:
     Raises:
         ValueError: the first problem found.
     """
-    least = {
-        2: ("group_size",),
-        1: ("steps", "questions_per_step", "max_new_tokens", "max_prompt_tokens", "keep", "epochs_per_batch", "minibatches",
-            "micro_batch_tokens", "eval_limit", "max_slots"),
-        0: ("num_plain", "zeta", "beta", "clip_low", "clip_high", "lr", "warmup_steps", "importance_cap", "save_every",
-            "eval_every", "sft_steps", "show_every"),
-    }  # fmt: skip
-    for spec in fields(config):
-        name, value = spec.name, getattr(config, spec.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{to_flag(name)} is {value}; it must be a finite number")
-        minimum = next((minimum for minimum, names in least.items() if name in names), None)
-        if minimum is not None and value not in ("auto", None) and value < minimum:
-            raise ValueError(f"{to_flag(name)} is {value}; it must be at least {minimum}")
-        if name in ("gpus", "gpu_gib", "host_gib", "max_grad_norm", "temperature") and value is not None and value <= 0:
-            why = {"max_grad_norm": "; to switch clipping off, say none",
-                   "temperature": ": a greedy policy explores nothing and has no log-probs"}.get(name, "")  # fmt: skip
-            raise ValueError(f"{to_flag(name)} is {value}; it must be above 0{why}")
+    check_ranges(config)
     for is_wrong, problem in _conflicts(config):
         if is_wrong:
             raise ValueError(problem)
+
+
+def check_ranges(config) -> None:
+    """Refuse numbers out of the ranges that the `option`s of a dataclass name.
+
+    Raises:
+        ValueError: the first problem found.
+    """
+    why = {"max_grad_norm": "; to switch clipping off, say none",
+           "temperature": ": a greedy policy explores nothing and has no log-probs"}  # fmt: skip
+    for spec in fields(config):
+        value, least, above = getattr(config, spec.name), spec.metadata["least"], spec.metadata["above"]
+        if not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise ValueError(f"{to_flag(spec.name)} is {value}; it must be a finite number")
+        if least is not None and value < least:
+            raise ValueError(f"{to_flag(spec.name)} is {value}; it must be at least {least}")
+        if above is not None and value <= above:
+            raise ValueError(f"{to_flag(spec.name)} is {value}; it must be above {above}{why.get(spec.name, '')}")
 
 
 def _conflicts(config: Config) -> list[tuple[bool, str]]:
     """Values that do not fit together: (whether it is so, what to tell)."""
     run, is_demo = Path(config.run or ""), config.model is None
     other_task = config.data != DEMO_DATA or config.judge_kind != "named"
-    weights = re.fullmatch(r"\d*\.?\d+(,\d*\.?\d+){2}", config.reward_weights)
     return [
         (run.is_absolute() or ".." in run.parts,
          f"--run {run} leads out of --runs-dir; give a name, and the place by --runs-dir"),
-        (not weights, f"--reward-weights is {config.reward_weights}; it must be three numbers such as 1,1,0.5"),
         (config.needs_baseline and config.plain_samples == 0, "--num-plain is 0; Eq. 6 compares with at least 1 plain answer"),
         (config.eval_every > 0 and not is_demo and not config.eval_benchmarks,
          "--eval-every with --model needs --eval-benchmarks: which questions are to be asked?"),
         (bool(config.eval_benchmarks) and is_demo, "--eval-benchmarks needs --model: the demo evaluates its own task"),
         (bool(config.keep_best) and not config.eval_benchmarks,
          "--keep-best needs --eval-benchmarks, whose metrics it chooses by"),
-        (config.importance_cap > 0 and config.old_logprobs == "sampler",
-         "--importance-cap corrects the trainer's ratio; it needs --old-logprobs trainer"),
         (is_demo and config.preset != "demo", f"--preset {config.preset} needs --model; without one there is only the demo"),
         (is_demo and other_task, "--data and --judge need --model: the demo's tiny model reads nothing but its own task"),
         (config.judge_kind == "server" and not config.judge_model,
@@ -255,7 +250,10 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are a line, with the flag that may have been meant, and not a page of usage."""
+    """An ArgumentParser of the flags that are given, whose errors are a line, with the flag that may have been meant."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
 
     def error(self, message: str) -> None:
         unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message)

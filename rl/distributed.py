@@ -51,9 +51,10 @@ def pick_device(name: str) -> torch.device:
         raise ValueError("--device cuda, but torch sees no CUDA GPU; use --device cpu, or install a CUDA build of torch")
     if not available or name == "cpu":
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"process {index} of this machine has no GPU: start at most {torch.cuda.device_count()} on it")
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    processes = max(index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if processes > count:  # all of them say so, because only the first of a machine is heard (silence_other_ranks)
+        raise ValueError(f"{processes} processes on a machine with {count} GPUs: start at most {count} on it")
     return torch.device("cuda", index)
 
 

@@ -31,7 +31,6 @@ def k3_kl(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
 def grpo_loss(
     logp_BT: Tensor, old_logp_BT: Tensor, ref_logp_BT: Tensor | None, advantages_B: Tensor, mask_BT: Tensor, *,
     clip_low: float, clip_high: float, beta: float, aggregation: str, denominator: float,
-    kl_estimator: str = "k3", weight_BT: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Eq. 3, negated: the loss of one micro-batch. Micro-batch losses of an optimizer step add up to the loss of the step.
 
@@ -45,19 +44,15 @@ def grpo_loss(
         aggregation: "seq": sum of the samples' token means / denominator. "token", "const": sum over tokens / denominator.
         denominator: of the whole optimizer step, over all micro-batches and processes: samples trained on ("seq"),
             their tokens ("token"), samples x max_new_tokens ("const").
-        kl_estimator: "k3" (the paper), or "k3-ratio" (k3 times the ratio, an unbiased gradient off-policy).
-        weight_BT: importance weight of each token's policy-gradient term; default 1.
 
     Returns:
         The loss, and sums over tokens of the statistics that the caller averages: tokens, kl, ratio clipped low and high.
 
     Raises:
-        ValueError: unknown aggregation or KL estimator, or beta above 0 without log-probs of the reference.
+        ValueError: unknown aggregation, or beta above 0 without log-probs of the reference.
     """
-    if aggregation not in ("seq", "token", "const") or kl_estimator not in ("k3", "k3-ratio"):
-        raise ValueError(
-            f"unknown aggregation {aggregation!r} (seq, token, const) or KL estimator {kl_estimator!r} (k3, k3-ratio)"
-        )
+    if aggregation not in ("seq", "token", "const"):
+        raise ValueError(f"unknown aggregation {aggregation!r}: seq, token or const")
     if beta > 0 and ref_logp_BT is None:
         raise ValueError(f"beta is {beta}, but there are no log-probs of the reference")
     mask_BT = mask_BT.bool()
@@ -66,14 +61,12 @@ def grpo_loss(
     # min(r A, clip(r) A) of each token
     ratio_BT = (logp_BT - old_logp_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     objective_BT = clipped_surrogate(ratio_BT, advantages_B, clip_low, clip_high)
-    if weight_BT is not None:
-        objective_BT = objective_BT * weight_BT.masked_fill(~mask_BT, 0.0)
 
     # - beta k3
     kl_BT = torch.zeros_like(logp_BT)
     if ref_logp_BT is not None:
         kl_BT = k3_kl(logp_BT, ref_logp_BT.masked_fill(~mask_BT, 0.0))
-        objective_BT = objective_BT - beta * (kl_BT * ratio_BT if kl_estimator == "k3-ratio" else kl_BT)
+        objective_BT = objective_BT - beta * kl_BT
 
     # 1/G sum_i 1/|y'_i| sum_t, or one sum over all tokens
     objective_BT = objective_BT.masked_fill(~mask_BT, 0.0)
@@ -82,13 +75,6 @@ def grpo_loss(
     stats = {"tokens": mask_BT.sum(), "kl": kl_BT.detach().sum()}
     stats |= clipped_tokens(ratio_BT.detach(), advantages_B, mask_BT, clip_low, clip_high)
     return -objective_BT.sum() / denominator, stats
-
-
-def importance_weight(trainer_logp_BT: Tensor, sampler_logp_BT: Tensor, cap: float) -> Tensor | None:
-    """Compute min(pi_trainer / pi_sampler, cap) of each token, for a sampler that is not quite the policy; None if cap is 0."""
-    if cap == 0:
-        return None
-    return (trainer_logp_BT - sampler_logp_BT).exp().clamp(max=cap).to(trainer_logp_BT.dtype)
 
 
 def clipped_tokens(

@@ -15,7 +15,6 @@ from rewards.format import (
     format_reward,
     has_both_pairs,
     keeps_order,
-    parse_response,
     plain_answer,
     refines_inside_think,
 )
@@ -106,7 +105,7 @@ def _pasr_metrics(groups: list[Group], samples: list[Sample], config: Config) ->
         "pasr/format_c2": mean(refines_inside_think(sample.text) for sample in samples),
         "pasr/format_c3": mean(keeps_order(sample.text) for sample in samples),
     }
-    metrics["pasr/noop_refine_frac"] = mean(changes_nothing(parse_response(sample.text)) for sample in refined)
+    metrics["pasr/noop_refine_frac"] = mean(changes_nothing(sample.text) for sample in refined)
 
     # against the plain answers, as Eq. 6 compares, whatever --refine-reward pays
     if baselines:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from rl.config import Config
 
 
-def adamw(parameters, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW on float32 masters, in one fused kernel."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+def adamw(parameters, *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW on float32 masters, without weight decay, in one fused kernel."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
 
 def create_state(optimizer: torch.optim.Optimizer) -> None:
@@ -47,8 +47,8 @@ def lr_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str, 
 
 def learning_rate(config: Config, step: int) -> float:
     """Return the learning rate of a training step (from 0)."""
-    schedule, share = ("linear", 0.5) if config.lr_schedule == "wsd" else (config.lr_schedule, 1.0)
-    setting = dict(warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=schedule, decay_share=share)
+    schedule = "linear" if config.lr_schedule == "wsd" else config.lr_schedule
+    setting = dict(warmup_steps=config.warmup_steps, total_steps=config.steps, schedule=schedule, decay_share=0.5)
     return config.lr * lr_factor(step, **setting)
 
 

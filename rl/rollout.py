@@ -13,7 +13,7 @@ from typing import Any
 from data.examples import Example
 from data.prompts import PromptRenderer
 from rewards.format import answer_body, format_reward, parse_response, plain_answer
-from rewards.judge import RIGHT, Judgement, JudgeRefusedError, JudgeUnavailable, StoppedWhileWaiting
+from rewards.judge import Judgement, JudgeRefusedError, JudgeUnavailable, StoppedWhileWaiting
 from rewards.refine import baseline_accuracy, refinement_reward, total_reward
 from rl.config import Config
 from rl.distributed import gather, gather_split, merge_stats, raise_on_all_ranks, split_over_ranks
@@ -150,9 +150,7 @@ def assign_rewards(groups: list[Group], config: Config) -> None:
         if config.needs_baseline and group.baseline is None:
             group.dropped = "no baseline"
             continue
-        is_gated = config.gate_refine and not any((s.accuracy or 0.0) >= RIGHT for s in group.refine_samples)
-        mode = "none" if is_gated else config.refine_reward
         for sample in (s for s in group.refine_samples if s.accuracy is not None):
-            refined = sample.refinements > 0
-            sample.refine = refinement_reward(mode, sample.accuracy, group.baseline, zeta=config.zeta, refined=refined)
-            sample.reward = total_reward(sample.format, sample.accuracy, sample.refine, config.weights_of_rewards)
+            setting = {"zeta": config.zeta, "refined": sample.refinements > 0}
+            sample.refine = refinement_reward(config.refine_reward, sample.accuracy, group.baseline, **setting)
+            sample.reward = total_reward(sample.format, sample.accuracy, sample.refine)

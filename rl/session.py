@@ -20,6 +20,7 @@ from rl.judging.judge import JudgeSpec, judge_identity, make_scorers, training_p
 from rl.judging.waiting import PendingScores
 from rl.rollout import Rollout
 from rl.run.checkpoint import check_disk, load_checkpoint, model_folder, save_checkpoint
+from rl.run.console import wrapped
 from rl.run.folder import RunFolder, find_checkpoint
 from rl.sampler import Sampler
 from rl.weights.memory import plan_run, read_model_config
@@ -130,7 +131,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     with judge_weights as judge_model:
         scorer = make_scorers(spec, {"answer": training_prompt(prompts)}, (judge_model, tokenizer), tried="answer")["answer"]
     described = describe_prompts(examples[0], renderer, stops, scorer)
-    print(described)
+    print("\n".join(map(wrapped, described.split("\n"))))  # to the letter they stand in prompts.txt
 
     # the policy, its optimizer, and what samples from it
     policy = load_policy(decided, source, device)

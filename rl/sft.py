@@ -7,13 +7,12 @@ Leaves a folder that evaluate.py and transformers load like any model, with the 
 settings and losses (ift.json) in it.
 """
 
-import argparse
 import json
 import math
 import os
 import random
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +20,10 @@ from data.examples import stable_seed
 from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import load_model, save_model
 from model.checkpoint import read_json, stored_dtype
-from rl.config import Config, Parser, add_flag, option
+from rl.config import Config, Parser, add_flag, check_ranges, option
 from rl.distributed import pick_device
 from rl.optim import adamw
-from rl.refinement_paths import Selection, collect_paths, describe_reasons, write_paths
+from rl.refinement_paths import collect_paths, describe_reasons, write_paths
 from rl.run.checkpoint import model_folder, newest_model
 from rl.run.console import one_line_errors, wrapped
 from rl.session import find_source
@@ -34,17 +33,18 @@ from rl.weights.policy import compute_dtype
 
 @dataclass(frozen=True)
 class Recipe:
-    """The flags of fine-tuning on the paths. The paper gives learning rate, schedule, warm-up and epochs."""
+    """The flags. The paper gives learning rate, schedule, warm-up and epochs."""
 
-    lr: float = option(1e-5, "peak learning rate of AdamW, cosine decay to 0 (paper: 1e-5)")
-    epochs: int = option(2, "passes over the paths (paper: 2)")
-    warmup_share: float = option(0.1, "share of all steps with linear warm-up (paper: 0.1)")
-    batch_size: int = option(16, "paths of an optimizer step")
-    weight_decay: float = option(0.0, "weight decay of AdamW")
-    max_grad_norm: float = option(1.0, "gradient clipping")
-    micro_batch_tokens: int = option(16_384, "padded tokens of one forward and backward")
+    min_accuracy: float = option(0.9, "score from which an answer counts as right; a doubtful one is no example to learn from")
+    per_question: int = option(1, "paths kept for each question; 0: all that differ", least=0)
+    lr: float = option(1e-5, "peak learning rate of AdamW, cosine decay to 0 (paper: 1e-5)", least=0)
+    epochs: int = option(2, "passes over the data (paper: 2)", least=1)
+    warmup_share: float = option(0.1, "share of all steps with linear warm-up (paper: 0.1)", least=0)
+    batch_size: int = option(16, "responses of an optimizer step", least=1)
+    max_grad_norm: float = option(1.0, "gradient clipping", above=0)
+    micro_batch_tokens: int = option(16_384, "tokens of one forward and backward, a shared prompt counted once", least=1)
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
-    seed: int = option(0, "seed of the order of the paths")
+    seed: int = option(0, "seed of the order of the data")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
 
 
@@ -56,23 +56,24 @@ def read_config(run: Path) -> Config:
     return Config(**{spec.name: saved[spec.name] for spec in fields(Config) if spec.name in saved})
 
 
-def to_pairs(paths: list[dict], renderer: PromptRenderer, stops: dict[int, list[str]]) -> tuple[list[Pair], dict[str, int]]:
-    """Return each path as (refine prompt, response with its stop token), and the number of paths by origin of their tokens.
+def to_pairs(rows: list[dict], renderer: PromptRenderer, stops: dict[int, list[str]]) -> tuple[list[Pair], dict[str, int]]:
+    """Return each row as (prompt, response with its stop token), and the number of rows by origin of their tokens.
 
-    The ids are those that were sampled if they decode to the text. Otherwise they are another tokenizer's, or missing: the
-    text is tokenised again and ended as the chat template ends a turn. A text that comes out changed is left out.
+    A row is {question, response}, with the `mode` of its prompt (default: refine) and the `ids` that were sampled, if any.
+    These are taken if they decode to the response. Otherwise they are another tokenizer's, or missing: the text is tokenised
+    again and ended as the chat template ends a turn. A text that comes out changed is left out.
     """
     tokenizer, end = renderer.tokenizer, turn_end(stops)
     pairs, origins = [], {"as sampled": 0, "tokenised again": 0, "not in this vocabulary": 0}
-    for path in paths:
-        text, ids, origin = path["response"], path["ids"], "as sampled"
+    for row in rows:
+        text, ids, origin = row["response"], row.get("ids"), "as sampled"
         if not (ids and ids[-1] in stops and max(ids) < len(tokenizer) and renderer.decode(ids[:-1]) == text):
             ids, origin = [*tokenizer.encode(text, add_special_tokens=False), end], "tokenised again"
             if renderer.decode(ids[:-1]) != text:
                 origin = "not in this vocabulary"
         origins[origin] += 1
         if origin != "not in this vocabulary":
-            pairs.append((renderer.ids(path["question"], "refine"), ids))
+            pairs.append((renderer.ids(row["question"], row.get("mode", "refine")), ids))
     return pairs, origins
 
 
@@ -101,7 +102,7 @@ def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pai
         return [pairs[i] for i in order[index * recipe.batch_size : (index + 1) * recipe.batch_size]]
 
     # train and export
-    optimizer = adamw(model.parameters(), lr=recipe.lr, betas=(0.9, 0.999), weight_decay=recipe.weight_decay)
+    optimizer = adamw(model.parameters(), lr=recipe.lr, betas=(0.9, 0.999))
     losses = train_supervised(
         model, batch_at, [(optimizer, recipe.lr)], steps=steps, max_grad_norm=recipe.max_grad_norm, title="fine-tuning",
         micro_batch_tokens=recipe.micro_batch_tokens, warmup_steps=round(recipe.warmup_share * steps), schedule="cosine",
@@ -111,17 +112,23 @@ def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pai
     return {"steps": steps, "pairs": len(pairs), "losses": losses}
 
 
-def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recipe: Recipe) -> dict:
-    """Collect paths, fine-tune and export. The returned record is also in `out`."""
+def run_ift(run: Path, out: Path, model: str | None, recipe: Recipe) -> dict:
+    """Collect paths, fine-tune and export. The returned record is also in `out`.
+
+    Raises:
+        ValueError: something that the user has to change.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("fine-tuning runs on one process: start it without torchrun")
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a model already; choose another --out")
+    check_ranges(recipe)
 
     # the data
     config = read_config(run)
-    if selection.zeta is None:
-        selection = replace(selection, zeta=config.zeta)
-    paths, left_out = collect_paths(run, selection)
-    write_paths(paths, left_out, run, selection, out)
+    selection = {"zeta": config.zeta, "min_accuracy": recipe.min_accuracy, "per_question": recipe.per_question}
+    paths, left_out = collect_paths(run, **selection)
+    write_paths(paths, left_out, run, out, **selection)
     print(wrapped(f"{len(paths)} good refinement paths in {out / 'paths.jsonl'}; left out: {describe_reasons(left_out)}"))
 
     # as tokens, after the prompts that the run trained with
@@ -143,31 +150,17 @@ def run_ift(run: Path, out: Path, model: str | None, selection: Selection, recip
 
 
 def main(argv: list[str] | None = None) -> int:
-    # the command line
-    parser = Parser(
-        prog="python -m rl.sft",
-        description="PASR(+IFT): fine-tune a model on the good refinement paths of a training run.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = Parser("python -m rl.sft", "PASR(+IFT): fine-tune a model on the good refinement paths of a training run.")
     parser.add_argument("--from-rollouts", type=Path, required=True, metavar="RUN", help="run folder of train.py")
     parser.add_argument("--model", default=None, help="folder or hub id of the model (default: the run's initial model)")
     parser.add_argument("--out", type=Path, default=None, help="folder of model and data (default: RUN/ift)")
-    for spec in (*fields(Selection), *fields(Recipe)):
+    for spec in fields(Recipe):
         add_flag(parser, spec, presets={})
     flags = vars(parser.parse_args(argv))
-    selection, recipe = (
-        kind(**{spec.name: flags[spec.name] for spec in fields(kind) if spec.name in flags}) for kind in (Selection, Recipe)
-    )
-    if min(recipe.epochs, recipe.batch_size, recipe.micro_batch_tokens, selection.per_question + 1) < 1:
-        parser.error("--epochs, --batch-size and --micro-batch-tokens must be at least 1, --per-question at least 0")
-
-    # the work
-    out = flags["out"] or flags["from_rollouts"] / "ift"
+    run, out, model = (flags.pop(name) for name in ("from_rollouts", "out", "model"))
+    out = out or run / "ift"
     with one_line_errors():
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("fine-tuning runs on one process: start it without torchrun")
-        record = run_ift(flags["from_rollouts"], out, flags["model"], selection, recipe)
+        record = run_ift(run, out, model, Recipe(**flags))
     first, last = record["losses"][0], record["losses"][-1]
     print(f"loss {first:.3f} -> {last:.3f} in {record['steps']} steps")
     print(f"ask the model: python evaluate.py --model {out}")

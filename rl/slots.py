@@ -1,7 +1,6 @@
 """The number of rows that the sampler can decode at once in the memory that is free."""
 
 import os
-import textwrap
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def slots_that_fit(model: Transformer, requests: list[Request]) -> tuple[int, str]:
-    """Rows whose cache and draws fit into free memory, at most MOST_SLOTS, and the arithmetic, to be printed.
+    """Rows whose cache and draws fit into free memory, at most MOST_SLOTS, and a line about them.
 
     Raises:
         ValueError: not one row fits.
@@ -48,15 +47,15 @@ def slots_that_fit(model: Transformer, requests: list[Request]) -> tuple[int, st
     prefill = prefill_bytes(config, dtype, longest_prefill)
     free = free_bytes(model.device)
     fitting = int(USED_SHARE * free - prefill) // (tokens * per_token + draws)
-    line = (
-        f"sampler: {USED_SHARE:.0%} of {free / 2**30:.1f} GiB free, less {prefill / 2**30:.1f} GiB to compute prompts; a row "
-        f"takes {tokens:,} tokens x {per_token:,} bytes and {draws / 2**20:.1f} MiB for draws: {max(fitting, 0):,} rows fit"
-    )
     if fitting < 1:
-        raise ValueError(f"{line}. Lower --max-new-tokens or --max-prompt-tokens, or free memory")
+        raise ValueError(
+            f"not one row fits into {USED_SHARE:.0%} of {free / 2**30:.1f} GiB free, less {prefill / 2**30:.1f} GiB to compute "
+            f"prompts: it takes {tokens:,} tokens x {per_token:,} bytes and {draws / 2**20:.1f} MiB for draws. "
+            "Lower --max-new-tokens or --max-prompt-tokens, or free memory"
+        )
     rounded = fitting // ROUND_TO * ROUND_TO or fitting  # a little more or less free memory should not change the batch
     slots = min(rounded, MOST_SLOTS)
-    return slots, textwrap.fill(f"{line}, at most {slots} are used at once", 98, subsequent_indent="    ")
+    return slots, f"sampler: {slots:,} rows at once of {fitting:,} that fit into {free / 2**30:.1f} GiB of free memory"
 
 
 def draw_bytes(config: ModelConfig, new_tokens: int) -> int:

@@ -9,9 +9,10 @@ import torch
 from tqdm import tqdm
 
 from model.transformer import Transformer
-from rl.batch import pad_sequences
+from rl.batch import pad_sequences, split_by_tokens
 from rl.logprobs import token_logprobs
 from rl.optim import lr_factor, set_lr
+from rl.records import Completion, Sample
 
 Pair = tuple[list[int], list[int]]  # prompt ids, response ids with the stop token
 
@@ -39,7 +40,7 @@ def train_supervised(
     Args:
         batch_at: returns the batch of a step; a pure function, so that a run can be repeated.
         optimizers: each with its peak learning rate, over its own part of the parameters.
-        micro_batch_tokens: padded tokens of one forward and backward; None: the whole batch at once. The loss is the same.
+        micro_batch_tokens: tokens of one forward and backward; None: the whole batch at once. The loss is the same.
         schedule: warmup_steps, schedule and decay_share of `lr_factor`.
 
     Raises:
@@ -71,14 +72,8 @@ def train_supervised(
 
 
 def split_pairs(pairs: list[Pair], budget: int | None) -> list[list[Pair]]:
-    """Split a batch into parts of at most `budget` padded tokens, one pair at least, neighbours in length together."""
+    """Split a batch into parts of at most `budget` tokens; None: one part, in the given order."""
     if budget is None:
         return [pairs]
-    parts: list[list[Pair]] = []
-    longest = 0
-    for pair in sorted(pairs, key=lambda p: len(p[0]) + len(p[1]), reverse=True):
-        if not parts or longest * (len(parts[-1]) + 1) > budget:
-            parts.append([])
-            longest = len(pair[0]) + len(pair[1])
-        parts[-1].append(pair)
-    return parts
+    samples = [Sample(prompt, Completion(response, [], "stop"), "", "refine") for prompt, response in pairs]
+    return [[(sample.prompt_ids, sample.completion.ids) for sample in part] for part in split_by_tokens(samples, budget)]

@@ -7,8 +7,8 @@ import pytest
 from conftest import SHARED
 from samples import fake_hub
 
-from data.benchmark_rows import Row, find_options, mmlu_hub
-from data.benchmarks import BENCHMARKS, digest, load_benchmark, parse_benchmarks
+from data.benchmarks import BENCHMARKS, digest, find_options, load_benchmark, mmlu_hub, parse_benchmarks
+from data.examples import Row
 from rewards.accuracy import RULES, score_benchmark
 
 RELEASED = SHARED / "benchmarks"

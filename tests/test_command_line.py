@@ -130,7 +130,7 @@ def real_run(tmp_path: Path, family: str = "qwen3") -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("extra", [(), ("--plain-policy", "reference", "--kl-estimator", "k3-ratio", "--minibatches", "2")])
+@pytest.mark.parametrize("extra", [(), ("--plain-policy", "reference", "--minibatches", "2")])
 def test_any_model_folder_and_data_file(tmp_path, family, extra):
     """Bug guarded: what works for the demo's own model only."""
     assert main([*real_run(tmp_path, family), "--group-size", "4", *extra]) == 0

@@ -31,18 +31,19 @@ def test_files_are_read(tmp_path, text):
     assert len({e.id for e in examples}) == 2
 
 
+GOOD_ROW = '{"question": "q", "answer": "a"}'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"question": "q", "answer": "a"}\n{"question": "q"}', r"line 2.*'answer' is missing"),
+        (GOOD_ROW + '\n{"question": "q"}', r"line 2.*'answer' is missing"),
         ('{"question": "", "answer": "a"}', r"line 1.*'question' is empty"),
-        ('{"question": "q", "answer": "a"}\n\n{"prompt": "q"}', r"line 3.*found \['prompt'\]"),
-        ('{"question": "q", "answer": "a"}\n{"question', r"line 2.*not valid JSON"),
-        ('[{"question": "q", "answer": "a"}, {"question": "q"}]', "item 2"),
+        (GOOD_ROW + '\n\n{"prompt": "q"}', r"line 3: 'question'.*is missing.*\['prompt'\]"),
+        (GOOD_ROW + '\n{"question', r"line 2.*not valid JSON"),
+        ("[" + GOOD_ROW + ', {"question": "q"}]', "item 2"),
         ("[{]", "not valid JSON"),
         ("[1]", "expected a JSON object"),
-        ('{"question": "q", "answer": null}', "missing or empty"),
-        ("", "no examples"),
         ("[]", "no examples"),
     ],
 )

@@ -10,7 +10,6 @@ from conftest import ROOT
 from evaluate import EvalConfig
 from rl.config import Config
 from rl.judging.judge import JudgeOptions
-from rl.refinement_paths import Selection
 from rl.sft import Recipe
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -32,9 +31,9 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @cache
 def known_flags() -> set[str]:
     """The flags of every command, from the configurations and from the calls that add one."""
-    flags = {
-        "--" + field.name.replace("_", "-") for kind in (Config, EvalConfig, Recipe, Selection) for field in fields(kind)
-    } | {"--help"}
+    flags = {"--" + field.name.replace("_", "-") for kind in (Config, EvalConfig, Recipe) for field in fields(kind)} | {
+        "--help"
+    }
     flags -= {"--" + field.name.replace("_", "-") for field in fields(Config) if not field.metadata["flag"]}
     sources = [ROOT / "evaluate.py", *(f for folder in ("rl", "data", "benchmarks") for f in (ROOT / folder).rglob("*.py"))]
     for file in sources:

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from conftest import SHARED, run_command, run_here
 
 import data.evol_instruct
 from data.cleaning import CleaningRules, clean
-from data.evol_instruct import HUB_FILE, HUB_ID, MANIFEST_FILE, prepare, read_instructions, sha256
+from data.evol_instruct import DATA_FILE, HUB_FILE, HUB_ID, MANIFEST_FILE, prepare, read_instructions, sha256
 from data.examples import load_examples
 
 SAMPLE = SHARED / "open_qa" / "evol_instruct_sample.json"
@@ -24,6 +25,17 @@ def write(path, rows):
     return path
 
 
+@pytest.fixture
+def downloads(tmp_path, monkeypatch) -> list:
+    """Let the hub give ROWS. Return the list of its requests."""
+    calls = []
+    write(tmp_path / "hub.json", ROWS)
+    monkeypatch.setattr(
+        data.evol_instruct, "hf_hub_download", lambda *a, **k: calls.append((a, k)) or str(tmp_path / "hub.json")
+    )
+    return calls
+
+
 def test_texts_are_joined_and_tidied(tmp_path):
     """Bug guarded: an Alpaca-style question without its input; a lone surrogate, which UTF-8 cannot write, ends the work."""
     extras = [{"input": "It is 7."}, {"input": " "}, {"input": None}, {}]
@@ -35,15 +47,15 @@ def test_texts_are_joined_and_tidied(tmp_path):
     assert [e.question for e in load_examples(prepare(source, tmp_path))] == questions
     write(source, [rows[0] | {"input": ["It is 7."]}])
     for read in (load_examples, read_instructions):
-        with pytest.raises(ValueError, match="item 1: 'input' is not a text"):
+        with pytest.raises(ValueError, match="item 1: 'input' is no text but list"):
             read(source)
     write(source, '[{"instruction": " a\\r\\nb\\u0000\\ufeff ", "output": "broken \\ud83d emoji \\ud83d\\ude00"}]')
     example = load_examples(prepare(source, tmp_path))[0]
     assert (example.question, example.reference) == ("a\nb", "broken ? emoji 😀")
 
 
-def test_prepared_data_manifest_and_cache(tmp_path, capsys, monkeypatch):
-    """Bug guarded: work done twice, stale data after a change of source, thresholds or version, a manifest that is wrong."""
+def test_the_data_and_their_manifest(tmp_path, capsys):
+    """Bug guarded: ids that depend on what was removed, a manifest that counts or names something else."""
     source = write(tmp_path / "in.json", [*ROWS, ROWS[0], {"instruction": "", "output": "x"}])
     path = prepare(source, tmp_path / "out")
     assert "rows in" in capsys.readouterr().out
@@ -51,34 +63,32 @@ def test_prepared_data_manifest_and_cache(tmp_path, capsys, monkeypatch):
     assert [e.question for e in examples] == [r["instruction"] for r in ROWS]
     assert [e.id for e in examples] == [f"evol-{n:06d}" for n in range(1, 7)]
     manifest = json.loads((path.parent / MANIFEST_FILE).read_text())
-    assert manifest["source"] == {"name": "in.json", "sha256": sha256(source)}
-    assert manifest["output"]["sha256"] == sha256(path)
-    assert manifest["rules"] == asdict(CleaningRules())
+    assert (manifest["source"], manifest["source_sha256"]) == ("in.json", sha256(source))
+    assert (manifest["output_sha256"], manifest["rules"]) == (sha256(path), asdict(CleaningRules()))
     counts = {name: count for name, count in manifest["counts"].items() if count}
     assert counts == {"rows_in": 8, "empty": 1, "duplicate": 1, "rows_out": 6}
-    assert sorted(p.name for p in path.parent.iterdir()) == ["evol_instruct.jsonl", MANIFEST_FILE]
+    assert sorted(p.name for p in path.parent.iterdir()) == [DATA_FILE, MANIFEST_FILE]
 
-    def runs_again(rules=CleaningRules()) -> bool:  # noqa: B008
-        capsys.readouterr()
-        assert prepare(source, tmp_path / "out", rules) == path
-        return "up to date" not in capsys.readouterr().out
 
-    assert not runs_again()
-    assert runs_again(CleaningRules(max_answer_chars=99))
-    assert runs_again()
-    first = path.read_bytes()
-    write(source, ROWS)
-    assert runs_again()
-    assert path.read_bytes() == first  # the same rows by another source: same bytes
+def test_the_hubs_data_are_prepared_once(tmp_path, monkeypatch, downloads):
+    """Bug guarded: the wrong kind of repository or file; a folder useless without network; stale data after a change."""
+    path = prepare(None, tmp_path / "out")
+    assert downloads == [((HUB_ID, HUB_FILE), {"repo_type": "dataset"})]
+    assert prepare(None, tmp_path / "out") == path
+    assert len(downloads) == 1
+    prepare(None, tmp_path / "out", CleaningRules(max_answer_chars=99))
     monkeypatch.setattr(data.evol_instruct, "VERSION", 99)
-    assert runs_again()
+    prepare(None, tmp_path / "out", CleaningRules(max_answer_chars=99))
+    assert len(downloads) == 3
+    prepare(tmp_path / "hub.json", tmp_path / "out", CleaningRules(max_answer_chars=99))
+    prepare(None, tmp_path / "out", CleaningRules(max_answer_chars=99))
+    assert len(downloads) == 4, "those of a file are no substitute"
 
 
 @pytest.mark.parametrize("damage", ["cut", "edit", "none", '{"version": 2, "ru', "", "[3]"])
-def test_half_written_or_edited_output_is_made_anew(tmp_path, damage, capsys):
+def test_half_written_or_edited_output_is_made_anew(tmp_path, damage, downloads):
     """Bug guarded: what a kill left behind is taken for the whole training set."""
-    source = write(tmp_path / "in.json", ROWS)
-    path = prepare(source, tmp_path / "out")
+    path = prepare(None, tmp_path / "out")
     whole, manifest = path.read_bytes(), path.parent / MANIFEST_FILE
     if damage == "cut":
         path.write_bytes(whole[:-20])
@@ -88,21 +98,22 @@ def test_half_written_or_edited_output_is_made_anew(tmp_path, damage, capsys):
         manifest.unlink()
     else:
         manifest.write_text(damage)
-    capsys.readouterr()
-    assert prepare(source, tmp_path / "out").read_bytes() == whole
-    assert "up to date" not in capsys.readouterr().out
+    assert prepare(None, tmp_path / "out").read_bytes() == whole
+    assert len(downloads) == 2
 
 
-def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     """Bug guarded: a full disk leaves half a file under the final name."""
 
-    def full(*_):
+    def full(path, text, **_):
+        path.write_bytes(text.encode()[:10])
         raise OSError("no space left")
 
-    monkeypatch.setattr(data.evol_instruct.os, "fsync", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    (tmp_path / "in.json").write_bytes(json.dumps(ROWS).encode())
     with pytest.raises(OSError, match="no space"):
-        prepare(write(tmp_path / "in.json", ROWS), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+        prepare(tmp_path / "in.json", tmp_path / "out")
+    assert not {DATA_FILE, MANIFEST_FILE} & {path.name for path in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -110,44 +121,20 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     [
         ('{"instruction": "q", "output": "a"}', "one JSON list.*found dict"),
         ('{"instruction": "q", "output": "a"}\n{"instruction": "q", "output": "a"}', "not valid JSON"),
-        ("[{]", "not valid JSON"),
+        ('[{"instruction": "é"}]'.encode("latin-1"), "not valid JSON"),
         ('[{"instruction": "q", "output": "a"}, {"instruction": "q"}]', r"item 2: 'output' is missing.*\['instruction'\]"),
-        ('[{"question": "q", "answer": "a"}]', "item 1: 'instruction' is missing"),
-        ('[{"instruction": "q", "output": null}]', "item 1: 'output' is missing or not a text"),
         ('["q"]', "item 1: expected a JSON object, found str"),
         ('[{"instruction": "", "output": "a"}]', "left none of the 1 rows"),
-        ("[]", "left none of the 0 rows"),
+        (None, "no data file at"),
     ],
 )
 def test_bad_sources_are_named(tmp_path, content, message):
     """Bug guarded: an error that does not say which file or row, an empty training set found at step 1."""
+    if content is not None:
+        (tmp_path / "in.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
-        prepare(write(tmp_path / "in.json", content), tmp_path / "out")
+        prepare(tmp_path / "in.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="no data file at"):
-        prepare(tmp_path / "absent.json", tmp_path / "out")
-    (tmp_path / "latin.json").write_bytes('[{"instruction": "é"}]'.encode("latin-1"))
-    with pytest.raises(ValueError, match="not valid JSON"):
-        read_instructions(tmp_path / "latin.json")
-
-
-def test_from_the_hub(tmp_path, monkeypatch, capsys):
-    """Bug guarded: the wrong repository kind or file; a prepared folder that is useless without network."""
-    calls = []
-
-    def download(*given, **named):
-        calls.append((given, named))
-        return str(write(tmp_path / "hub.json", ROWS))
-
-    monkeypatch.setattr(data.evol_instruct, "hf_hub_download", download)
-    path = prepare(None, tmp_path / "out")
-    assert calls == [((HUB_ID, HUB_FILE), {"repo_type": "dataset"})]
-    assert json.loads((tmp_path / "out" / MANIFEST_FILE).read_text())["source"]["name"] == HUB_ID
-    assert prepare(None, tmp_path / "out") == path
-    assert len(calls) == 1
-    assert "up to date" in capsys.readouterr().out
-    prepare(None, tmp_path / "out", CleaningRules(max_answer_chars=99))
-    assert len(calls) == 2
 
 
 def test_no_network_and_no_cache(tmp_path):
@@ -166,17 +153,14 @@ def test_command_line_shows_what_was_removed(tmp_path):
     """Bug guarded: the command line of the module does not run."""
     source = write(tmp_path / "in.json", [*ROWS, {"instruction": "@@@", "output": "x"}])
     command = ["-m", "data.evol_instruct", "--source", str(source), "--out", str(tmp_path / "out")]
-    result = run_here(*command, "--show-removed", "2", "--rare-query-share", "0.4")
+    result = run_here(*command, "--show-removed", "2")
     assert result.returncode == 0, result.stderr
     assert "rubbish: 1 removed" in result.stdout
     assert "Q: '@@@'" in result.stdout
-    bad = run_here(*command, "--rare-query-share", "11")
-    assert bad.returncode == 1
-    assert "a share from 0 to 1" in bad.stderr
 
 
 @needs_sample
-def test_the_real_sample(tmp_path, capsys):
+def test_the_real_sample(tmp_path):
     """Bug guarded: thresholds that drift away from the paper's 40,000 of 70,000; results that differ between two runs."""
     path = prepare(SAMPLE, tmp_path / "a")
     assert path.read_bytes() == prepare(SAMPLE, tmp_path / "b").read_bytes()

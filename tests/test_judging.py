@@ -9,21 +9,16 @@ from functools import partial
 import pytest
 from conftest import assert_same_run, flags, lines_of, without_costs
 from judging import FakeJudge, running, share_of, some_fail
-from samples import sample
 
 import rl.judging.judge
 import rl.judging.waiting
 import rl.rollout
 import train
-from rewards.format import parse_response
 from rewards.http_judge import HttpJudge
-from rewards.judge import NAMED_JUDGES, RIGHT, Judgement, JudgeUnavailable, RuleScorer, StoppedWhileWaiting
+from rewards.judge import NAMED_JUDGES, Judgement, JudgeUnavailable, RuleScorer, StoppedWhileWaiting
 from rewards.refinements import changes_nothing
-from rl.config import parse_config
 from rl.judging.waiting import PendingScores
 from rl.metrics import variance_share
-from rl.records import Group
-from rl.rollout import assign_rewards
 from rl.run.checkpoint import complete_checkpoints
 from rl.run.console import StopSignals, sleep_unless_stopped
 
@@ -122,28 +117,6 @@ def test_a_run_stops_with_a_checkpoint_and_goes_on_when_the_judge_is_back(place,
 
 
 @pytest.mark.parametrize(
-    ("more", "refine", "rewards"),
-    [
-        ([], [1.0, 1.0, 1.0, -0.5], [2.2, 2.3, 2.5, 0.5]),
-        (["--gate-refine"], [0.0, 0.0, 1.0, -0.5], [1.2, 1.3, 2.5, 0.5]),  # where nothing is right shaped rewards are noise
-        (["--reward-weights", "2,4,8"], [1.0, 1.0, 1.0, -0.5], [10.8, 11.2, 12.0, -2.0]),
-    ],
-)
-def test_the_gate_and_the_weights(more, refine, rewards):
-    """Bug guarded: a gate that is closed by a single wrong answer; weights that change the parts which are logged."""
-    text = "<think>a<refine>b</refine></think><answer>c</answer>"
-    groups = [
-        Group("id", "q", "r", refine_samples=[sample(text, accuracy=a) for a in scores], baseline=0.0)
-        for scores in ((0.2, 0.3), (RIGHT, 0.0))
-    ]
-    assign_rewards(groups, parse_config(["--model", "m", "--data", "d", "--zeta", "0", *more]))
-    samples = [s for group in groups for s in group.refine_samples]
-    assert [s.refine for s in samples] == refine
-    assert [s.reward for s in samples] == pytest.approx(rewards)
-    assert {s.format for s in samples} == {1.0}
-
-
-@pytest.mark.parametrize(
     ("think", "nothing"),
     [
         ("9:351><refine>9:351></refine>", True), ("a  b\nc<refine> b c </refine>", True), ("a<refine></refine>", True),
@@ -153,7 +126,7 @@ def test_the_gate_and_the_weights(more, refine, rewards):
 )  # fmt: skip
 def test_refinements_that_change_nothing(think, nothing):
     """Bug guarded: counting what stands behind a refinement as said before it."""
-    assert changes_nothing(parse_response(f"<think>{think}</think><answer>c</answer>")) is nothing
+    assert changes_nothing(f"<think>{think}</think><answer>c</answer>") is nothing
 
 
 def test_variance_shares_add_up():

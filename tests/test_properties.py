@@ -99,8 +99,7 @@ def check_response(text: str) -> bool:
         assert response.answer == answer_body(text)
         assert len(response.refinements) == tokens_of(text).count("<refine>")
         assert not any(tag in part for tag in TAGS for part in (*response.refinements, response.answer))
-        changes_nothing(response)
-    mark_refinements(text), plain_answer(text), answer_body(text)
+    mark_refinements(text), changes_nothing(text), plain_answer(text), answer_body(text)
     return wellformed
 
 

@@ -44,8 +44,8 @@ EDITS = {  # file -> (what is there, what a reader makes of it)
         ("def refinement_reward", MARGIN + "\n\ndef refinement_reward"),
     ],
     "rl/rollout.py": [
-        ("config.weights_of_rewards)", "config.weights_of_rewards)\n"
-         "            sample.reward -= 0.01 * len(sample.completion.ids)"),
+        ("total_reward(sample.format, sample.accuracy, sample.refine)",
+         "total_reward(sample.format, sample.accuracy, sample.refine) - 0.01 * len(sample.completion.ids)"),
     ],
     "rl/advantages.py": [('    elif norm == "batch":', '    elif norm == "range":\n        scale = 2.0\n'
                           '    elif norm == "batch":')],

@@ -44,15 +44,42 @@ def test_without_kl_no_reference_is_loaded(session_flags, monkeypatch):
         session.run.close()
 
 
-@pytest.mark.parametrize(("judge", "entered"), [("rules", 0), ("self", 1)])
-def test_the_reference_is_made_whole_for_a_judge_alone(session_flags, monkeypatch, judge, entered):
-    """Bug guarded: a copy of the reference on every GPU while a run is set up that only takes log-probs of it."""
-    enter, entries = WholeWeights.__enter__, []
-    monkeypatch.setattr(WholeWeights, "__enter__", lambda self: entries.append(1) or enter(self))
+@pytest.mark.parametrize(
+    ("more", "copies", "entered"), [([], 0, 0), (["--judge", "self"], 1, 1), (["--plain-policy", "reference"], 1, 0)]
+)
+def test_the_reference_is_made_whole_where_it_judges_or_writes(session_flags, monkeypatch, more, copies, entered):
+    """Bug guarded: a copy on every GPU in a run that only takes log-probs; an answer written by a sharded reference."""
+    made, entries = [], []
+
+    class Counted(WholeWeights):
+        def __init__(self, source, *, keep):
+            made.append(source)
+            super().__init__(source, keep=keep)
+
+        def __enter__(self):
+            entries.append(self.source)
+            return super().__enter__()
+
+    monkeypatch.setattr("rl.session.WholeWeights", Counted)
     # the task's tokenizer has no words for a judge
     monkeypatch.setattr("rl.judging.judge.LocalJudge", lambda *_, **__: RuleScorer())
-    open_session(parse_config([*session_flags, "--judge", judge])).run.close()
-    assert len(entries) == entered
+    session = open_session(parse_config([*session_flags, *more]))
+    session.run.close()
+    assert (made.count(session.state.reference), entries.count(session.state.reference)) == (copies, entered)
+
+
+@pytest.mark.parametrize(("local_rank", "is_heard"), [("0", True), ("1", False)])
+def test_a_machine_without_gpus_is_said_once_on_it(monkeypatch, capfd, local_rank, is_heard):
+    """Bug guarded: processes of another node that end without a word; eight that all say the same."""
+    monkeypatch.setenv("RANK", str(8 + int(local_rank)))
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(SystemExit):
+        train.main(["--device", "cuda"])
+    said = capfd.readouterr().out
+    assert ("error: 2 processes on a machine with 1 GPUs: start at most 1 on it" in said) == is_heard
 
 
 def test_prompt_and_answer_fit_into_the_models_context(session_flags, tmp_path):
@@ -128,7 +155,7 @@ def test_training_data_from_the_hub(tmp_path, monkeypatch):
     assert len({e.id for e in found}) == 2
     assert requests == [("openai/gsm8k", "main/train/*.parquet", "dataset", "refs/convert/parquet")]
     rows[1] = {"question": "2 + 2?", "answer": ""}
-    with pytest.raises(ValueError, match=r"hub:openai/gsm8k:main:train, row 1: 'answer' is missing or empty"):
+    with pytest.raises(ValueError, match=r"hub:openai/gsm8k:main:train, row 1: 'answer' is empty"):
         load_examples("hub:openai/gsm8k:main:train")
     for wrong in ("hub:openai/gsm8k", "hub:openai/gsm8k::train"):
         with pytest.raises(ValueError, match="hub:OWNER/NAME:CONFIG:SPLIT"):

@@ -17,7 +17,7 @@ from model import load_model
 from rl import sft
 from rl.config import Config
 from rl.optim import adamw
-from rl.refinement_paths import REASONS, Selection, collect_paths, find_fault
+from rl.refinement_paths import collect_paths, find_fault
 from rl.supervised import split_pairs, supervised_loss, train_supervised
 
 GOOD = {
@@ -25,7 +25,7 @@ GOOD = {
     "text": "<think>4:008><refine>3:006<</refine></think><answer>3</answer>", "format": 1.0, "accuracy": 1.0, "refine": 1.0,
     "reward": 3.0, "baseline": 0.25, "policy_version": 5,
 }  # fmt: skip
-SELECTION = Selection(zeta=0.05)
+SELECTION = {"zeta": 0.05, "min_accuracy": 0.9, "per_question": 1}
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,12 @@ SELECTION = Selection(zeta=0.05)
         ({"accuracy": 0.8}, "not right"),
         ({"baseline": None}, "no baseline to win against"),
         ({"baseline": 0.95, "refine": 1.0}, "refinement did not win"),  # paid by presence
-        ({"baseline": 1.0}, "refinement did not win"),
         ({"text": "<think>3:006<<refine>3:006<</refine></think><answer>3</answer>"}, "refinement only repeats"),
     ],
 )
 def test_what_is_a_good_path(change, reason):
     """Bug guarded: refinements learnt from that were wrong, cut off, unrewarded by Eq. 6, or only written for the reward."""
-    assert find_fault(GOOD | change, SELECTION) == reason
+    assert find_fault(GOOD | change, zeta=0.05, min_accuracy=0.9) == reason
 
 
 def write_run(folder, rows_by_step: dict[int, list[dict]], **config):
@@ -69,24 +68,23 @@ def test_paths_are_chosen_and_everything_is_accounted_for(tmp_path):
             4: [GOOD, GOOD | other | {"text": longer, "accuracy": 0.95}, GOOD | other | {"accuracy": 0.9, "tokens": 2}],
         },
     )
-    paths, dropped = collect_paths(run, SELECTION)
+    paths, dropped = collect_paths(run, **SELECTION)
     assert [(p["question"], p["response"], p["step"]) for p in paths] == [("7/2", GOOD["text"], 4), ("9/2", longer, 4)]
     assert paths[0]["run"] == "run"
-    assert set(dropped) == set(REASONS)
-    counts = {name: n for name, n in dropped.items() if n}
-    assert counts == {"not right": 1, "duplicate": 2, "more than enough of its question": 2}
-    assert len(paths) + sum(dropped.values()) == 7
-    assert len(collect_paths(run, replace(SELECTION, per_question=0))[0]) == 4
-    assert len(collect_paths(run, replace(SELECTION, per_question=2, last_step=3))[0]) == 2
-    (run / "rollouts" / "step_000004.jsonl").write_text('{"mode": "refine"}\n')
+    assert {name: n for name, n in dropped.items() if n} == {
+        "plain answer": 1, "not right": 1, "duplicate": 2, "more than enough of its question": 2,
+    }  # fmt: skip
+    assert len(paths) + sum(dropped.values()) == 8
+    assert len(collect_paths(run, **SELECTION | {"per_question": 0})[0]) == 4
     for folder, change, problem in (
-        (run, {"zeta": 0.9, "last_step": 3}, "no good refinement path.*1 not right, 3 refinement did not win.*--min-accuracy"),
-        (run, {"first_step": 9}, "not a single refine-prompt response"),
+        (run, {"zeta": 0.9}, "no good refinement path.*6 refinement did not win, 1 plain answer, 1 not right.*--min-accuracy"),
         (tmp_path, {}, "no rollouts in"),
-        (run, {}, r"step_000004\.jsonl, line 1: not a rollout"),
     ):
         with pytest.raises(ValueError, match=problem):
-            collect_paths(folder, replace(SELECTION, **change))
+            collect_paths(folder, **SELECTION | change)
+    (run / "rollouts" / "step_000004.jsonl").write_text('{"mode": "refine"}\n')
+    with pytest.raises(ValueError, match=r"step_000004\.jsonl, line 1: not a rollout"):
+        collect_paths(run, **SELECTION)
 
 
 def test_sampled_ids_are_trained_on():
@@ -97,10 +95,11 @@ def test_sampled_ids_are_trained_on():
     stops = {stop: ["config.json", "tokenizer"], turn: ["chat template"]}
     sampled = [[a, b, stop], [a, b, a], None, [a, stop], [a, b], [10**6, stop]]
     paths = [{"question": "q", "response": "ab", "ids": ids} for ids in sampled]
-    pairs, how = sft.to_pairs([*paths, {"question": "q", "response": "é", "ids": None}], renderer, stops)
-    assert [response for _, response in pairs] == [[a, b, stop]] + 5 * [[ab, turn]]
-    assert how == {"as sampled": 1, "tokenised again": 5, "not in this vocabulary": 1}
-    assert {tuple(prompt) for prompt, _ in pairs} == {tuple(renderer.ids("q", "refine"))}
+    more = [{"question": "q", "response": "é"}, {"question": "q", "response": "ab", "mode": "plain"}]
+    pairs, how = sft.to_pairs([*paths, *more], renderer, stops)
+    assert [response for _, response in pairs] == [[a, b, stop]] + 6 * [[ab, turn]]
+    assert how == {"as sampled": 1, "tokenised again": 6, "not in this vocabulary": 1}
+    assert [prompt for prompt, _ in pairs] == 6 * [renderer.ids("q", "refine")] + [renderer.ids("q", "plain")]
     assert sft.turn_end({stop: ["config.json", "tokenizer"], turn: ["config.json"]}) == stop
     assert sft.turn_end({turn: ["config.json"], stop: ["generation_config.json"]}) == turn
 
@@ -109,8 +108,7 @@ def test_micro_batches_change_nothing(family):
     """Bug guarded: a mean of means; a gradient lost or counted twice between micro-batches; a model of NaN as the result."""
     prompts, responses = random_prompts([3, 9, 5, 7, 4]), random_prompts([4, 1, 12, 6, 3], seed=2)
     pairs = list(zip(prompts, responses, strict=True))
-    assert sorted(map(len, split_pairs(pairs, 30))) == [1, 2, 2]
-    assert all(max(len(p) + len(r) for p, r in part) * len(part) <= 30 for part in split_pairs(pairs, 30))
+    assert sorted(map(len, split_pairs(pairs, 30))) == [2, 3]
     assert sorted(pair for part in split_pairs(pairs, 1) for pair in part) == sorted(pairs)
     results = []
 

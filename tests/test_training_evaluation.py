@@ -9,8 +9,7 @@ from conftest import STEPS, flags, lines_of
 from evaluation import write_rows
 
 import train
-from data.benchmark_rows import BenchmarkItem
-from data.benchmarks import BENCHMARKS
+from data.benchmarks import BENCHMARKS, BenchmarkItem
 from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer

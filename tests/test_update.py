@@ -11,7 +11,6 @@ from samples import REWARDS, STOP, sampled_groups, train_state, update_config
 
 from rl.advantages import select_samples
 from rl.logprobs import token_logprobs
-from rl.loss import importance_weight
 from rl.supervised import supervised_loss
 from train import MAX_SKIPPED_IN_A_ROW, update_policy
 
@@ -138,12 +137,6 @@ def test_gap_between_sampler_and_trainer_is_measured_once_on_every_trained_token
         assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.5)
         assert metrics["sampling/importance_sampling_ratio/max"] == pytest.approx(math.exp(0.5))
         assert metrics["sampling/ratio_outside_10pct"] == pytest.approx(len(shifted) / tokens)
-
-
-def test_importance_weight_is_trainer_over_sampler_capped():
-    trainer, sampler = torch.tensor([[0.0, -1.0, 0.0]]), torch.tensor([[0.0, 0.0, -3.0]])
-    torch.testing.assert_close(importance_weight(trainer, sampler, 2.0), torch.tensor([[1.0, math.exp(-1), 2.0]]))
-    assert importance_weight(trainer, sampler, 0.0) is None
 
 
 def test_entropy_is_a_mean_over_tokens():

@@ -79,8 +79,7 @@ UPDATES = {  # name -> rewards, settings
     "one sample": (FULL[:1], {"only": 1}),
     "half the groups skipped": ([[1.0, 1.0], [2.0, 2.0], [0.0, 3.0]], {}),
     "all skipped": ([[1.0, 1.0], [None, 2.0]], {}),
-    "k3-ratio": (FULL, {"kl_estimator": "k3-ratio", "beta": 0.5, "micro_batch_tokens": 20}),
-    "importance": (FULL, {"importance_cap": 2.0}),
+    "strong KL": (FULL, {"beta": 0.5, "micro_batch_tokens": 20}),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
-from data.benchmark_rows import BenchmarkItem
+from data.benchmarks import BenchmarkItem
 from data.prompts import PROMPTS_FILE, PromptRenderer
 from model import Transformer
 from rewards.format import answer_body, plain_answer

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.benchmark_rows import BenchmarkItem
-from data.benchmarks import Benchmark
+from data.benchmarks import Benchmark, BenchmarkItem
 from rewards.accuracy import RULES, rules_version, score_benchmark
 from rewards.judge import RIGHT, Judgement, Scorer
 from rewards.judge_prompts import JUDGE_KINDS, benchmark_score, instruction

@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.benchmark_rows import BenchmarkItem
-from data.benchmarks import Benchmark, load_benchmark, parse_benchmarks
+from data.benchmarks import Benchmark, BenchmarkItem, load_benchmark, parse_benchmarks
 from data.examples import Example
 from data.prompts import PromptRenderer
 from rl.config import Config
@@ -40,7 +39,7 @@ class TrainingEvaluation:
         self.config, self.renderer, self.longest_prompt = config, renderer, longest_prompt
         self.items: list[tuple[Benchmark, BenchmarkItem]] = []
         for benchmark in parse_benchmarks(config.eval_benchmarks):
-            items = load_benchmark(benchmark, config.eval_data_dir, limit=config.eval_limit, seed=0)
+            items = load_benchmark(benchmark, None, limit=config.eval_limit, seed=0)
             fitting = [item for item in items if self._fits(item)]
             if len(fitting) < len(items):
                 count = f"{len(items) - len(fitting)} of {len(items)} questions of {benchmark.name}"

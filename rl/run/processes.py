@@ -24,8 +24,8 @@ HEAD_START = 2.0  # seconds by which the process that failed first ends before t
 
 @contextmanager
 def silence_other_ranks() -> Iterator[None]:
-    """Let rank 0 alone print, before the processes have joined."""
-    if os.environ.get("RANK", "0") == "0":
+    """Let the first process of each machine alone print, before the processes have joined."""
+    if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
