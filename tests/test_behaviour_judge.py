@@ -68,14 +68,13 @@ def test_judged_by_a_server(tmp_path, capsys):
         spec = JudgeSpec.of(Config(judge=server.url, judge_model="m", device="cpu"), tmp_path)
         for _ in range(2):  # the second time from the cache
             scorers = make_scorers(spec, JUDGE_PROMPTS, None, tried=TRIED)
-            found = analyse([], refined, "rule", scorers)["judge"]
+            found = analyse([], refined, "rule", scorers)
             for scorer in scorers.values():
                 scorer.close()
-    counts = {name: {kind: value["count"] for kind, value in found[name]["shares"].items()} for name in found}
-    assert counts["coherence"] == {"high": 2, "middle": 2, "low": 2}
-    assert counts["kind"] == dict(zip(KINDS, (1, 1, 0, 4), strict=True))
-    assert counts["alignment"]["high"] == 8
-    assert (found["coherence"]["failed"], found["kind"]["failed"], found["kind"]["asked"]) == (2, 2, 8)
+    counts = {name: [share["count"] for share in found[name]["shares"].values()] for name in INSTRUCTIONS}
+    assert counts == {"coherence": [2, 2, 2], "alignment": [8, 0, 0], "kind": [1, 1, 0, 4]}
+    assert found["kind"]["counts"] == {"there are": 8, "put to the judge": 8, "failed": 2}
+    assert found["coherence"]["counts"]["failed"] == 2
     assert found["kind"]["shares"]["task alignment"]["of"] == 6
     assert len(server.asked) == len(CASES) + 24 + 4, "what could not be read is asked again, nothing else"
     assert "WARNING: this judge does not tell right answers" in capsys.readouterr().out
@@ -100,8 +99,8 @@ def test_a_part_of_the_refinements_is_judged(monkeypatch):
     asked = []
     for answers in (refined, refined[::-1]):
         scorers = {name: KeepsItems() for name in JUDGE_PROMPTS}
-        found = analyse([], answers, "rule", scorers)["judge"]["kind"]
-        assert (found["there_are"], found["asked"]) == (20, 5)
+        found = analyse([], answers, "rule", scorers)["kind"]
+        assert found["counts"] == {"there are": 20, "put to the judge": 5, "failed": 0}
         asked.append(scorers["kind"].items)
     assert asked[0] == asked[1] != [Judgement(f"question {n}", str(n), f"more {n}") for n in range(5)]
 

@@ -13,11 +13,15 @@ from typing import Literal, TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from data.benchmark_rows import BenchmarkItem
-from data.prompts import PROMPTS_FILE, PromptRenderer
+from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import Transformer
 from rewards.format import answer_body, plain_answer
+from rl.config import option
+from rl.distributed import pick_device
 from rl.records import Completion, Request
+from rl.run.checkpoint import model_folder
 from rl.sampler import Sampler
+from rl.weights.policy import load_frozen
 
 HOLDS = "The solution is right."
 REVIEW = (
@@ -94,8 +98,20 @@ class LoadedModel:
     model: Transformer
     context: int
 
-    def sampler(self, max_slots: int | Literal["auto"]) -> Sampler:
-        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=max_slots, max_len=self.context)
+    @classmethod
+    def load(cls, path: str, *, prompts: str | None, device: str, plain_thinking: bool = True) -> "LoadedModel":
+        """Load a run folder (its newest checkpoint), a checkpoint folder, or a hub id.
+
+        Raises:
+            ValueError: something the user has to change.
+        """
+        folder = model_folder(path)
+        tokenizer = load_tokenizer(folder)
+        renderer = PromptRenderer(tokenizer, load_prompts(prompts, folder), plain_thinking=plain_thinking)
+        stops = list(stop_ids(folder, tokenizer))
+        model = load_frozen(folder, pick_device(device))
+        check_vocabulary(tokenizer, model.config.vocab_size)
+        return cls(folder, tokenizer, renderer, stops, model, model.config.max_position_embeddings)
 
     @property
     def is_trained_here(self) -> bool:
@@ -120,22 +136,17 @@ def make_turn(renderer: PromptRenderer, prompt: str, completion: Completion) -> 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The way responses are drawn.
+    """The way responses are drawn: the first flags of evaluate.py."""
 
-    Attributes:
-        temperature: 0 is greedy.
-        samples: answers to each question.
-        seed: seed of every draw, with the question and the turn.
-        paper_decoding: second turns are drawn at the method's own temperature.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    samples: int = 1
-    max_new_tokens: int = 1500
-    seed: int = 0
-    max_slots: int | Literal["auto"] = "auto"
-    paper_decoding: bool = False
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy")
+    top_p: float = option(1.0, "nucleus sampling; 1: off")
+    samples: int = option(1, "answers to each question: mean@k, pass@k, maj@k")
+    max_new_tokens: int = option(1500, "longest answer (paper: 1,500)")
+    seed: int = option(0, "seed of sampling, and of the choice of questions by --limit")
+    paper_decoding: bool = option(
+        False, "as in the paper: second turns of self-refine at T = 0.9, of self-refine-oracle at 0.6"
+    )
+    max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds")
 
 
 Deliver = Callable[[BenchmarkItem, int, list[Turn]], None]  # question, number of the answer, its turns
@@ -157,9 +168,22 @@ class Answerer:
         """Return why the model cannot be given a prompt (no token for a character, or too long), or ""."""
         try:
             length = len(self.loaded.renderer.encode(prompt, item.question))
-        except ValueError:  # the evaluation counts and names these questions
-            return "the question holds characters that this model's tokenizer has no token for"
-        return f"the prompt has {length} tokens, the model takes {self.loaded.context}" if length >= self.loaded.context else ""
+        except ValueError as error:  # callers count these questions, and tell the reason
+            return str(error)
+        limit = self.loaded.context
+        return f"the prompt has {length:,} tokens, this model reads at most {limit:,}: shorten it" if length >= limit else ""
+
+    def ask(self, question: str, mode: str) -> list[Turn]:
+        """Return `samples` answers to one question.
+
+        Raises:
+            ValueError: the model cannot read it.
+        """
+        item, answers = BenchmarkItem(question, question, ()), []
+        if reason := self.unreadable(item, self.loaded.renderer.text(question, mode)):
+            raise ValueError(reason)
+        self.first_turns([item], mode, lambda _item, _sample, turns: answers.append(turns[0]))
+        return answers
 
     def first_turns(self, items: Iterable[BenchmarkItem], mode: str, deliver: Deliver) -> None:
         """Answer every question `samples` times. Each answer is delivered as soon as it ends."""
@@ -206,7 +230,8 @@ class Answerer:
 
     @cached_property
     def _sampler(self) -> Sampler:
-        return self.loaded.sampler(self.decoding.max_slots)
+        loaded, slots = self.loaded, self.decoding.max_slots
+        return Sampler(loaded.model, stop_ids=loaded.stop_ids, max_slots=slots, max_len=loaded.context)
 
 
 def answer_text(turn: Turn, mode: str) -> str:
