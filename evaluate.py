@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Literal
 
 from data.benchmarks import digest, load_benchmark, parse_benchmarks
+from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model.checkpoint import fingerprint
 from rewards.format import format_reward
 from rl.config import Parser, add_flag, option, to_flag
-from rl.distributed import broadcast_from_main, print_once
+from rl.distributed import broadcast_from_main, pick_device, print_once
 from rl.evaluation import tables
 from rl.evaluation.behaviour_report import analyse_folder, publish
 from rl.evaluation.methods import Answerer, Decoding, LoadedModel, parse_methods
@@ -34,8 +35,10 @@ from rl.evaluation.run import JUDGE_PROMPTS, BenchmarkRun
 from rl.evaluation.scores import differences
 from rl.files import write_whole
 from rl.judging.judge import JudgeSpec, judge_identity, make_scorers
+from rl.run.checkpoint import model_folder
 from rl.run.console import one_line_errors
 from rl.run.processes import leave, process_group, silence_other_ranks
+from rl.weights.policy import load_frozen
 
 PATIENCE = 24 * 60.0  # minutes that a process which has answered its share waits for the others
 COLOUR, PLAIN = "\033[1;33m", "\033[0m"  # of refinements on a terminal
@@ -126,8 +129,7 @@ def main(argv: list[str] | None = None) -> int:
                 show(config)
                 return 0
     with process_group(config.device, PATIENCE), one_line_errors():
-        thinking = config.plain_thinking == "on"
-        loaded = LoadedModel.load(config.model, prompts=config.prompts, device=config.device, plain_thinking=thinking)
+        loaded = load(config)
         answerer = Answerer(loaded, replace(config, max_slots=config.samples))
         if config.benchmarks:
             run_benchmarks(config, loaded)
@@ -136,6 +138,22 @@ def main(argv: list[str] | None = None) -> int:
         else:
             read_questions(answerer)
     return 0
+
+
+def load(config: EvalConfig) -> LoadedModel:
+    """Load the model: of a run folder its newest checkpoint, of a checkpoint folder or a hub id what it names.
+
+    Raises:
+        ValueError: something the user has to change.
+    """
+    folder = model_folder(config.model)
+    tokenizer = load_tokenizer(folder)
+    prompts, thinking = load_prompts(config.prompts, folder), config.plain_thinking == "on"
+    renderer = PromptRenderer(tokenizer, prompts, plain_thinking=thinking)
+    stops = list(stop_ids(folder, tokenizer))
+    model = load_frozen(folder, pick_device(config.device))
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    return LoadedModel(folder, tokenizer, renderer, stops, model, model.config.max_position_embeddings)
 
 
 def show_answers(answerer: Answerer, question: str) -> None:

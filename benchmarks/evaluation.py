@@ -24,6 +24,7 @@ from benchmarks.judge import random_model
 from data.benchmark_rows import BenchmarkItem
 from data.benchmarks import load_benchmark, parse_benchmarks
 from data.division import load_split
+from evaluate import EvalConfig, load
 from rl.evaluation.methods import METHODS, Answerer, Decoding, LoadedModel
 
 
@@ -100,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = args.model or str(random_model(Path(folder), length=args.max_new_tokens // 3))
-        loaded = LoadedModel.load(source, prompts=None, device=args.device)
+        loaded = load(EvalConfig(model=source, device=args.device))
         if args.model:
             items = load_benchmark(parse_benchmarks(args.benchmark)[0], args.data_dir, limit=args.limit)
         else:

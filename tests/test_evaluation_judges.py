@@ -11,10 +11,10 @@ from fault_proxy import running
 import evaluate
 import rl.evaluation.run
 import rl.evaluation.scores
+from evaluate import EvalConfig, load
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rewards.judge_prompts import JUDGE_KINDS, benchmark_score, check_template, instruction
 from rl.config import Config
-from rl.evaluation.methods import LoadedModel
 from rl.evaluation.run import JUDGE_PROMPTS
 from rl.judging.judge import JudgeSpec, make_scorers
 
@@ -84,7 +84,7 @@ def test_summaries_keep_degrees():
 
 def test_the_model_itself_can_judge(tmp_path, capsys):
     """Bug guarded: in-process judges that are built for training's prompt alone."""
-    loaded = LoadedModel.load(str(write_reader_folder(tmp_path / "m")), prompts=None, device="cpu")
+    loaded = load(EvalConfig(model=str(write_reader_folder(tmp_path / "m")), device="cpu"))
     spec = JudgeSpec.of(Config(judge="self", device="cpu"), tmp_path)
     judges = make_scorers(spec, JUDGE_PROMPTS, (loaded.model, loaded.tokenizer), tried="open")
     assert set(judges) == set(JUDGE_KINDS)

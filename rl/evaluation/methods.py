@@ -13,15 +13,12 @@ from typing import Literal, TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from data.benchmark_rows import BenchmarkItem
-from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
+from data.prompts import PROMPTS_FILE, PromptRenderer
 from model import Transformer
 from rewards.format import answer_body, plain_answer
 from rl.config import option
-from rl.distributed import pick_device
 from rl.records import Completion, Request
-from rl.run.checkpoint import model_folder
 from rl.sampler import Sampler
-from rl.weights.policy import load_frozen
 
 HOLDS = "The solution is right."
 REVIEW = (
@@ -97,21 +94,6 @@ class LoadedModel:
     stop_ids: list[int]
     model: Transformer
     context: int
-
-    @classmethod
-    def load(cls, path: str, *, prompts: str | None, device: str, plain_thinking: bool = True) -> "LoadedModel":
-        """Load a run folder (its newest checkpoint), a checkpoint folder, or a hub id.
-
-        Raises:
-            ValueError: something the user has to change.
-        """
-        folder = model_folder(path)
-        tokenizer = load_tokenizer(folder)
-        renderer = PromptRenderer(tokenizer, load_prompts(prompts, folder), plain_thinking=plain_thinking)
-        stops = list(stop_ids(folder, tokenizer))
-        model = load_frozen(folder, pick_device(device))
-        check_vocabulary(tokenizer, model.config.vocab_size)
-        return cls(folder, tokenizer, renderer, stops, model, model.config.max_position_embeddings)
 
     @property
     def is_trained_here(self) -> bool:
