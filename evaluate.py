@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -175,17 +175,12 @@ def show_answers(answerer: Answerer, question: str) -> None:
 def read_questions(answerer: Answerer) -> None:
     """Answer the questions that are typed, until an empty line."""
     print("a question, or an empty line to leave")
-    while True:
-        try:
-            question = input("> ").strip()
-        except EOFError:
-            return
-        if not question:
-            return
-        try:
-            show_answers(answerer, question)
-        except ValueError as error:  # this question cannot be read; the next one may be fine
-            print(f"error: {error}")
+    with suppress(EOFError):
+        while question := input("> ").strip():
+            try:
+                show_answers(answerer, question)
+            except ValueError as error:  # this question cannot be read; the next one may be fine
+                print(f"error: {error}")
 
 
 def run_benchmarks(config: EvalConfig, loaded: LoadedModel) -> None:

@@ -107,7 +107,6 @@ def test_transitions_counted_by_hand():
     found = analyse(plain, refined, "rule")
     assert counts_of(found["transitions"]) == {"right->right": 1, "wrong->wrong": 2, "wrong->right": 2, "right->wrong": 1}
     assert list(found["transitions"]["counts"].values()) == [6, 5, 2, 3]
-    assert found["transitions"]["by_benchmark"]["arc"]["wrong->wrong"]["share"] == 1.0
     assert list(counts_of(found["whether"]).values()) == [8, 5, 2, 0]
     assert [share["of"] for share in found["whether"]["shares"].values()] == [9, 9, 4, 2]
     assert counts_of(found["how_many"])["1"] == 5

@@ -73,10 +73,7 @@ def transitions(plain: list[AnswerRecord], refined: list[AnswerRecord], score: s
     These are two answers, drawn with two prompts: what changed between them need not be the work of a refinement.
     """
     pairs = pair_answers(plain, refined, score)
-    by_benchmark: dict[str, list[str]] = {}
-    for pair in pairs:
-        kind = "->".join("right" if is_right(record, score) else "wrong" for record in pair)
-        by_benchmark.setdefault(pair[0].benchmark, []).append(kind)
+    kinds = ["->".join("right" if is_right(record, score) else "wrong" for record in pair) for pair in pairs]
     return {
         "title": "From plain to refined answer",
         "counts": {
@@ -84,8 +81,7 @@ def transitions(plain: list[AnswerRecord], refined: list[AnswerRecord], score: s
             "plain without a partner or a score": len(plain) - len(pairs),
             "refined without": len(refined) - len(pairs),
         },
-        "shares": shares([kind for kinds in by_benchmark.values() for kind in kinds], TRANSITIONS),
-        "by_benchmark": {name: shares(kinds, TRANSITIONS) for name, kinds in sorted(by_benchmark.items())},
+        "shares": shares(kinds, TRANSITIONS),
     }  # fmt: skip
 
 
@@ -160,14 +156,9 @@ def distribution(title: str, label: str, values: list[float]) -> dict:
 
 
 def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
-    """Return Wilson's score interval of a share (Wilson 1927), which is sensible for few cases and for shares near 0 and 1.
+    """Return Wilson's score interval of `count` successes in `of` independent trials (Wilson 1927).
 
-    Args:
-        count, of: successes and trials; the trials are taken to be independent.
-        z: quantile; default 95 %.
-
-    Returns:
-        Lower and upper end; (0, 1) without trials: nothing is known.
+    It is sensible for few cases and for shares near 0 and 1. Without trials nothing is known: (0, 1).
     """
     if of == 0:
         return 0.0, 1.0

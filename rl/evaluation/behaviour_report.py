@@ -92,9 +92,8 @@ def _read_evaluation(folder: Path, plain_from: Path, plain: str | None, refined:
 
 def _choose(folder: Path, names: tuple[str, ...]) -> str:
     methods = methods_of(folder)
-    for name in names:
-        if name in methods:
-            return name
+    if found := [name for name in names if name in methods]:
+        return found[0]
     raise ValueError(f"{folder / 'records'} has {methods}, none of {list(names)}: name the two with --methods")
 
 

@@ -8,7 +8,7 @@ RUN/rollouts/step_000001.jsonl           the responses of a training step (rl/ru
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -70,10 +70,6 @@ class AnswerRecord:
             raise TypeError("scores or turns are malformed")
         return record
 
-    def to_line(self) -> str:
-        """Return the record as a line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
-
     @property
     def key(self) -> tuple[str, str, int]:
         """Benchmark, question and sample: a plain and a refined answer with the same key are a pair."""
@@ -111,19 +107,23 @@ class RecordFile:
     def append(self, record: AnswerRecord) -> None:
         """Add a line to the file, to which other ranks add theirs."""
         self.records[record.id, record.sample] = record
-        append_line(self.path, record.to_line().rstrip("\n"))
+        append_line(self.path, to_lines([record]).removesuffix("\n"))
 
-    def rewrite(self, order: list[str]) -> None:
-        """Write the whole file again, in the order of the questions.
+    def rewrite(self, order: list[tuple[str, int]]) -> None:
+        """Write the whole file again, in the order of these (id, sample).
 
         Raises:
             ValueError: an answer to a question that is not in `order`.
         """
-        position = {id: number for number, id in enumerate(order)}
-        if foreign := {id for id, _ in self.records} - position.keys():
-            raise ValueError(f"{self.path} has answers to {sorted(foreign)[0]!r}, which is not asked here; remove its lines")
-        self.records = dict(sorted(self.records.items(), key=lambda entry: (position[entry[0][0]], entry[0][1])))
-        write_whole(self.path, "".join(record.to_line() for record in self.records.values()))
+        if foreign := self.records.keys() - set(order):
+            raise ValueError(f"{self.path} has answers to {min(foreign)[0]!r}, which is not asked here; remove its lines")
+        self.records = {key: self.records[key] for key in order if key in self.records}
+        write_whole(self.path, to_lines(self.records.values()))
+
+
+def to_lines(records: Iterable[AnswerRecord]) -> str:
+    """Return records as JSONL."""
+    return "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
 
 
 class OtherSettingsError(ValueError):

@@ -54,8 +54,8 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     pass@2, pass@4, ..., maj@k: with several samples, of what is right by rule; not of summaries, which are a matter of degree.
     tokens: generated per answer in all turns, of the questions that could be asked. truncated: share of answers with a turn
     that hit the limit. no_answer: share in which the rule finds no answer. wellformed, refined: of refine-prompt responses.
-    reviewed: share of answers with a second turn; review_missing: share without one that should have had it. other_rules:
-    answers that were scored by other rules than there are now.
+    review_missing: share without the second turn that they should have had. other_rules: answers that were scored by other
+    rules than there are now.
     """
     # counts
     by_question: dict[str, list[AnswerRecord]] = {}
@@ -79,7 +79,6 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     cell["tokens"] = _mean(record.tokens for record in readable)
     cell["truncated"] = _mean(any(turn["finish_reason"] == "length" for turn in r.turns) for r in readable)
     cell["no_answer"] = _mean(record.answer is None for record in readable)
-    cell["reviewed"] = _mean(len(record.turns) > 1 for record in readable)
     cell["review_missing"] = _mean(map(_lacks_review, readable))
     if records and METHODS[records[0].method].mode == "refine":
         parsed = [parse_response(record.turns[-1]["response"]) for record in readable]
