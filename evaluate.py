@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Literal
 
 from data.benchmarks import digest, load_benchmark, parse_benchmarks
-from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
+from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model.checkpoint import fingerprint
 from rewards.format import format_reward
 from rl.config import Parser, add_flag, option, to_flag
 from rl.distributed import broadcast_from_main, pick_device, print_once
 from rl.evaluation import tables
 from rl.evaluation.behaviour_report import analyse_folder, publish
-from rl.evaluation.methods import Answerer, Decoding, LoadedModel, parse_methods
+from rl.evaluation.methods import Answerer, Decoding, parse_methods
 from rl.evaluation.records import OutputFolder, open_next_to
 from rl.evaluation.run import JUDGE_PROMPTS, BenchmarkRun
 from rl.evaluation.scores import differences
@@ -38,6 +38,7 @@ from rl.judging.judge import JudgeSpec, judge_identity, make_scorers
 from rl.run.checkpoint import model_folder
 from rl.run.console import one_line_errors
 from rl.run.processes import leave, process_group, silence_other_ranks
+from rl.sampler import Sampler
 from rl.weights.policy import load_frozen
 
 PATIENCE = 24 * 60.0  # minutes that a process which has answered its share waits for the others
@@ -59,6 +60,7 @@ class EvalConfig(Decoding):
         None, "vanilla, self-refine, self-refine-oracle, pasr-prompt, pasr-ift, pasr, with commas between; none: vanilla and "
         "pasr, or pasr-prompt for a model that was not trained here",
     )  # fmt: skip
+    max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds")
     data_dir: str | None = option(None, "folder of files in the layout of the paper's release; none: from the hub")
     limit: int | None = option(None, "at most so many questions of each benchmark, chosen by --seed")
     judge: str = option("rules", "a judge beside the rules: self, a model's folder or hub id, http(s)://host/v1; rules: none")
@@ -129,10 +131,9 @@ def main(argv: list[str] | None = None) -> int:
                 show(config)
                 return 0
     with process_group(config.device, PATIENCE), one_line_errors():
-        loaded = load(config)
-        answerer = Answerer(loaded, replace(config, max_slots=config.samples))
+        folder, answerer = load(config)
         if config.benchmarks:
-            run_benchmarks(config, loaded)
+            run_benchmarks(config, folder, answerer)
         elif config.ask is not None:
             show_answers(answerer, config.ask)
         else:
@@ -140,8 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load(config: EvalConfig) -> LoadedModel:
-    """Load the model: of a run folder its newest checkpoint, of a checkpoint folder or a hub id what it names.
+def load(config: EvalConfig) -> tuple[Path, Answerer]:
+    """Load the model of a run folder (its newest checkpoint), a checkpoint folder or a hub id, and return its folder as well.
 
     Raises:
         ValueError: something the user has to change.
@@ -149,11 +150,12 @@ def load(config: EvalConfig) -> LoadedModel:
     folder = model_folder(config.model)
     tokenizer = load_tokenizer(folder)
     prompts, thinking = load_prompts(config.prompts, folder), config.plain_thinking == "on"
-    renderer = PromptRenderer(tokenizer, prompts, plain_thinking=thinking)
-    stops = list(stop_ids(folder, tokenizer))
+    stops = stop_ids(folder, tokenizer)
     model = load_frozen(folder, pick_device(config.device))
     check_vocabulary(tokenizer, model.config.vocab_size)
-    return LoadedModel(folder, tokenizer, renderer, stops, model, model.config.max_position_embeddings)
+    slots = config.max_slots if config.benchmarks else config.samples
+    sampler = Sampler(model, stop_ids=stops, max_slots=slots, max_len=model.config.max_position_embeddings)
+    return folder, Answerer(PromptRenderer(tokenizer, prompts, plain_thinking=thinking), sampler, config)
 
 
 def show_answers(answerer: Answerer, question: str) -> None:
@@ -183,13 +185,14 @@ def read_questions(answerer: Answerer) -> None:
                 print(f"error: {error}")
 
 
-def run_benchmarks(config: EvalConfig, loaded: LoadedModel) -> None:
+def run_benchmarks(config: EvalConfig, model: Path, answerer: Answerer) -> None:
     """Answer every benchmark by every method, score the answers, and write records and tables."""
     # questions and methods
     benchmarks = parse_benchmarks(config.benchmarks)
-    methods = parse_methods(config.methods or f"vanilla,{'pasr' if loaded.is_trained_here else 'pasr-prompt'}")
+    is_trained_here = (model / PROMPTS_FILE).is_file()  # because training saves the prompts with the model
+    methods = parse_methods(config.methods or f"vanilla,{'pasr' if is_trained_here else 'pasr-prompt'}")
     trained = {"pasr", "pasr-ift"} & {method.name for method in methods}
-    if trained and not loaded.is_trained_here:
+    if trained and not is_trained_here:
         print(f"note: {config.model} holds no prompts of a training run; is it trained? Its row is called {', '.join(trained)}")
     compare = tables.paper_model(config.compare, [config.model]) if config.compare else None
     judge = JudgeSpec.of(config, Path())
@@ -198,7 +201,7 @@ def run_benchmarks(config: EvalConfig, loaded: LoadedModel) -> None:
     with ExitStack() as stack:
         # the output folder, which must hold the same settings or be new
         def open_folder() -> Path:
-            settings = answer_settings(config, loaded, judge) | {
+            settings = answer_settings(config, model, answerer, judge) | {
                 "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
                 "data": {name: digest(rows) for name, rows in items.items()},
             }
@@ -210,28 +213,25 @@ def run_benchmarks(config: EvalConfig, loaded: LoadedModel) -> None:
         # the judge, if there is one beside the rules
         judges = {}
         if judge.name != "rules":
-            own = loaded.model, loaded.tokenizer
+            own = answerer.sampler.model, answerer.renderer.tokenizer
             judges = make_scorers(replace(judge, folder=folder), JUDGE_PROMPTS, own, tried="open")
         for scorer in judges.values():
             stack.enter_context(closing(scorer))
         # answers and scores, then the table
-        answerer = Answerer(loaded, config)
         for benchmark in benchmarks:
             for method in methods:
                 BenchmarkRun(answerer, benchmark, items[benchmark.name], method, folder).run(judges)
         broadcast_from_main(lambda: show_result(folder, compare))
 
 
-def answer_settings(config: EvalConfig, loaded: LoadedModel, judge: JudgeSpec) -> dict:
+def answer_settings(config: EvalConfig, model: Path, answerer: Answerer, judge: JudgeSpec) -> dict:
     """Return everything that an answer or its score depends on, besides the questions."""
-    drawn = {spec.name: getattr(config, spec.name) for spec in fields(Decoding) if spec.name != "max_slots"}
     return {
         "model": config.model,
-        "fingerprint": fingerprint(loaded.folder),
-        "prompts": {mode: loaded.renderer.text("", mode) for mode in ("refine", "plain")},
-        **drawn,
-        "limit": config.limit,
-        "judge": None if judge.name == "rules" else judge_identity(judge, loaded.folder, JUDGE_PROMPTS.values()),
+        "fingerprint": fingerprint(model),
+        "prompts": {mode: answerer.renderer.text("", mode) for mode in ("refine", "plain")},
+        **{name: getattr(config, name) for name in (*(spec.name for spec in fields(Decoding)), "limit")},
+        "judge": None if judge.name == "rules" else judge_identity(judge, model, JUDGE_PROMPTS.values()),
     }
 
 

@@ -173,7 +173,7 @@ def test_answers_to_strange_questions_are_named(sums, tmp_path, monkeypatch):
 def test_answers_with_less_room_are_told_once(sums, tmp_path, monkeypatch, capsys):
     """Bug guarded: a context that is overrun by a token; the answers of one benchmark told of every later one."""
     calls = scripted(monkeypatch, lambda prompt, sample: "Answer: 1")
-    prompt = len(make_answerer().loaded.renderer.ids("0 + 1?", "plain"))
+    prompt = len(make_answerer().renderer.ids("0 + 1?", "plain"))
     for _ in range(2):
         run(sums, tmp_path / "out", context=prompt + 9)
     assert {request.max_new_tokens for call in calls for request in call} == {9}

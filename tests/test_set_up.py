@@ -19,7 +19,6 @@ from evaluate import EvalConfig, load
 from model import load_model, save_model
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rl.config import PRESETS, Config, parse_config
-from rl.evaluation.methods import Answerer, Decoding
 from rl.run.resume import _with_its_batch
 from rl.run.wandb import group_name
 from rl.session import open_session
@@ -66,8 +65,7 @@ def test_prompt_and_answer_fit_into_the_models_context(session_flags, tmp_path):
     with pytest.raises(ValueError, match="no prompt fits into 2 tokens"):
         open_session(parse_config([*session_flags, "--max-new-tokens", "18"]))
     open_session(parse_config([*session_flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
-    loaded = load(EvalConfig(model=str(tmp_path / "model"), device="cpu"))
-    answerer = Answerer(loaded, Decoding(temperature=1.0))
+    _, answerer = load(EvalConfig(model=str(tmp_path / "model"), device="cpu", temperature=1.0))
     asked = [answerer.ask(f"{n}/31", "refine")[0]["tokens"] for n in range(100, 110)]
     assert max(asked) <= 20 - 8
 

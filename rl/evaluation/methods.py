@@ -6,15 +6,10 @@ review it. Earlier native thinking is left out of it, as Qwen3's chat template d
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Literal, TypedDict
-
-from transformers import PreTrainedTokenizerBase
+from typing import TypedDict
 
 from data.benchmark_rows import BenchmarkItem
-from data.prompts import PROMPTS_FILE, PromptRenderer
-from model import Transformer
+from data.prompts import PromptRenderer
 from rewards.format import answer_body, plain_answer
 from rl.config import option
 from rl.records import Completion, Request
@@ -79,28 +74,6 @@ def parse_methods(text: str) -> list[Method]:
     return [method for name, method in METHODS.items() if name in names]
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A frozen model with what is needed to ask it.
-
-    Attributes:
-        folder: folder that the model was loaded from.
-        context: the longest prompt and response together that the model takes, in tokens.
-    """
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    renderer: PromptRenderer
-    stop_ids: list[int]
-    model: Transformer
-    context: int
-
-    @property
-    def is_trained_here(self) -> bool:
-        """Return whether training wrote the folder, because then the prompts are saved with it."""
-        return (self.folder / PROMPTS_FILE).is_file()
-
-
 class Turn(TypedDict):
     """One prompt and the response to it, as it stands in an answer's record."""
 
@@ -128,7 +101,6 @@ class Decoding:
     paper_decoding: bool = option(
         False, "as in the paper: second turns of self-refine at T = 0.9, of self-refine-oracle at 0.6"
     )
-    max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds")
 
 
 Deliver = Callable[[BenchmarkItem, int, list[Turn]], None]  # question, number of the answer, its turns
@@ -142,17 +114,18 @@ class Answerer:
         shortened: responses that had less than max_new_tokens of room, since the last time this was set to 0.
     """
 
-    loaded: LoadedModel
+    renderer: PromptRenderer
+    sampler: Sampler
     decoding: Decoding
     shortened: int = 0
 
     def unreadable(self, item: BenchmarkItem, prompt: str) -> str:
         """Return why the model cannot be given a prompt (no token for a character, or too long), or ""."""
         try:
-            length = len(self.loaded.renderer.encode(prompt, item.question))
+            length = len(self.renderer.encode(prompt, item.question))
         except ValueError as error:  # callers count these questions, and tell the reason
             return str(error)
-        limit = self.loaded.context
+        limit = self.sampler.max_len
         return f"the prompt has {length:,} tokens, this model reads at most {limit:,}: shorten it" if length >= limit else ""
 
     def ask(self, question: str, mode: str) -> list[Turn]:
@@ -162,21 +135,21 @@ class Answerer:
             ValueError: the model cannot read it.
         """
         item, answers = BenchmarkItem(question, question, ()), []
-        if reason := self.unreadable(item, self.loaded.renderer.text(question, mode)):
+        if reason := self.unreadable(item, self.renderer.text(question, mode)):
             raise ValueError(reason)
         self.first_turns([item], mode, lambda _item, _sample, turns: answers.append(turns[0]))
         return answers
 
     def first_turns(self, items: Iterable[BenchmarkItem], mode: str, deliver: Deliver) -> None:
         """Answer every question `samples` times. Each answer is delivered as soon as it ends."""
-        prompts = [(item, 0, [], self.loaded.renderer.text(item.question, mode)) for item in items]
+        prompts = [(item, 0, [], self.renderer.text(item.question, mode)) for item in items]
         self._draw(prompts, self.decoding.samples, self.decoding.temperature, ("first", mode), deliver)
 
     def second_turns(self, answers: list[tuple[BenchmarkItem, int, Turn]], method: Method, deliver: Deliver) -> None:
         """Let responses be reviewed, and deliver both turns. A response that leaves no room for a review stands alone."""
         prompts = []
         for item, sample, turn in answers:
-            prompt = self.loaded.renderer.text(item.question, method.mode, [(without_thinking(turn), method.review)])
+            prompt = self.renderer.text(item.question, method.mode, [(without_thinking(turn), method.review)])
             if self.unreadable(item, prompt):
                 deliver(item, sample, [turn])
             else:
@@ -196,8 +169,8 @@ class Answerer:
         # a request for each prompt
         requests = []
         for item, sample, _, prompt in prompts:
-            ids = self.loaded.renderer.encode(prompt, item.question)
-            room = min(self.decoding.max_new_tokens, self.loaded.context - len(ids))
+            ids = self.renderer.encode(prompt, item.question)
+            room = min(self.decoding.max_new_tokens, self.sampler.max_len - len(ids))
             self.shortened += samples * (room < self.decoding.max_new_tokens)
             key = (self.decoding.seed, "benchmark", *purpose, item.id, sample)
             requests.append(Request(ids, samples, room, temperature, key, self.decoding.top_p))
@@ -205,15 +178,9 @@ class Answerer:
         # responses, as they end
         def finish(r: int, i: int, completion: Completion) -> None:
             item, sample, earlier, prompt = prompts[r]
-            deliver(item, sample + i, [*earlier, make_turn(self.loaded.renderer, prompt, completion)])
+            deliver(item, sample + i, [*earlier, make_turn(self.renderer, prompt, completion)])
 
-        if requests:
-            self._sampler.generate(requests, on_finish=finish)
-
-    @cached_property
-    def _sampler(self) -> Sampler:
-        loaded, slots = self.loaded, self.decoding.max_slots
-        return Sampler(loaded.model, stop_ids=loaded.stop_ids, max_slots=slots, max_len=loaded.context)
+        self.sampler.generate(requests, on_finish=finish)
 
 
 def answer_text(turn: Turn, mode: str) -> str:

@@ -130,7 +130,7 @@ class BenchmarkRun:
         # questions that the model cannot be given
         readable = []
         for item in items:
-            if reason := answerer.unreadable(item, answerer.loaded.renderer.text(item.question, mode)):
+            if reason := answerer.unreadable(item, answerer.renderer.text(item.question, mode)):
                 for sample in samples:
                     deliver(item, sample, [], reason)
             else:

@@ -202,7 +202,7 @@ def draw(chart: Chart, lines: list[tuple[str, RunRecord, str]]) -> Drawing | Non
 
 def _dress(axes, chart: Chart) -> None:
     """Give the axes a light grid, no frame, whole steps and ticks that do not collide."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     # range and ticks of the values
     if chart.log:
@@ -216,7 +216,7 @@ def _dress(axes, chart: Chart) -> None:
         else:
             axes.margins(y=0.12)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        axes.yaxis.set_major_formatter("{x:g}")
 
     # steps, frame and grid
     axes.margins(x=0.01)
@@ -239,12 +239,6 @@ def light_frame(axes, colour: str, grid: float) -> None:
     axes.grid(axis="y", color=colour, alpha=grid, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=colour, length=0)
-
-
-def _tick(value: float) -> str:
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def format_number(value: float | None) -> str:
