@@ -14,42 +14,44 @@ torchrun --standalone --nproc-per-node 8 -- evaluate.py --model ... --benchmarks
 
 import json
 import os
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, fields
+import sys
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from data.benchmarks import digest, load_benchmark, parse_benchmarks
+from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model.checkpoint import fingerprint
-from rl.config import Parser, add_flag, judge_kind, option, to_flag
-from rl.distributed import broadcast_from_main, print_once
+from rewards.format import format_reward
+from rl.config import Parser, add_flag, option, to_flag
+from rl.distributed import broadcast_from_main, pick_device, print_once
 from rl.evaluation import tables
-from rl.evaluation.asking import Asker, load_for_asking, read_questions
 from rl.evaluation.behaviour_report import analyse_folder, publish
-from rl.evaluation.methods import Answerer, Decoding, LoadedModel, parse_methods
+from rl.evaluation.methods import Answerer, Decoding, parse_methods
 from rl.evaluation.records import OutputFolder, open_next_to
 from rl.evaluation.run import JUDGE_PROMPTS, BenchmarkRun
-from rl.evaluation.scores import differences, mixed_rules, render_differences
+from rl.evaluation.scores import differences
 from rl.files import write_whole
 from rl.judging.judge import JudgeSpec, judge_identity, make_scorers
+from rl.run.checkpoint import model_folder
 from rl.run.console import one_line_errors
 from rl.run.processes import leave, process_group, silence_other_ranks
+from rl.sampler import Sampler
+from rl.weights.policy import load_frozen
 
 PATIENCE = 24 * 60.0  # minutes that a process which has answered its share waits for the others
+COLOUR, PLAIN = "\033[1;33m", "\033[0m"  # of refinements on a terminal
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Decoding):
     """The command line. Field names are the flags, with dashes."""
 
     model: str | None = option(None, "run folder, checkpoint folder or hub id (@REVISION may follow)")
     ask: str | None = option(None, "a question; none: read questions from the terminal")
     prompts: str | None = option(None, 'JSON file with "refine" and "plain" system prompts; none: those saved with the model')
     plain_thinking: Literal["on", "off"] = option("on", "off: plain prompt rendered without native thinking (Qwen3)")
-    temperature: float = option(0.0, "sampling temperature; 0 is greedy")
-    top_p: float = option(1.0, "nucleus sampling; 1: off")
-    max_new_tokens: int = option(1500, "longest answer (paper: 1,500)")
-    seed: int = option(0, "seed of sampling, and of the choice of questions by --limit")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
 
     benchmarks: str | None = option(None, "all, or with commas between: gsm8k, math500, ... and your own name=FILE:KIND")
@@ -57,16 +59,12 @@ class EvalConfig:
         None, "vanilla, self-refine, self-refine-oracle, pasr-prompt, pasr-ift, pasr, with commas between; none: vanilla and "
         "pasr, or pasr-prompt for a model that was not trained here",
     )  # fmt: skip
+    max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds")
     data_dir: str | None = option(None, "folder of files in the layout of the paper's release; none: from the hub")
     limit: int | None = option(None, "at most so many questions of each benchmark, chosen by --seed")
-    samples: int = option(1, "answers to each question: mean@k, pass@k, maj@k")
-    paper_decoding: bool = option(
-        False, "as in the paper: second turns of self-refine at T = 0.9, of self-refine-oracle at 0.6"
-    )
     judge: str = option("rules", "a judge beside the rules: self, a model's folder or hub id, http(s)://host/v1; rules: none")
     judge_model: str | None = option(None, "name of the model on the judge's server")
     judge_options: str = option("{}", "JSON: concurrency, timeout, extra_body of the judge's server")
-    max_slots: int | Literal["auto"] = option("auto", "sequences decoded at once; auto: what free memory holds")
     out: str | None = option(None, "folder of records and tables; none: runs/evaluations/NAME, NAME-2, ...")
     compare: str | None = option(None, "paper or MODEL: the paper's figures below ours, of this model or of the named one")
 
@@ -77,7 +75,9 @@ class EvalConfig:
     last_steps: int = option(10, "with --analyse: newest steps of a run's rollouts; 0: all")
 
 
-GROUPS = {"model": "a model and its answers", "benchmarks": "benchmarks", "table": "finished evaluations"}
+GROUPS = {  # the first flag of each group in the help
+    "model": "a model", "temperature": "how answers are drawn", "benchmarks": "benchmarks", "table": "finished evaluations",
+}  # fmt: skip
 LISTS = {"table": ("+", "DIR"), "diff": (2, ("A", "B"))}  # flags with several values: how many, and their names in the help
 
 
@@ -88,17 +88,20 @@ def parse_arguments(argv: list[str] | None) -> EvalConfig:
         SystemExit: unknown flag or unreadable value (exit code 2), or --help.
     """
     description = "Ask a model with both prompts, or run benchmarks on it."
+<<<<<<< HEAD
     parser = Parser("evaluate.py", description)
+=======
+    parser = Parser(prog="evaluate.py", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    group, groups = parser, {first: parser.add_argument_group(title) for first, title in GROUPS.items()}
+>>>>>>> h/eval
     for spec in fields(EvalConfig):
-        if spec.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[spec.name])
+        group = groups.get(spec.name, group)
         if spec.name in LISTS:
             count, names = LISTS[spec.name]
             group.add_argument(to_flag(spec.name), nargs=count, metavar=names, help=spec.metadata["help"])
         else:
             add_flag(group, spec, {})
-    values = vars(parser.parse_args(argv))
-    return EvalConfig(**{name: tuple(value) if name in LISTS else value for name, value in values.items()})
+    return EvalConfig(**vars(parser.parse_args(argv)))
 
 
 def check(config: EvalConfig) -> None:
@@ -118,8 +121,6 @@ def check(config: EvalConfig) -> None:
         raise ValueError("--paper-decoding sets the temperatures itself; leave --temperature at 0")
     if not config.benchmarks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("only --benchmarks can be shared by several processes: start this without torchrun")
-    if judge_kind(config.judge) == "server" and not config.judge_model:
-        raise ValueError("--judge with a server needs --judge-model NAME: which of its models is to judge?")
     JudgeSpec.of(config, Path())
 
 
@@ -132,35 +133,78 @@ def main(argv: list[str] | None = None) -> int:
             if value:
                 show(config)
                 return 0
-    with process_group(config.device, PATIENCE):
-        with one_line_errors():
-            thinking = config.plain_thinking == "on"
-            loaded = load_for_asking(config.model, prompts=config.prompts, device=config.device, plain_thinking=thinking)
-            asker = Asker(loaded, config.max_new_tokens, config.temperature, config.top_p, config.seed)
-            if config.benchmarks:
-                run_benchmarks(config, loaded)
-            elif config.ask is not None:
-                asker.show(config.ask)
-        if not config.benchmarks and config.ask is None:
-            read_questions(asker)
+    with process_group(config.device, PATIENCE), one_line_errors():
+        folder, answerer = load(config)
+        if config.benchmarks:
+            run_benchmarks(config, folder, answerer)
+        elif config.ask is not None:
+            show_answers(answerer, config.ask)
+        else:
+            read_questions(answerer)
     return 0
 
 
-def run_benchmarks(config: EvalConfig, loaded: LoadedModel) -> None:
+def load(config: EvalConfig) -> tuple[Path, Answerer]:
+    """Load the model of a run folder (its newest checkpoint), a checkpoint folder or a hub id, and return its folder as well.
+
+    Raises:
+        ValueError: something the user has to change.
+    """
+    folder = model_folder(config.model)
+    tokenizer = load_tokenizer(folder)
+    prompts, thinking = load_prompts(config.prompts, folder), config.plain_thinking == "on"
+    stops = stop_ids(folder, tokenizer)
+    model = load_frozen(folder, pick_device(config.device))
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    slots = config.max_slots if config.benchmarks else config.samples
+    sampler = Sampler(model, stop_ids=stops, max_slots=slots, max_len=model.config.max_position_embeddings)
+    return folder, Answerer(PromptRenderer(tokenizer, prompts, plain_thinking=thinking), sampler, config)
+
+
+def show_answers(answerer: Answerer, question: str) -> None:
+    """Print the refined and the plain answer, with refinements coloured on a terminal.
+
+    Raises:
+        ValueError: the model cannot read the question.
+    """
+    for mode in ("refine", "plain"):
+        for turn in answerer.ask(question, mode):
+            text, notes = turn["response"], [f"{turn['tokens']} tokens"]
+            notes += ["cut off at --max-new-tokens"] if turn["finish_reason"] == "length" else []
+            notes += ["not well formed"] if mode == "refine" and format_reward(text) < 0 else []
+            if sys.stdout.isatty():
+                text = text.replace("<refine>", f"{COLOUR}<refine>").replace("</refine>", f"</refine>{PLAIN}") + PLAIN
+            print(f"{mode + ' prompt':15s}{text}   ({', '.join(notes)})")
+
+
+def read_questions(answerer: Answerer) -> None:
+    """Answer the questions that are typed, until an empty line."""
+    print("a question, or an empty line to leave")
+    with suppress(EOFError):
+        while question := input("> ").strip():
+            try:
+                show_answers(answerer, question)
+            except ValueError as error:  # this question cannot be read; the next one may be fine
+                print(f"error: {error}")
+
+
+def run_benchmarks(config: EvalConfig, model: Path, answerer: Answerer) -> None:
     """Answer every benchmark by every method, score the answers, and write records and tables."""
     # questions and methods
     benchmarks = parse_benchmarks(config.benchmarks)
-    methods = parse_methods(config.methods or f"vanilla,{'pasr' if loaded.is_trained_here else 'pasr-prompt'}")
+    is_trained_here = (model / PROMPTS_FILE).is_file()  # because training saves the prompts with the model
+    methods = parse_methods(config.methods or f"vanilla,{'pasr' if is_trained_here else 'pasr-prompt'}")
     trained = {"pasr", "pasr-ift"} & {method.name for method in methods}
-    if trained and not loaded.is_trained_here:
+    if trained and not is_trained_here:
         print(f"note: {config.model} holds no prompts of a training run; is it trained? Its row is called {', '.join(trained)}")
-    compare = tables.paper_model(config.compare, config.model) if config.compare else None
+    compare = tables.paper_model(config.compare, [config.model]) if config.compare else None
+    judge = JudgeSpec.of(config, Path())
     items = {b.name: load_benchmark(b, config.data_dir, limit=config.limit, seed=config.seed) for b in benchmarks}
 
     with ExitStack() as stack:
         # the output folder, which must hold the same settings or be new
         def open_folder() -> Path:
-            settings = answer_settings(config, loaded) | {
+            settings = answer_settings(config, model, answerer, judge) | {
                 "benchmarks": {benchmark.name: benchmark.kind for benchmark in benchmarks},
                 "data": {name: digest(rows) for name, rows in items.items()},
             }
@@ -170,45 +214,40 @@ def run_benchmarks(config: EvalConfig, loaded: LoadedModel) -> None:
 
         folder = broadcast_from_main(open_folder)
         # the judge, if there is one beside the rules
-        judge, judges = JudgeSpec.of(config, folder), {}
+        judges = {}
         if judge.name != "rules":
-            judges = make_scorers(judge, JUDGE_PROMPTS, (loaded.model, loaded.tokenizer), tried="open")
+            own = answerer.sampler.model, answerer.renderer.tokenizer
+            judges = make_scorers(replace(judge, folder=folder), JUDGE_PROMPTS, own, tried="open")
         for scorer in judges.values():
             stack.enter_context(closing(scorer))
         # answers and scores, then the table
-        answerer = Answerer(loaded, Decoding(**{spec.name: getattr(config, spec.name) for spec in fields(Decoding)}))
         for benchmark in benchmarks:
             for method in methods:
                 BenchmarkRun(answerer, benchmark, items[benchmark.name], method, folder).run(judges)
         broadcast_from_main(lambda: show_result(folder, compare))
 
 
-def answer_settings(config: EvalConfig, loaded: LoadedModel) -> dict:
+def answer_settings(config: EvalConfig, model: Path, answerer: Answerer, judge: JudgeSpec) -> dict:
     """Return everything that an answer or its score depends on, besides the questions."""
-    judge = JudgeSpec.of(config, Path())
-    names = ("temperature", "top_p", "samples", "max_new_tokens", "seed", "limit", "paper_decoding")
     return {
         "model": config.model,
-        "fingerprint": fingerprint(loaded.folder),
-        "prompts": {mode: loaded.renderer.text("", mode) for mode in ("refine", "plain")},
-        **{name: getattr(config, name) for name in names},
-        "judge": None if judge.name == "rules" else judge_identity(judge, loaded.folder, JUDGE_PROMPTS.values()),
+        "fingerprint": fingerprint(model),
+        "prompts": {mode: answerer.renderer.text("", mode) for mode in ("refine", "plain")},
+        **{name: getattr(config, name) for name in (*(spec.name for spec in fields(Decoding)), "limit")},
+        "judge": None if judge.name == "rules" else judge_identity(judge, model, JUDGE_PROMPTS.values()),
     }
 
 
 def show_result(folder: Path, compare: str | None) -> None:
-    """Write the tables of an evaluation, and print the one for the terminal."""
-    table = tables.build([folder], compare)
-    tables.save(table, folder)
-    print(f"\n{tables.terminal(table)}\n\nwritten to {folder}: records/, table.md, table.csv, table.json")
+    """Write the tables of an evaluation, and print the one for readers."""
+    print(f"\n{tables.save(tables.build([folder], compare), folder)}")
+    print(f"written to {folder}: records/, table.md, table.csv, table.json")
 
 
 def show_differences(config: EvalConfig) -> None:
     """Print the differences of two evaluations, and write them to --out."""
     found = differences(*config.diff)
-    print(render_differences(found, *config.diff))
-    if mixed_rules(*config.diff):
-        print("note: not all were scored by the same rules; the command that made an evaluation also scores its answers anew")
+    print(tables.difference_table(found))
     if config.out:
         Path(config.out).mkdir(parents=True, exist_ok=True)
         write_whole(Path(config.out) / "diff.json", json.dumps(found, indent=2) + "\n")
@@ -216,11 +255,8 @@ def show_differences(config: EvalConfig) -> None:
 
 def show_tables(config: EvalConfig) -> None:
     """Print one table of several evaluations, and write it to --out."""
-    compare = tables.paper_model(config.compare, config.model or "") if config.compare else None
-    table = tables.build([Path(folder) for folder in config.table], compare)
-    print(tables.terminal(table))
-    if config.out:
-        tables.save(table, Path(config.out))
+    table = tables.build([Path(folder) for folder in config.table], config.compare)
+    print(tables.save(table, Path(config.out)) if config.out else tables.markdown(table))
 
 
 def show_analysis(config: EvalConfig) -> None:
@@ -235,7 +271,12 @@ def show_analysis(config: EvalConfig) -> None:
 
 if __name__ == "__main__":
     try:
-        leave(main())
+        code = main()
+        sys.stdout.flush()
+        leave(code)
     except KeyboardInterrupt:
         print_once("\ninterrupted; of benchmarks, what has been answered is kept: the same command goes on")
         leave(130)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+        leave(141)  # as a shell reports SIGPIPE

@@ -23,24 +23,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.judge import random_model
 from data.benchmarks import BenchmarkItem, load_benchmark, parse_benchmarks
 from data.division import load_split
-from rl.evaluation.asking import load_for_asking
-from rl.evaluation.methods import METHODS, Answerer, Decoding, LoadedModel
+from evaluate import EvalConfig, load
+from rl.evaluation.methods import METHODS, Answerer
 
 
-def ours(loaded: LoadedModel, items: list[BenchmarkItem], args: argparse.Namespace) -> list[str]:
+def ours(answerer: Answerer, items: list[BenchmarkItem], args: argparse.Namespace) -> list[str]:
     """Greedy answers through what `evaluate.py` runs on."""
-    decoding = Decoding(max_new_tokens=args.max_new_tokens, max_slots=args.max_slots)
-    answerer, answers = Answerer(loaded, decoding), {}
-    mode = METHODS[args.method].mode
+    answers, mode = {}, METHODS[args.method].mode
     answerer.first_turns(items, mode, lambda item, _, turns: answers.update({item.id: turns[0]["response"]}))
     return [answers[item.id] for item in items]
 
 
 @torch.no_grad()
-def peers(model, loaded: LoadedModel, items: list[BenchmarkItem], args: argparse.Namespace) -> tuple[list[str], int]:
+def peers(model, answerer: Answerer, items: list[BenchmarkItem], args: argparse.Namespace) -> tuple[list[str], int]:
     """Greedy answers of `generate`, and how many tokens they have (the stop token included)."""
-    mode, pad, stops = METHODS[args.method].mode, loaded.stop_ids[0], set(loaded.stop_ids)
-    prompts = [loaded.renderer.encode(loaded.renderer.text(item.question, mode), item.question) for item in items]
+    mode, renderer, stops = METHODS[args.method].mode, answerer.renderer, answerer.sampler.stop_ids.tolist()
+    pad = stops[0]
+    prompts = [renderer.encode(renderer.text(item.question, mode), item.question) for item in items]
     answers, tokens = [], 0
     for start in range(0, len(prompts), args.max_slots):
         batch = prompts[start : start + args.max_slots]
@@ -49,21 +48,20 @@ def peers(model, loaded: LoadedModel, items: list[BenchmarkItem], args: argparse
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch], device=model.device)
         out = model.generate(
             ids, attention_mask=mask, max_new_tokens=args.max_new_tokens, do_sample=False,
-            eos_token_id=loaded.stop_ids, pad_token_id=pad,
+            eos_token_id=stops, pad_token_id=pad,
         )  # fmt: skip
         for row in out[:, longest:].tolist():
             end = next((i for i, id in enumerate(row) if id in stops), len(row))
-            answers.append(loaded.renderer.decode(row[:end]))
+            answers.append(renderer.decode(row[:end]))
             tokens += min(end + 1, len(row))
     return answers, tokens
 
 
-def measure(loaded: LoadedModel, items: list[BenchmarkItem], args: argparse.Namespace) -> None:
-    peer = (
-        AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=loaded.model.activation_dtype).to(loaded.model.device).eval()
-    )
-    ways = {"generate": lambda: peers(peer, loaded, items, args)[0], "evaluate.py": lambda: ours(loaded, items, args)}
-    tokens = peers(peer, loaded, items, args)[1]  # warms up, too
+def measure(folder: Path, answerer: Answerer, items: list[BenchmarkItem], args: argparse.Namespace) -> None:
+    model = answerer.sampler.model
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=model.activation_dtype).to(model.device).eval()
+    ways = {"generate": lambda: peers(peer, answerer, items, args)[0], "evaluate.py": lambda: ours(answerer, items, args)}
+    tokens = peers(peer, answerer, items, args)[1]  # warms up, too
     times: dict[str, list[float]] = {name: [] for name in ways}
     answers = {}
     for _ in range(args.repeats):
@@ -100,12 +98,13 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = args.model or str(random_model(Path(folder), length=args.max_new_tokens // 3))
-        loaded = load_for_asking(source, prompts=None, device=args.device)
+        flags = {"max_slots": args.max_slots, "max_new_tokens": args.max_new_tokens, "benchmarks": args.benchmark}
+        path, answerer = load(EvalConfig(model=source, device=args.device, **flags))
         if args.model:
             items = load_benchmark(parse_benchmarks(args.benchmark)[0], args.data_dir, limit=args.limit)
         else:
             items = division_items(args.limit)
-        measure(loaded, items, args)
+        measure(path, answerer, items, args)
 
 
 if __name__ == "__main__":

@@ -244,8 +244,6 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
          "--keep-best needs --eval-benchmarks, whose metrics it chooses by"),
         (is_demo and config.preset != "demo", f"--preset {config.preset} needs --model; without one there is only the demo"),
         (is_demo and other_task, "--data and --judge need --model: the demo's tiny model reads nothing but its own task"),
-        (config.judge_kind == "server" and not config.judge_model,
-         "--judge with a server needs --judge-model NAME: which of its models is to judge?"),
     ]  # fmt: skip
 
 

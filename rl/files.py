@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves whole ones behind."""
+"""Writing files so that a kill at any moment leaves whole ones behind, and finding those of each step."""
 
 import fcntl
 import os
@@ -26,3 +26,9 @@ def append_line(file: Path, line: str) -> None:
                 output.write(b"\n")
         output.write(line.encode() + b"\n")
         output.flush()
+
+
+def files_by_step(folder: Path, suffix: str) -> dict[int, Path]:
+    """Return the files step_NNNNNN of a folder in the order of their steps; others, a copy by hand say, are left out."""
+    files = {file.stem.removeprefix("step_"): file for file in folder.glob(f"step_*{suffix}")}
+    return {int(number): files[number] for number in sorted(filter(str.isdecimal, files), key=int)}

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from data.benchmarks import Benchmark, load_benchmark, own_benchmark
 from data.prompts import PromptRenderer, Prompts
 from model import save_model
-from rl.evaluation.methods import METHODS, Answerer, Decoding, LoadedModel, Turn
+from rl.evaluation.methods import METHODS, Answerer, Decoding, Turn
 from rl.evaluation.records import AnswerRecord, OutputFolder
 from rl.evaluation.run import BenchmarkRun
 from rl.records import Completion
@@ -49,10 +49,11 @@ class ScriptedSampler:
     calls: list[list] = []
     tokenizer = reader_tokenizer()
 
-    def __init__(self, model, *, stop_ids, max_slots, max_len) -> None: ...
+    def __init__(self, max_len: int) -> None:
+        self.max_len = max_len
 
     def generate(self, requests, *, on_finish=None):
-        type(self).calls.append(requests)
+        type(self).calls += [requests] if requests else []
         for r, request in enumerate(requests):
             prompt = self.tokenizer.decode(request.prompt_ids)
             for i in range(request.num_samples):
@@ -69,14 +70,12 @@ def scripted(patch, script) -> list[list]:
     """Let `script` answer; returns the list that calls of the sampler are noted in."""
     patch.setattr(ScriptedSampler, "script", staticmethod(script))
     patch.setattr(ScriptedSampler, "calls", [])
-    patch.setattr("rl.evaluation.methods.Sampler", ScriptedSampler)
     return ScriptedSampler.calls
 
 
 def make_answerer(context: int = 100_000, **decoding) -> Answerer:
-    tokenizer = reader_tokenizer()
-    renderer = PromptRenderer(tokenizer, Prompts(refine="REFINE", plain="PLAIN"))
-    return Answerer(LoadedModel(None, tokenizer, renderer, [0], None, context), Decoding(**decoding))
+    renderer = PromptRenderer(ScriptedSampler.tokenizer, Prompts(refine="REFINE", plain="PLAIN"))
+    return Answerer(renderer, ScriptedSampler(context), Decoding(**decoding))
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import xml.etree.ElementTree as ElementTree
 from functools import partial
 
@@ -11,15 +12,19 @@ from evaluation import record, response, unreadable, write_evaluation
 import evaluate
 import rl.judging.judge
 from rewards.http_judge import HttpJudge
-from rewards.judge_prompts import KINDS
+from rewards.judge import RuleScorer
 from rewards.refinements import answer_change, find_refinements
 from rl.config import Config
 from rl.evaluation import behaviour_report
-from rl.evaluation.behaviour import analyse, share, wilson
+from rl.evaluation.behaviour import analyse, share_of, wilson
 from rl.evaluation.methods import Turn
 from rl.evaluation.records import read_records
 from rl.judging.cache import BaselineCache
 from rl.judging.judge import JudgeSpec
+
+
+def counts_of(part: dict) -> dict[str, int]:
+    return {name: share["count"] for name, share in part["shares"].items()}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,7 @@ def test_an_interval_holds_its_share():
             low, high = wilson(count, of)
             assert 0 <= low <= count / of <= high <= 1
     assert wilson(0, 0) == (0.0, 1.0)
-    assert share(0, 0)["share"] is None, "a share of nothing is not zero"
+    assert share_of([])["share"] is None, "a share of nothing is not zero"
 
 
 def test_place_and_length_of_refinements():
@@ -100,22 +105,17 @@ def test_transitions_counted_by_hand():
         record("a", 0.0, benchmark="arc", text=kept),  # wrong -> wrong
     ]
     found = analyse(plain, refined, "rule")
-    counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
-    assert counts == {"right->right": 1, "wrong->wrong": 2, "wrong->right": 2, "right->wrong": 1}
-    assert (found["transitions"]["pairs"], found["transitions"]["questions"]) == (6, 5)
-    assert found["transitions"]["left_out"] == {"plain": 2, "refined": 3}
-    assert found["transitions"]["by_benchmark"]["arc"]["wrong->wrong"]["share"] == 1.0
-    whether = found["whether"]
-    assert (whether["wellformed"]["count"], whether["refine"]["count"], whether["refine"]["of"]) == (8, 5, 9)
-    assert (whether["refine_where_plain_wrong"]["count"], whether["refine_where_plain_wrong"]["of"]) == (2, 4)
-    assert whether["refine_where_plain_right"]["count"] == 0
-    assert whether["refinements"]["1"]["count"] == 5
-    effect = found["effect"]
-    assert {name: value["count"] for name, value in effect["answer"].items()} == {"new": 4, "written before": 0, "kept": 1}
-    assert (effect["repeats"]["count"], effect["right"]["refining"]["of"]) == (1, 4)
-    assert (found["when"]["count"], found["when"]["bins"]) == (5, [0, 5, 0, 0, 0, 0, 0, 0, 0, 0])
-    assert found["how_long"]["tokens"]["mean"] < 10
-    assert "judge" not in found
+    assert counts_of(found["transitions"]) == {"right->right": 1, "wrong->wrong": 2, "wrong->right": 2, "right->wrong": 1}
+    assert list(found["transitions"]["counts"].values()) == [6, 5, 2, 3]
+    assert list(counts_of(found["whether"]).values()) == [8, 5, 2, 0]
+    assert [share["of"] for share in found["whether"]["shares"].values()] == [9, 9, 4, 2]
+    assert counts_of(found["how_many"])["1"] == 5
+    assert counts_of(found["effect"]) == {"new": 4, "written before": 0, "kept": 1}
+    assert [share["of"] for share in found["worth"]["shares"].values()] == [5, 4, 4]
+    assert counts_of(found["worth"])["refinements that only repeat"] == 1
+    assert found["when"]["bins"] == [0, 5, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert found["how_long"]["numbers"]["tokens, by its share of the text"]["mean"] < 10
+    assert "coherence" not in found
 
 
 def test_how_many_when_and_what_cannot_be_told():
@@ -123,10 +123,9 @@ def test_how_many_when_and_what_cannot_be_told():
     words, one = response("It is Rome <refine>no</refine>", "Paris"), "<refine>r</refine>"
     texts = [response("7"), words, response(f"7{one}7{one}"), response(f"7{one}7{one}8{one}"), response(f"7{one * 4}")]
     found = analyse([], [record(str(n), 1.0, text=text) for n, text in enumerate(texts)], "rule")
-    counts = {name: value["count"] for name, value in found["whether"]["refinements"].items()}
-    assert counts == {"0": 1, "1": 1, "2": 1, "3+": 2}
-    assert found["effect"]["not_comparable"] == 1
-    assert sum(value["count"] for value in found["effect"]["answer"].values()) == 3
+    assert counts_of(found["how_many"]) == {"0": 1, "1": 1, "2": 1, "3 or more": 2}
+    assert list(found["effect"]["counts"].values()) == [1]
+    assert sum(counts_of(found["effect"]).values()) == 3
     text = response("a" * 860 + one + "b" * 20)
     assert 0.9 < find_refinements(text)[0].begin < 1.0
     assert analyse([], [record("a", 1.0, text=text)], "rule")["when"]["bins"] == [0] * 9 + [1]
@@ -158,21 +157,27 @@ def test_from_records_to_report(evaluation, tmp_path, capsys):
     assert max(map(len, shown.split("written:")[0].splitlines())) <= 100
     found = json.loads((evaluation / "analysis" / "behaviour.json").read_text())
     assert found["source"]["refined"] == f"pasr of {evaluation}"
-    counts = {name: value["count"] for name, value in found["transitions"]["shares"].items()}
-    assert counts == {"right->right": 0, "wrong->wrong": 0, "wrong->right": 0, "right->wrong": 1}, "the judge's, and no other"
-    by_rule = {
-        n: v["count"] for n, v in behaviour_report.analyse_folder(evaluation, score="rule")["transitions"]["shares"].items()
-    }
-    assert by_rule == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 1, "right->wrong": 0}
+    assert sum(counts_of(found["transitions"]).values()) == counts_of(found["transitions"])["right->wrong"] == 1, "the judge's"
     assert found["source"]["left out"] == "1, of questions that could not be asked", "and are not malformed answers"
-    assert found["whether"]["wellformed"]["of"] == 3
-    assert [r.response for r in read_records(evaluation, "self-refine")["arc", "self-refine"]] == ["7", "all is well"]
-    base = write_evaluation(tmp_path / "base", [record("1", 0.0, text="8", benchmark="arc")])
-    of_base = behaviour_report.analyse_folder(evaluation, plain_from=base, score="rule")["transitions"]
-    assert (of_base["pairs"], of_base["shares"]["wrong->right"]["count"]) == (1, 1)
+    assert found["whether"]["shares"]["well formed"]["of"] == 3
+    reviewed = behaviour_report.analyse_folder(evaluation, refined="self-refine")
+    assert list(counts_of(reviewed["transitions"]).values()) == [1, 0, 0, 0], "by rule, because the judge scored none of them"
+    assert [r.response for r in read_records(evaluation)["self-refine"]["arc"]] == ["7", "all is well"]
+    base = write_evaluation(tmp_path / "base", [record("1", 0.0, text="8", judge=0.0)])
+    of_base = behaviour_report.analyse_folder(evaluation, plain_from=base)["transitions"]
+    assert counts_of(of_base)["wrong->wrong"] == of_base["counts"]["pairs"] == 1
     assert (evaluation / "analysis" / "behaviour.md").read_text().startswith("# How the model refines")
-    for name in ("transitions", "whether", "when", "how_long", "effect"):
+    for name in found.keys() - {"source"}:
         assert ElementTree.parse(evaluation / "analysis" / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_an_analysis_without_matplotlib(evaluation, monkeypatch, capsys):
+    """Bug guarded: numbers that are lost, or a traceback behind them, because nothing can be drawn."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(behaviour_report, "find_spec", lambda name: None)
+    assert evaluate.main(["--analyse", str(evaluation)]) == 0
+    assert "behaviour.md without figures (pip install matplotlib)" in capsys.readouterr().out
+    assert sorted(file.name for file in (evaluation / "analysis").iterdir()) == ["behaviour.json", "behaviour.md"]
 
 
 def test_self_is_the_model_that_answered(evaluation, monkeypatch):
@@ -198,7 +203,7 @@ def test_an_evaluation_that_is_running_can_be_analysed(evaluation):
     """Bug guarded: a half-written last line taken for a broken file."""
     file = evaluation / "records" / "arc.pasr.jsonl"
     file.write_text(file.read_text() + '{"benchmark": "a')
-    assert [len(records) for records in read_records(evaluation, "pasr").values()] == [2, 2]
+    assert [len(records) for records in read_records(evaluation)["pasr"].values()] == [2, 2]
 
 
 def test_rollouts_are_paired_with_the_references_answers(tmp_path):
@@ -214,26 +219,19 @@ def test_rollouts_are_paired_with_the_references_answers(tmp_path):
     analysis = behaviour_report.analyse_folder(run)
     assert analysis["source"]["plain answers"] == "the initial policy's"
     found = analysis["transitions"]
-    assert {name: value["count"] for name, value in found["shares"].items() if value["count"]} == {
-        "right->right": 2,
-        "wrong->right": 2,
-    }
-    assert found["left_out"] == {"plain": 0, "refined": 4}
+    assert counts_of(found) == {"right->right": 2, "wrong->wrong": 0, "wrong->right": 2, "right->wrong": 0}
+    assert list(found["counts"].values()) == [4, 2, 0, 4]
 
 
 def test_report_of_an_analysis_with_judge_and_without_refinements():
     """Bug guarded: a division by no refinements, a figure of kinds without a kind."""
-    shares = partial(dict.fromkeys)
-    found = analyse([], [record("a", 1.0, text=response("1"))], "rule")
-    nothing = {"there_are": 0, "asked": 0, "failed": 0}
-    found["judge"] = {
-        "coherence": nothing | {"mean": None, "shares": shares(("high", "middle", "low"), share(0, 0))},
-        "kind": nothing | {"shares": shares(KINDS, share(0, 0))},
-    }
+    found = analyse([], [record("a", 1.0, text=response("1"))], "rule", {name: RuleScorer() for name in ("coherence", "kind")})
+    assert {"coherence", "kind"} <= found.keys()
     text = behaviour_report.summary(found)
-    assert "0 refinements." in text
+    assert "refinements: 0" in text
     assert "none to count" in text
-    assert set(behaviour_report.figures(found)) == {"transitions", "whether", "when", "how_long", "effect", "coherence", "kind"}
+    for part in found.values():
+        behaviour_report.draw(part)
 
 
 def test_mistakes_are_named(evaluation, tmp_path):

@@ -10,32 +10,33 @@ from test_local_judge import character_tokenizer
 from rewards.judge import Judgement, RuleScorer
 from rewards.judge_prompts import INSTRUCTIONS, KINDS, check_template, option_of, option_score, parse_option
 from rl.config import Config
-from rl.evaluation.behaviour import JUDGE_PROMPTS, analyse, behaviour_items
+from rl.evaluation.behaviour import JUDGE_PROMPTS as BEHAVIOUR
+from rl.evaluation.behaviour import analyse, behaviour_items
 from rl.evaluation.behaviour_report import TRIED
+from rl.evaluation.run import JUDGE_PROMPTS as BENCHMARKS
 from rl.judging.judge import CASES, JudgeSpec, make_scorers
 from rl.judging.local_judge import LocalJudge, likely_option
 
 REPLIES = {"A": 0, "(b)": 1, "C.": 2, "D)": 3, " d\n": 3}
+NO_REPLIES = ("", "E", "AB", "A or B", "The kind is A", "A: error correction", "0", "a b", "error correction")
 
 
-@pytest.mark.parametrize(
-    "reply", ["", "E", "AB", "A or B", "The kind is A", "A: error correction", "0", "a b", "error correction"]
-)
-def test_a_kind_that_cannot_be_read_is_no_kind(reply):
-    """Bug guarded: the first letter of an explanation, or a default."""
-    assert parse_option(reply, 4) is None
-
-
-@pytest.mark.parametrize("reply", REPLIES)
+@pytest.mark.parametrize("reply", [*REPLIES, *NO_REPLIES])
 def test_a_kind_is_one_letter(reply):
-    assert option_of(parse_option(reply, 4), KINDS) == KINDS[REPLIES[reply]]
+    """Bug guarded: the first letter of an explanation, or a default."""
+    score = parse_option(reply, 4)
+    assert (None if score is None else KINDS.index(option_of(score, KINDS))) == REPLIES.get(reply)
 
 
 def test_prompts_can_be_used_by_both_kinds_of_judge():
-    """Bug guarded: a placeholder lost in editing, a letter without its kind."""
-    for instruction in INSTRUCTIONS.values():
-        check_template(instruction.for_server())
-        check_template(instruction.for_local())
+    """Bug guarded: a placeholder lost in editing, a letter without its kind, a digit asked of a judge that writes."""
+    for prompt in (*BEHAVIOUR.values(), *BENCHMARKS.values()):
+        check_template(prompt.server)
+        check_template(prompt.local)
+    for prompt in BENCHMARKS.values():
+        assert "to 9" in prompt.local or "9 if" in prompt.local
+        assert "to 9" not in prompt.server
+        assert "9 if" not in prompt.server
     for letter, kind in zip(INSTRUCTIONS["kind"].letters, KINDS, strict=True):
         assert f"\n{letter}: {kind};" in INSTRUCTIONS["kind"].request
 
@@ -67,15 +68,14 @@ def test_judged_by_a_server(tmp_path, capsys):
     with running(FakeJudge(reply)) as server:
         spec = JudgeSpec.of(Config(judge=server.url, judge_model="m", device="cpu"), tmp_path)
         for _ in range(2):  # the second time from the cache
-            scorers = make_scorers(spec, JUDGE_PROMPTS, None, tried=TRIED)
-            found = analyse([], refined, "rule", scorers)["judge"]
+            scorers = make_scorers(spec, BEHAVIOUR, None, tried=TRIED)
+            found = analyse([], refined, "rule", scorers)
             for scorer in scorers.values():
                 scorer.close()
-    counts = {name: {kind: value["count"] for kind, value in found[name]["shares"].items()} for name in found}
-    assert counts["coherence"] == {"high": 2, "middle": 2, "low": 2}
-    assert counts["kind"] == dict(zip(KINDS, (1, 1, 0, 4), strict=True))
-    assert counts["alignment"]["high"] == 8
-    assert (found["coherence"]["failed"], found["kind"]["failed"], found["kind"]["asked"]) == (2, 2, 8)
+    counts = {name: [share["count"] for share in found[name]["shares"].values()] for name in INSTRUCTIONS}
+    assert counts == {"coherence": [2, 2, 2], "alignment": [8, 0, 0], "kind": [1, 1, 0, 4]}
+    assert found["kind"]["counts"] == {"there are": 8, "put to the judge": 8, "failed": 2}
+    assert found["coherence"]["counts"]["failed"] == 2
     assert found["kind"]["shares"]["task alignment"]["of"] == 6
     assert len(server.asked) == len(CASES) + 24 + 4, "what could not be read is asked again, nothing else"
     assert "WARNING: this judge does not tell right answers" in capsys.readouterr().out
@@ -99,9 +99,9 @@ def test_a_part_of_the_refinements_is_judged(monkeypatch):
     monkeypatch.setattr("rl.evaluation.behaviour.JUDGE_LIMIT", 5)
     asked = []
     for answers in (refined, refined[::-1]):
-        scorers = {name: KeepsItems() for name in JUDGE_PROMPTS}
-        found = analyse([], answers, "rule", scorers)["judge"]["kind"]
-        assert (found["there_are"], found["asked"]) == (20, 5)
+        scorers = {name: KeepsItems() for name in BEHAVIOUR}
+        found = analyse([], answers, "rule", scorers)["kind"]
+        assert found["counts"] == {"there are": 20, "put to the judge": 5, "failed": 0}
         asked.append(scorers["kind"].items)
     assert asked[0] == asked[1] != [Judgement(f"question {n}", str(n), f"more {n}") for n in range(5)]
 

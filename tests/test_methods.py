@@ -1,6 +1,5 @@
 """The paper's methods: what each turn is given, what goes back, and which answer counts."""
 
-import json
 from functools import partial
 
 import pytest
@@ -16,7 +15,6 @@ from rl.evaluation.methods import (
     REVIEW_WRONG,
     Turn,
     answer_text,
-    parse_methods,
     says_it_holds,
     without_thinking,
 )
@@ -40,47 +38,42 @@ def answer_sums(prompt: str, sample: int) -> str:
     return "<think>hm</think>Answer: 1" if "PLAIN" in prompt else "<think>a<refine>b</refine></think><answer>1</answer>"
 
 
-def test_vanilla_is_one_turn_for_all_questions_in_one_call(run, monkeypatch):
-    calls = scripted(monkeypatch, answer_sums)
-    records = run("vanilla")
-    assert [len(call) for call in calls] == [3]
-    assert [record.scores["rule"] for record in records] == [1.0, 0.0, 0.0]
-    assert records[0].turns[0]["prompt"].startswith("<|system|>PLAIN<|end|><|user|>0 + 1?")
-    assert records[0].answer == "1"
-    assert records[0].tokens == len("<think>hm</think>Answer: 1") + 1
+VANILLA, REFINED = "<|system|>PLAIN<|end|><|user|>0 + 1?", "<|system|>REFINE<|end|><|user|>0 + 1?"
 
 
-def test_self_refine_reviews_every_answer(run, monkeypatch):
-    """Bug guarded: a review that never sees the first answer, or a "right as it is" that wipes the answer out."""
+@pytest.mark.parametrize(
+    ("method", "calls", "turns", "scores", "answer_turns", "prompt"),
+    [
+        ("vanilla", [3], [1, 1, 1], [1.0, 0.0, 0.0], [0, 0, 0], VANILLA),
+        ("self-refine", [3, 3], [2, 2, 2], [1.0, 1.0, 0.0], [0, 1, 0], VANILLA),
+        ("self-refine-oracle", [3, 2], [1, 2, 2], [1.0, 1.0, 0.0], [0, 1, 0], VANILLA),
+        ("pasr-prompt", [3], [1, 1, 1], [1.0, 0.0, 0.0], [0, 0, 0], REFINED),
+        ("pasr", [3], [1, 1, 1], [1.0, 0.0, 0.0], [0, 0, 0], REFINED),
+    ],
+)
+def test_turns_of_a_method(run, monkeypatch, method, calls, turns, scores, answer_turns, prompt):
+    """Bug guarded: several calls for a turn, right answers reviewed by the oracle, a review that wipes the answer out."""
+    asked = scripted(monkeypatch, answer_sums)
+    records = run(method)
+    assert [len(call) for call in asked] == calls
+    assert [len(record.turns) for record in records] == turns
+    assert [record.scores["rule"] for record in records] == scores
+    assert [record.answer_turn for record in records] == answer_turns
+    assert records[0].turns[0]["prompt"].startswith(prompt)
+    assert all(record.tokens == sum(len(turn["response"]) + 1 for turn in record.turns) for record in records)
+    assert summarise(records, "number")["review_missing"] == 0.0
+
+
+def test_a_review_sees_vanillas_answer(run, monkeypatch):
+    """Bug guarded: a first turn that is paid for twice; a review without the first answer, or with its thinking."""
     calls = scripted(monkeypatch, answer_sums)
     vanilla, records = run("vanilla"), run("self-refine")
-    assert [len(call) for call in calls] == [3, 3], "the first turn is vanilla's answer, and not paid for again"
+    assert [len(call) for call in calls] == [3, 3]
     assert [record.turns[0] for record in records] == [record.turns[0] for record in vanilla]
-    assert [record.scores["rule"] for record in records] == [1.0, 1.0, 0.0]
-    assert [record.answer_turn for record in records] == [0, 1, 0]
     second = records[1].turns[1]["prompt"]
     assert f"<|assistant|>Answer: 1<|end|><|user|>{REVIEW}<|end|><|assistant|>" in second
     assert "<think>" not in second
-    assert records[1].tokens == sum(turn["tokens"] for turn in records[1].turns)
-
-
-def test_the_oracle_sends_back_only_what_is_wrong(run, monkeypatch):
-    """Bug guarded: right answers reviewed as well, or their tokens counted."""
-    calls = scripted(monkeypatch, answer_sums)
-    records = run("self-refine-oracle")
-    assert [len(call) for call in calls] == [3, 2]
-    assert [len(record.turns) for record in records] == [1, 2, 2]
-    assert summarise(records, "number")["review_missing"] == 0.0
-    assert REVIEW_WRONG in records[1].turns[1]["prompt"]
-    assert [record.scores["rule"] for record in records] == [1.0, 1.0, 0.0]
-
-
-@pytest.mark.parametrize("method", ["pasr-prompt", "pasr"])
-def test_pasr_uses_the_refine_prompt_and_the_answer_body(run, monkeypatch, method):
-    scripted(monkeypatch, answer_sums)
-    records = run(method)
-    assert records[0].turns[0]["prompt"].startswith("<|system|>REFINE")
-    assert [record.scores["rule"] for record in records] == [1.0, 0.0, 0.0]
+    assert REVIEW_WRONG in run("self-refine-oracle")[1].turns[1]["prompt"]
 
 
 def test_temperatures_of_the_paper(run, monkeypatch):
@@ -153,21 +146,3 @@ def test_dialogue_in_real_templates(name):
     assert "First answer.<|im_end|>\n<|im_start|>user\nGo through" in text
     assert "secret" not in text
     assert text.endswith("<|im_start|>assistant\n")
-
-
-def test_methods_on_the_command_line():
-    assert [m.name for m in parse_methods("pasr, vanilla")] == ["vanilla", "pasr"]
-    for text, problem in (("vanila", "no method is called 'vanila'"), (" ,", "no method is named")):
-        with pytest.raises(ValueError, match=problem):
-            parse_methods(text)
-
-
-def test_records_are_what_was_agreed(run, monkeypatch, tmp_path):
-    """Bug guarded: a field that the behaviour analyses read is renamed."""
-    scripted(monkeypatch, answer_sums)
-    run("self-refine")
-    row = json.loads((tmp_path / "out" / "records" / "sums.self-refine.jsonl").read_text().splitlines()[0])
-    wanted = {"benchmark", "method", "id", "sample", "question", "reference", "turns", "answer", "tokens", "scores"}
-    assert wanted <= set(row)
-    assert set(row["turns"][0]) == {"prompt", "response", "tokens", "finish_reason"}
-    assert {"rule", "judge"} <= set(row["scores"])

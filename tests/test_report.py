@@ -11,9 +11,9 @@ from conftest import flags, lines_of
 
 import train
 from rl.report.__main__ import main
-from rl.report.curves import SECTIONS, Chart, Line, Series, draw, running_mean, thin
+from rl.report.curves import SECTIONS, Chart, draw, running_mean
 from rl.report.page import drawn_sections, has_packages, headline_rows, write_report
-from rl.report.runs import OUTCOMES, choose, load_run, outcome_of, segments, shorten, spread
+from rl.report.runs import OUTCOMES, RunRecord, choose, load_run, outcome_of, segments, shorten, spread
 
 FIXED = "<think>6:402><refine>5:335<</refine></think><answer>5</answer>"
 HARMED = "<think>5:335<<refine>6:402></refine></think><answer>6</answer>"
@@ -75,7 +75,7 @@ def test_a_run_writes_its_report(place, reward_for_length, more):
     assert train.main(flags(place, name, "--save-every", "4", *more)) == 0
     run = place / "runs" / name
     page, recorded = Page(run / "report.html"), set(lines_of(run / "metrics.jsonl")[0])
-    charts = [c for charts in SECTIONS.values() for c in charts if recorded & {series.metric for series in c.series}]
+    charts = [c for charts in SECTIONS.values() for c in charts if recorded & set(c.series.values())]
     assert len(page.all("svg")) == len(page.all("figure", "chart")) >= len(charts) - 1  # every value of one may be null
     cards = page.all("article", "card")
     assert {a["data-step"] for a in cards} == {str(step) for step in range(1, 9)}
@@ -238,14 +238,15 @@ def test_curves_show_the_values(tmp_path):
     """Bug guarded: a mean that is spoilt by one missing value, a last point that is thinned away, another's colour."""
     nan = float("nan")
     assert running_mean([1.0, nan, 3.0, 5.0], 2) == [1.0, 1.0, 3.0, 4.0]
-    assert thin(list(range(1000)), list(range(1000)))[1][-1] == 999
-    chart = Chart("Two", "", (Series("a", "a"), Series("b", "b")))
-    drawing = draw(chart, [Line("a", [1, 2], [nan, nan], [], []), Line("b", [1, 2], [0.0, 1.0], [], [])])
+    run = RunRecord(tmp_path, "run", metrics=[{"step": step, "b": 1.0 * (step == 1000)} for step in range(1001)])
+    chart = Chart("Two", "", {"a": "a", "b": "b"}, smooth=False)
+    drawing = draw(chart, [("a", run, "a"), ("b", run, "b")])
+    assert draw(chart, [("a", run, "a")]) is None
     assert drawing.entries == [("b", 1, "1.000")]
     assert "var(--curve-1)" in drawing.svg
     assert "var(--curve-0)" not in drawing.svg
     assert "#0" not in drawing.svg
-    assert drawing.hover["y"] == [[0.0, 1.0]]
+    assert (len(drawing.hover["x"]), drawing.hover["x"][-1], drawing.hover["y"][0][-1]) == (200, 1000, 1.0)
 
 
 def test_extra_figures_are_embedded(tmp_path):

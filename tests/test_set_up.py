@@ -14,10 +14,10 @@ import train
 from data.division import build_tokenizer
 from data.examples import load_examples
 from data.prompts import Prompts
+from evaluate import EvalConfig, load
 from model import load_model, save_model
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rl.config import PRESETS, Config, parse_config
-from rl.evaluation.asking import Asker, load_for_asking
 from rl.run.folder import _with_its_batch
 from rl.run.wandb import group_name
 from rl.session import open_session
@@ -91,10 +91,9 @@ def test_prompt_and_answer_fit_into_the_models_context(session_flags, tmp_path):
     with pytest.raises(ValueError, match="no prompt fits into 2 tokens"):
         open_session(parse_config([*session_flags, "--max-new-tokens", "18"]))
     open_session(parse_config([*session_flags, "--max-new-tokens", "10", "--run", "fits"])).run.close()
-    loaded = load_for_asking(str(tmp_path / "model"), prompts=None, device="cpu")
-    asker = Asker(loaded, max_new_tokens=1500, temperature=1.0, top_p=1.0, seed=0)
-    asked = [asker.answer(f"{n}/31", "refine").ids for n in range(100, 110)]
-    assert max(map(len, asked)) <= 20 - 8
+    _, answerer = load(EvalConfig(model=str(tmp_path / "model"), device="cpu", temperature=1.0))
+    asked = [answerer.ask(f"{n}/31", "refine")[0]["tokens"] for n in range(100, 110)]
+    assert max(asked) <= 20 - 8
 
 
 def test_the_papers_preset_takes_a_question_on_each_gpu(monkeypatch):
@@ -143,7 +142,7 @@ def test_folders_that_are_no_model(tmp_path):
     (tmp_path / "runs" / "a" / "config.json").write_text("{}")
     for folder, words in (("runs", "no model's folder"), ("runs/a", "has no complete checkpoint yet")):
         with pytest.raises(ValueError, match=words):
-            load_for_asking(str(tmp_path / folder), prompts=None, device="cpu")
+            load(EvalConfig(model=str(tmp_path / folder), device="cpu"))
 
 
 def test_training_data_from_the_hub(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """The behaviour analyses: how a model refines (paper, sections 3.3 and B.2). Answers in, one dictionary out.
 
-Every share comes with its count and a 95 % Wilson interval. The interval takes the answers to be independent. Several samples
-of one question are not, and then it is too narrow: the number of questions stands beside it.
+Each analysis is a part of it, {title, counts, shares, ...}, which behaviour_report.py shows without knowing what it is about: a
+further analysis is one more function here. Every share comes with its count and a 95 % Wilson interval. The interval takes the
+answers to be independent. Several samples of one question are not, and then it is too narrow.
 """
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from statistics import fmean, median
 
@@ -18,8 +20,12 @@ from rl.judging.judge import JudgePrompt
 from rl.judging.local_judge import likely_option
 
 TRANSITIONS = ("right->right", "wrong->wrong", "wrong->right", "right->wrong")
-GRADES = ("high", "middle", "low")
-HIGH, LOW = 0.85, 0.45  # the paper's bins of coherence and alignment
+GRADES = {0.85: "0.85 or more", 0.45: "0.45 to 0.85", 0.0: "below 0.45"}  # the paper's bins of a judge's score, by lower end
+PAPER = {  # of its own model and tasks: 384 answers compared with the base model's, 300 judged
+    "transitions": dict(zip(TRANSITIONS, (0.26, 0.08, 0.61, 0.05), strict=True)),
+    "coherence": dict(zip(GRADES.values(), (0.80, 0.16, 0.04), strict=True)),
+    "alignment": dict(zip(GRADES.values(), (0.94, 0.04, 0.02), strict=True)),
+}
 BINS = 10  # of histograms over [0, 1]
 JUDGE_LIMIT = 300  # items given to the judge for each of its parts; a fixed choice among the refined answers
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
@@ -27,21 +33,26 @@ Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 def analyse(
     plain: list[AnswerRecord], refined: list[AnswerRecord], score: str, scorers: dict[str, Scorer] | None = None
-) -> dict:
-    """Compute every analysis that the answers allow; a plain dictionary, fit for JSON.
+) -> dict[str, dict]:
+    """Compute every analysis that the answers allow: parts by name, fit for JSON.
 
     Args:
         plain, refined: answers of the two methods, paired by their keys. All of them have a response.
         score: name of the score that says right or wrong.
         scorers: by the names of `JUDGE_PROMPTS`; none: the judge's parts are left out.
+
+    Returns:
+        Each part has a title, and may have counts: number by label; shares: `share` by label, and the paper's; numbers: mean
+        and median by label; bins: a histogram over [0, 1].
     """
-    analysis = {
+    parts = {
         "transitions": transitions(plain, refined, score),
-        "whether": whether(plain, refined, score),
+        **whether(plain, refined, score),
         **when_and_how_long(refined),
-        "effect": effect(refined, score),
+        **effect(refined, score),
+        **judged(refined, scorers or {}),
     }
-    return analysis | ({"judge": judged(refined, scorers)} if scorers else {})
+    return {name: part | ({"paper": PAPER[name]} if name in PAPER else {}) for name, part in parts.items()}
 
 
 def is_right(record: AnswerRecord, score: str) -> bool:
@@ -62,91 +73,92 @@ def transitions(plain: list[AnswerRecord], refined: list[AnswerRecord], score: s
     These are two answers, drawn with two prompts: what changed between them need not be the work of a refinement.
     """
     pairs = pair_answers(plain, refined, score)
-    by_benchmark: dict[str, list[str]] = {}
-    for pair in pairs:
-        kind = "->".join("right" if is_right(record, score) else "wrong" for record in pair)
-        by_benchmark.setdefault(pair[0].benchmark, []).append(kind)
+    kinds = ["->".join("right" if is_right(record, score) else "wrong" for record in pair) for pair in pairs]
     return {
-        "pairs": len(pairs),
-        "questions": len({record.key[:2] for record, _ in pairs}),
-        "left_out": {"plain": len(plain) - len(pairs), "refined": len(refined) - len(pairs)},
-        "shares": shares([kind for kinds in by_benchmark.values() for kind in kinds], TRANSITIONS),
-        "by_benchmark": {name: shares(kinds, TRANSITIONS) for name, kinds in sorted(by_benchmark.items())},
-    }
+        "title": "From plain to refined answer",
+        "counts": {
+            "pairs": len(pairs), "questions": len({record.key[:2] for record, _ in pairs}),
+            "plain without a partner or a score": len(plain) - len(pairs),
+            "refined without": len(refined) - len(pairs),
+        },
+        "shares": shares(kinds, TRANSITIONS),
+    }  # fmt: skip
 
 
-def whether(plain: list[AnswerRecord], refined: list[AnswerRecord], score: str) -> dict:
+def whether(plain: list[AnswerRecord], refined: list[AnswerRecord], score: str) -> dict[str, dict]:
     """Compute how often answers are well formed and refine, how many refinements they have, and whether need decides."""
     counts = [len(find_refinements(record.response)) for record in refined]
     by_need: dict[bool, list[bool]] = {True: [], False: []}
     for partner, record in pair_answers(plain, refined, score):
         by_need[is_right(partner, score)].append(bool(find_refinements(record.response)))
-    return {
-        "wellformed": share_of(parse_response(record.response) is not None for record in refined),
+    of_answers = {
+        "well formed": share_of(parse_response(record.response) is not None for record in refined),
         "refine": share_of(count > 0 for count in counts),
-        "refine_where_plain_wrong": share_of(by_need[False]),
-        "refine_where_plain_right": share_of(by_need[True]),
-        "refinements": shares([str(count) if count < 3 else "3+" for count in counts], ("0", "1", "2", "3+")),
+        "refine, where the plain one is wrong": share_of(by_need[False]),
+        "refine, where the plain one is right": share_of(by_need[True]),
+    }
+    numbers = shares([str(count) if count < 3 else "3 or more" for count in counts], ("0", "1", "2", "3 or more"))
+    return {
+        "whether": {"title": "Refine-prompt answers", "shares": of_answers},
+        "how_many": {"title": "Refinements in an answer", "shares": numbers},
     }
 
 
-def when_and_how_long(refined: list[AnswerRecord]) -> dict:
+def when_and_how_long(refined: list[AnswerRecord]) -> dict[str, dict]:
     """Compute where refinements begin and how long they are, as shares of the response's characters.
 
-    `tokens` estimates their length: the same share of the response's tokens.
+    Their length in tokens is an estimate: the same share of the response's tokens.
     """
     found = [(r, record.tokens) for record in refined for r in find_refinements(record.response)]
     length = {
-        "characters": _centre([r.characters for r, _ in found]),
-        "tokens": _centre([r.share * tokens for r, tokens in found]),
+        "characters": centre([r.characters for r, _ in found]),
+        "tokens, by its share of the text": centre([r.share * tokens for r, tokens in found]),
     }
-    return {
-        "when": _distribution([r.begin for r, _ in found]),
-        "how_long": _distribution([r.share for r, _ in found]) | length,
-    }
+    when = distribution("Where refinements begin", "share of the response before them", [r.begin for r, _ in found])
+    how_long = distribution("How long refinements are", "share of the response in them", [r.share for r, _ in found])
+    return {"when": when, "how_long": how_long | {"numbers": how_long["numbers"] | length}}
 
 
-def effect(refined: list[AnswerRecord], score: str) -> dict:
+def effect(refined: list[AnswerRecord], score: str) -> dict[str, dict]:
     """Compute what refinements do, as far as the text tells (see `answer_change`), and how right answers with and without
     them are.
     """
     refining = [record for record in refined if find_refinements(record.response)]
     others = [record for record in refined if not find_refinements(record.response)]
     changes = [answer_change(record.response) for record in refining]
-    comparable = [change for change in changes if change is not None]
+    known = [change for change in changes if change is not None]
     right = {
-        name: share_of(is_right(record, score) for record in group if record.scores.get(score) is not None)
-        for name, group in (("refining", refining), ("not_refining", others))
+        f"right, of answers that {name}": share_of(is_right(r, score) for r in group if r.scores.get(score) is not None)
+        for name, group in (("refine", refining), ("do not", others))
     }
+    repeats = share_of(r.repeats for record in refining for r in find_refinements(record.response))
     return {
-        "repeats": share_of(r.repeats for record in refining for r in find_refinements(record.response)),
-        "answer": shares(comparable, ANSWER_CHANGES),
-        "not_comparable": len(changes) - len(comparable),
-        "right": right,
+        "effect": {
+            "title": "The final answer of answers that refine",
+            "counts": {"answers of another form, which cannot be compared": len(changes) - len(known)},
+            "shares": shares(known, ANSWER_CHANGES),
+        },
+        "worth": {"title": "What refinements are worth", "shares": {"refinements that only repeat": repeats} | right},
     }
 
 
-def _centre(values: list[float]) -> dict[str, float | None]:
+def centre(values: list[float]) -> dict[str, float | None]:
+    """Return mean and median; None of no values."""
     return {"mean": fmean(values), "median": median(values)} if values else {"mean": None, "median": None}
 
 
-def _distribution(values: list[float]) -> dict:
-    """Return how many values in [0, 1] there are, their centre, and counts in equal bins."""
+def distribution(title: str, label: str, values: list[float]) -> dict:
+    """Return a part about values in [0, 1]: how many there are, their centre, and counts in equal bins."""
     bins = [0] * BINS
     for value in values:
         bins[min(BINS - 1, int(value * BINS))] += 1
-    return {"count": len(values), **_centre(values), "bins": bins}
+    return {"title": title, "counts": {"refinements": len(values)}, "numbers": {label: centre(values)}, "bins": bins}
 
 
 def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
-    """Return Wilson's score interval of a share (Wilson 1927), which is sensible for few cases and for shares near 0 and 1.
+    """Return Wilson's score interval of `count` successes in `of` independent trials (Wilson 1927).
 
-    Args:
-        count, of: successes and trials; the trials are taken to be independent.
-        z: quantile; default 95 %.
-
-    Returns:
-        Lower and upper end; (0, 1) without trials: nothing is known.
+    It is sensible for few cases and for shares near 0 and 1. Without trials nothing is known: (0, 1).
     """
     if of == 0:
         return 0.0, 1.0
@@ -156,21 +168,17 @@ def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, min(low, p)), min(1.0, max(high, p))  # rounding may leave p = 0 or 1 just outside
 
 
-def share(count: int, of: int) -> dict[str, float | None]:
-    """Return a share as it is written to JSON, {count, of, share, low, high}, with its 95 % interval; None of no cases."""
+def share_of(cases: Iterable[bool]) -> dict[str, float | None]:
+    """Return the share of true ones as it is written to JSON, with its count and 95 % interval; None of no cases."""
+    cases = list(cases)
+    count, of = sum(cases), len(cases)
     low, high = wilson(count, of) if of else (None, None)
     return {"count": count, "of": of, "share": count / of if of else None, "low": low, "high": high}
 
 
-def share_of(cases) -> dict[str, float | None]:
-    """Return the share of true ones."""
-    cases = list(cases)
-    return share(sum(cases), len(cases))
-
-
-def shares(values: list, kinds: tuple) -> dict[str, dict]:
+def shares(values: list, kinds: Iterable) -> dict[str, dict]:
     """Return the share of each kind among the values."""
-    return {kind: share(values.count(kind), len(values)) for kind in kinds}
+    return {kind: share_of(value == kind for value in values) for kind in kinds}
 
 
 def _judge_prompt(instruction: Instruction) -> JudgePrompt:
@@ -199,30 +207,27 @@ def behaviour_items(question: str, response: str) -> dict[str, list[Judgement]]:
     }
 
 
-def judged(refined: list[AnswerRecord], scorers: dict[str, Scorer]) -> dict:
+def judged(refined: list[AnswerRecord], scorers: dict[str, Scorer]) -> dict[str, dict]:
     """Compute coherence, alignment and kind of refinements. What the judge failed at is counted and in no share."""
     # the items, in an order that depends on nothing but the answers' keys
     items: dict[str, list[Judgement]] = {name: [] for name in scorers}
     for record in sorted(refined, key=lambda record: stable_seed("behaviour", *record.key)):
         for name, more in behaviour_items(record.question, record.response).items():
-            items[name] += more
+            if name in items:
+                items[name] += more
     # the judge's scores
     futures = {name: [scorers[name].submit(item) for item in items[name][:JUDGE_LIMIT]] for name in scorers}
     for scorer in scorers.values():
         scorer.finish()
     # their shares
-    result = {}
+    parts = {}
     for name, pending in futures.items():
-        values = [future.result() for future in pending]
-        scores = [value for value in values if value is not None]
-        counts = {"there_are": len(items[name]), "asked": len(values), "failed": len(values) - len(scores)}
+        scores = [score for future in pending if (score := future.result()) is not None]
+        counts = {"there are": len(items[name]), "put to the judge": len(pending), "failed": len(pending) - len(scores)}
+        parts[name] = {"title": f"{name.capitalize()}, by the judge", "counts": counts}
         if name == "kind":
-            result[name] = counts | {"shares": shares([option_of(value, KIND.options) for value in scores], KIND.options)}
+            parts[name]["shares"] = shares([option_of(score, KIND.options) for score in scores], KIND.options)
         else:
-            result[name] = counts | _centre(scores) | {"shares": shares([grade(value) for value in scores], GRADES)}
-    return result
-
-
-def grade(score: float) -> str:
-    """Return the paper's bin of a coherence or alignment score: high from .85, low below .45."""
-    return "high" if score >= HIGH else "low" if score < LOW else "middle"
+            grades = [next(grade for least, grade in GRADES.items() if score >= least) for score in scores]
+            parts[name] |= {"shares": shares(grades, GRADES.values()), "numbers": {"score": centre(scores)}}
+    return parts

@@ -6,16 +6,18 @@ review it. Earlier native thinking is left out of it, as Qwen3's chat template d
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
-from transformers import PreTrainedTokenizerBase
-
+<<<<<<< HEAD
 from data.benchmarks import BenchmarkItem
 from data.prompts import PROMPTS_FILE, PromptRenderer
 from model import Transformer
+=======
+from data.benchmark_rows import BenchmarkItem
+from data.prompts import PromptRenderer
+>>>>>>> h/eval
 from rewards.format import answer_body, plain_answer
+from rl.config import option
 from rl.records import Completion, Request
 from rl.sampler import Sampler
 
@@ -78,31 +80,6 @@ def parse_methods(text: str) -> list[Method]:
     return [method for name, method in METHODS.items() if name in names]
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A frozen model with what is needed to ask it.
-
-    Attributes:
-        folder: folder that the model was loaded from.
-        context: the longest prompt and response together that the model takes, in tokens.
-    """
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    renderer: PromptRenderer
-    stop_ids: list[int]
-    model: Transformer
-    context: int
-
-    def sampler(self, max_slots: int | Literal["auto"]) -> Sampler:
-        return Sampler(self.model, stop_ids=self.stop_ids, max_slots=max_slots, max_len=self.context)
-
-    @property
-    def is_trained_here(self) -> bool:
-        """Return whether training wrote the folder, because then the prompts are saved with it."""
-        return (self.folder / PROMPTS_FILE).is_file()
-
-
 class Turn(TypedDict):
     """One prompt and the response to it, as it stands in an answer's record."""
 
@@ -120,22 +97,16 @@ def make_turn(renderer: PromptRenderer, prompt: str, completion: Completion) -> 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The way responses are drawn.
+    """The way responses are drawn: the first flags of evaluate.py."""
 
-    Attributes:
-        temperature: 0 is greedy.
-        samples: answers to each question.
-        seed: seed of every draw, with the question and the turn.
-        paper_decoding: second turns are drawn at the method's own temperature.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    samples: int = 1
-    max_new_tokens: int = 1500
-    seed: int = 0
-    max_slots: int | Literal["auto"] = "auto"
-    paper_decoding: bool = False
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy")
+    top_p: float = option(1.0, "nucleus sampling; 1: off")
+    samples: int = option(1, "answers to each question: mean@k, pass@k, maj@k")
+    max_new_tokens: int = option(1500, "longest answer (paper: 1,500)")
+    seed: int = option(0, "seed of sampling, and of the choice of questions by --limit")
+    paper_decoding: bool = option(
+        False, "as in the paper: second turns of self-refine at T = 0.9, of self-refine-oracle at 0.6"
+    )
 
 
 Deliver = Callable[[BenchmarkItem, int, list[Turn]], None]  # question, number of the answer, its turns
@@ -149,28 +120,42 @@ class Answerer:
         shortened: responses that had less than max_new_tokens of room, since the last time this was set to 0.
     """
 
-    loaded: LoadedModel
+    renderer: PromptRenderer
+    sampler: Sampler
     decoding: Decoding
     shortened: int = 0
 
     def unreadable(self, item: BenchmarkItem, prompt: str) -> str:
         """Return why the model cannot be given a prompt (no token for a character, or too long), or ""."""
         try:
-            length = len(self.loaded.renderer.encode(prompt, item.question))
-        except ValueError:  # the evaluation counts and names these questions
-            return "the question holds characters that this model's tokenizer has no token for"
-        return f"the prompt has {length} tokens, the model takes {self.loaded.context}" if length >= self.loaded.context else ""
+            length = len(self.renderer.encode(prompt, item.question))
+        except ValueError as error:  # callers count these questions, and tell the reason
+            return str(error)
+        limit = self.sampler.max_len
+        return f"the prompt has {length:,} tokens, this model reads at most {limit:,}: shorten it" if length >= limit else ""
+
+    def ask(self, question: str, mode: str) -> list[Turn]:
+        """Return `samples` answers to one question.
+
+        Raises:
+            ValueError: the model cannot read it.
+        """
+        item, answers = BenchmarkItem(question, question, ()), []
+        if reason := self.unreadable(item, self.renderer.text(question, mode)):
+            raise ValueError(reason)
+        self.first_turns([item], mode, lambda _item, _sample, turns: answers.append(turns[0]))
+        return answers
 
     def first_turns(self, items: Iterable[BenchmarkItem], mode: str, deliver: Deliver) -> None:
         """Answer every question `samples` times. Each answer is delivered as soon as it ends."""
-        prompts = [(item, 0, [], self.loaded.renderer.text(item.question, mode)) for item in items]
+        prompts = [(item, 0, [], self.renderer.text(item.question, mode)) for item in items]
         self._draw(prompts, self.decoding.samples, self.decoding.temperature, ("first", mode), deliver)
 
     def second_turns(self, answers: list[tuple[BenchmarkItem, int, Turn]], method: Method, deliver: Deliver) -> None:
         """Let responses be reviewed, and deliver both turns. A response that leaves no room for a review stands alone."""
         prompts = []
         for item, sample, turn in answers:
-            prompt = self.loaded.renderer.text(item.question, method.mode, [(without_thinking(turn), method.review)])
+            prompt = self.renderer.text(item.question, method.mode, [(without_thinking(turn), method.review)])
             if self.unreadable(item, prompt):
                 deliver(item, sample, [turn])
             else:
@@ -190,8 +175,8 @@ class Answerer:
         # a request for each prompt
         requests = []
         for item, sample, _, prompt in prompts:
-            ids = self.loaded.renderer.encode(prompt, item.question)
-            room = min(self.decoding.max_new_tokens, self.loaded.context - len(ids))
+            ids = self.renderer.encode(prompt, item.question)
+            room = min(self.decoding.max_new_tokens, self.sampler.max_len - len(ids))
             self.shortened += samples * (room < self.decoding.max_new_tokens)
             key = (self.decoding.seed, "benchmark", *purpose, item.id, sample)
             requests.append(Request(ids, samples, room, temperature, key, self.decoding.top_p))
@@ -199,14 +184,9 @@ class Answerer:
         # responses, as they end
         def finish(r: int, i: int, completion: Completion) -> None:
             item, sample, earlier, prompt = prompts[r]
-            deliver(item, sample + i, [*earlier, make_turn(self.loaded.renderer, prompt, completion)])
+            deliver(item, sample + i, [*earlier, make_turn(self.renderer, prompt, completion)])
 
-        if requests:
-            self._sampler.generate(requests, on_finish=finish)
-
-    @cached_property
-    def _sampler(self) -> Sampler:
-        return self.loaded.sampler(self.decoding.max_slots)
+        self.sampler.generate(requests, on_finish=finish)
 
 
 def answer_text(turn: Turn, mode: str) -> str:

@@ -8,18 +8,23 @@ RUN/rollouts/step_000001.jsonl           the responses of a training step (rl/ru
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 
 from model.checkpoint import read_json
 from rl.evaluation.methods import METHODS, Turn
+<<<<<<< HEAD
 from rl.files import append_line, write_whole
 from rl.judging.cache import question_key, read_baselines
+=======
+from rl.files import append_line, files_by_step, write_whole
+from rl.judging.cache import baseline_files, question_key, read_baselines
+>>>>>>> h/eval
 from rl.run.console import wrapped
 
-MAY_GROW = ("benchmarks", "data", "judge")  # settings that a later evaluation may add to
+MAY_GROW = ("benchmarks", "data")  # settings that a later evaluation may add to; it may also add a judge
 
 
 @dataclass
@@ -57,6 +62,19 @@ class AnswerRecord:
         """The response that the answer comes from, tags included; "" if the model could not be given the question."""
         return self.turns[self.answer_turn]["response"] if self.turns else ""
 
+    @classmethod
+    def parse(cls, line: bytes) -> "AnswerRecord":
+        """Read a line of a record file.
+
+        Raises:
+            ValueError, TypeError, AttributeError: it is no record.
+        """
+        record = cls(**json.loads(line.decode()))
+        is_whole = all(turn.keys() == Turn.__annotations__.keys() for turn in record.turns)
+        if not isinstance(record.scores, dict) or not isinstance(record.turns, list) or not is_whole:
+            raise TypeError("scores or turns are malformed")
+        return record
+
     @property
     def key(self) -> tuple[str, str, int]:
         """Benchmark, question and sample: a plain and a refined answer with the same key are a pair."""
@@ -82,10 +100,7 @@ class RecordFile:
         *lines, cut_off = content.split(b"\n")  # bytes, because a line may be cut within a character
         for number, line in enumerate(lines, start=1):
             try:
-                record = AnswerRecord(**json.loads(line.decode()))
-                is_whole = all(turn.keys() == Turn.__annotations__.keys() for turn in record.turns)
-                if not isinstance(record.scores, dict) or not isinstance(record.turns, list) or not is_whole:
-                    raise TypeError("scores or turns are malformed")
+                record = AnswerRecord.parse(line)
             except (ValueError, TypeError, AttributeError) as error:
                 problem = f"{self.path}, line {number} is no record of an answer ({error}); mend or remove it"
                 raise ValueError(problem) from error
@@ -97,24 +112,23 @@ class RecordFile:
     def append(self, record: AnswerRecord) -> None:
         """Add a line to the file, to which other ranks add theirs."""
         self.records[record.id, record.sample] = record
-        append_line(self.path, to_line(record))
+        append_line(self.path, to_lines([record]).removesuffix("\n"))
 
-    def rewrite(self, order: list[str]) -> None:
-        """Write the whole file again, in the order of the questions.
+    def rewrite(self, order: list[tuple[str, int]]) -> None:
+        """Write the whole file again, in the order of these (id, sample).
 
         Raises:
             ValueError: an answer to a question that is not in `order`.
         """
-        position = {id: number for number, id in enumerate(order)}
-        if foreign := {id for id, _ in self.records} - position.keys():
-            raise ValueError(f"{self.path} has answers to {sorted(foreign)[0]!r}, which is not asked here; remove its lines")
-        self.records = dict(sorted(self.records.items(), key=lambda entry: (position[entry[0][0]], entry[0][1])))
-        write_whole(self.path, "".join(to_line(record) + "\n" for record in self.records.values()))
+        if foreign := self.records.keys() - set(order):
+            raise ValueError(f"{self.path} has answers to {min(foreign)[0]!r}, which is not asked here; remove its lines")
+        self.records = {key: self.records[key] for key in order if key in self.records}
+        write_whole(self.path, to_lines(self.records.values()))
 
 
-def to_line(record: AnswerRecord) -> str:
-    """Return a record as JSON."""
-    return json.dumps(asdict(record), ensure_ascii=False)
+def to_lines(records: Iterable[AnswerRecord]) -> str:
+    """Return records as JSONL."""
+    return "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
 
 
 class OtherSettingsError(ValueError):
@@ -168,26 +182,23 @@ def load_settings(path: Path) -> dict:
         ValueError: the folder holds none.
     """
     try:
-        settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} holds no evaluation: settings.json cannot be read ({error})") from error
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), dict) for name in ("benchmarks", "data")):
+        settings = read_json(path / "settings.json")
+    except ValueError as error:
+        raise ValueError(f"{path} holds no evaluation: {error}") from error
+    if not all(isinstance(settings.get(name), dict) for name in MAY_GROW):
         raise ValueError(f"{path} holds no evaluation: settings.json names no benchmarks and data")
     return settings
 
 
 def _join_settings(saved: dict, now: dict, path: Path) -> dict:
     """Return both settings in one, if answers made with either belong together."""
-    changes = [f"{k} was {saved.get(k)}, is {v}" for k, v in now.items() if k not in MAY_GROW and saved.get(k) != v]
-    for name in ("benchmarks", "data"):
-        both = saved[name].keys() & now[name].keys()
-        changes += [f"{name} of {k} was {saved[name][k]}, is {now[name][k]}" for k in both if saved[name][k] != now[name][k]]
-    if saved.get("judge") and now["judge"] and saved["judge"] != now["judge"]:
-        changes.append(f"judge was {saved['judge']}, is {now['judge']}")
-    if changes:
-        raise OtherSettingsError(f"{path} holds answers made with other settings: {'; '.join(changes)}. Choose another --out")
-    joined = {name: saved[name] | now[name] for name in ("benchmarks", "data")}
-    return now | joined | {"judge": now["judge"] or saved.get("judge")}
+    # what must be the same: everything, of benchmarks and data what both have, and of judges if there are two
+    changes = [(k, saved.get(k), v) for k, v in now.items() if k not in (*MAY_GROW, "judge")]
+    changes += [(f"{n} of {k}", saved[n][k], v) for n in MAY_GROW for k, v in now[n].items() if k in saved[n]]
+    changes += [("judge", saved["judge"], now["judge"])] if saved.get("judge") and now["judge"] else []
+    if found := [f"{name} was {old}, is {new}" for name, old, new in changes if old != new]:
+        raise OtherSettingsError(f"{path} holds answers made with other settings: {'; '.join(found)}. Choose another --out")
+    return now | {n: saved[n] | now[n] for n in MAY_GROW} | {"judge": now["judge"] or saved.get("judge")}
 
 
 def methods_of(folder: Path) -> list[str]:
@@ -195,21 +206,22 @@ def methods_of(folder: Path) -> list[str]:
     return sorted({file.stem.rpartition(".")[2] for file in (folder / "records").glob("*.*.jsonl")})
 
 
-def read_records(folder: Path, method: str | None = None) -> dict[tuple[str, str], list[AnswerRecord]]:
-    """Read the records of an evaluation, all or those of one method, by (benchmark, method).
+def read_records(folder: Path, method: str | None = None) -> dict[str, dict[str, list[AnswerRecord]]]:
+    """Read the records of an evaluation, all or those of one method, by method and benchmark.
 
     Raises:
         ValueError: there are none, or a line is no record; file and line are named.
     """
-    cells = {}
+    records: dict[str, dict[str, list[AnswerRecord]]] = {}
     for file in sorted((folder / "records").glob(f"*.{method or '*'}.jsonl")):
         benchmark, _, name = file.stem.rpartition(".")
         if name in METHODS:  # a person may keep other files there
-            cells[benchmark, name] = list(RecordFile(folder, benchmark, name, mend=False).records.values())
-    if not cells:
+            of_file = RecordFile(folder, benchmark, name, mend=False).records
+            records.setdefault(name, {})[benchmark] = list(of_file.values())
+    if not records:
         of = f" of {method!r}" if method else ""
         raise ValueError(f"{folder / 'records'} has no records{of}; it has {methods_of(folder) or 'none at all'}")
-    return cells
+    return {name: records[name] for name in METHODS if name in records}
 
 
 def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[AnswerRecord], list[AnswerRecord]]:
@@ -225,18 +237,18 @@ def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[AnswerRecord], l
     Raises:
         ValueError: no rollouts, or a line that is none; file, line and key are named.
     """
+    # the answers of the run
     answers: dict[str, list[AnswerRecord]] = {"plain": [], "refine": []}
-    questions: dict[str, tuple[str, str]] = {}
     for file in rollout_files(run)[-last_steps:]:
         samples: Counter = Counter()
         for where, row in read_lines(file):
             try:
                 mode, id = row["mode"], f"{file.stem}/{row['id']}"
-                questions[id] = row["question"], row["reference"]
-                answers[mode].append(_rollout(mode, id, samples[mode, id], row))
+                answers[mode].append(_rollout(mode, id, samples[mode, id], **{name: row[name] for name in ROLLOUT}))
                 samples[mode, id] += 1
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{where}: not a rollout ({type(error).__name__}: {error})") from error
+<<<<<<< HEAD
     return answers["plain"] or _reference_answers(run, questions), answers["refine"]
 
 
@@ -253,11 +265,30 @@ def _reference_answers(run: Path, questions: dict[str, tuple[str, str]]) -> list
         rows |= read_baselines(run.parent / "baselines" / file)
     records = []
     for id, (question, reference) in questions.items():
+=======
+    if answers["plain"]:
+        return answers["plain"], answers["refine"]
+    # plain answers of the initial policy, if the run compared with it
+    rows = {k: v for name in baseline_files(read_json(run / "config.json"))
+            for k, v in read_baselines(run.parent / "baselines" / name).items()}  # fmt: skip
+    plain = []
+    for id, question, reference in dict.fromkeys((r.id, r.question, r.reference) for r in answers["refine"]):
+>>>>>>> h/eval
         row = rows.get(question_key(question, reference), {"texts": [], "scores": []})
         for sample, (text, score) in enumerate(zip(row["texts"], row["scores"], strict=True)):
-            answer = {"question": question, "reference": reference, "text": text, "tokens": 0, "accuracy": score}
-            records.append(_rollout("reference", id, sample, answer))
-    return records
+            plain.append(_rollout("reference", id, sample, question, reference, text, 0, score))
+    return plain, answers["refine"]
+
+
+ROLLOUT = ("question", "reference", "text", "tokens", "accuracy")  # what is read of a line of rollouts/
+
+
+def _rollout(
+    method: str, id: str, sample: int, question: str, reference: str, text: str, tokens: int, accuracy: float | None
+) -> AnswerRecord:
+    turn = Turn(prompt="", response=text, tokens=tokens, finish_reason="")
+    scores = {"accuracy": accuracy}
+    return AnswerRecord("rollouts", method, id, sample, question, reference, [turn], None, 0, tokens, scores)
 
 
 def rollout_files(run: Path) -> list[Path]:
@@ -266,10 +297,9 @@ def rollout_files(run: Path) -> list[Path]:
     Raises:
         ValueError: there are none.
     """
-    files = sorted(f for f in (run / "rollouts").glob("step_*.jsonl") if f.stem.removeprefix("step_").isdecimal())
-    if not files:
-        raise ValueError(f"no rollouts in {run / 'rollouts'}: give the folder of a training run (runs/NAME)")
-    return files
+    if files := files_by_step(run / "rollouts", ".jsonl"):
+        return list(files.values())
+    raise ValueError(f"no rollouts in {run / 'rollouts'}: give the folder of a training run (runs/NAME)")
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, dict]]:

@@ -45,12 +45,9 @@ class BenchmarkRun:
         return f"{self.benchmark.name}, {self.method.name}"
 
     @property
-    def order(self) -> list[str]:
-        return [item.id for item in self.items]
-
-    @property
-    def samples(self) -> range:
-        return range(self.answerer.decoding.samples)
+    def keys(self) -> list[Key]:
+        """Every answer there is to be, in the order of the file."""
+        return [(item.id, i) for item in self.items for i in range(self.answerer.decoding.samples)]
 
     def file(self, method: str | None = None, *, mend: bool = False) -> RecordFile:
         return RecordFile(self.folder, self.benchmark.name, method or self.method.name, mend=mend)
@@ -66,14 +63,14 @@ class BenchmarkRun:
             self.answerer.shortened = 0
             self._answer_share(missing)
             shortened = sum(gather(self.answerer.shortened))  # from here on all ranks have answered
-            broadcast_from_main(lambda: self.file(mend=True).rewrite(self.order))
+            broadcast_from_main(lambda: self.file(mend=True).rewrite(self.keys))
             if shortened:
                 print(f"{self.title}: {shortened} answers had less room than --max-new-tokens")
         # judge what the judge has not scored
         file, judge = self.file(), judges[self.benchmark.judge_kind] if judges else None
         if judge and any(record.scores.get("judge") is None for record in file.records.values()):
             failed = judge_records(judge, self.benchmark.judge_kind, file.records.values())
-            broadcast_from_main(lambda: file.rewrite(self.order))
+            broadcast_from_main(lambda: file.rewrite(self.keys))
             if failed:
                 why = next(filter(None, gather(judge.last_failure)), "")
                 print(f"{self.title}: no judge's score for {failed} answers ({why}); the next run asks again")
@@ -84,7 +81,7 @@ class BenchmarkRun:
         file = self.file(mend=True)
         if stale := self._rescore(file):
             print(f"{self.title}: the rules have changed; {stale} answers that are there already are scored anew")
-        missing = {(id, i) for id in self.order for i in self.samples} - file.records.keys()
+        missing = set(self.keys) - file.records.keys()
         if missing and file.records:
             print(f"{self.title}: {len(file.records)} answers are there already, {len(missing)} to go")
         return missing
@@ -101,7 +98,7 @@ class BenchmarkRun:
             new.scores["judge"] = record.scores.get("judge")
             file.records[record.id, record.sample] = new
         if stale:
-            file.rewrite(self.order)
+            file.rewrite(self.keys)
         return len(stale)
 
     def _answer_share(self, missing: set[Key]) -> None:
@@ -123,7 +120,7 @@ class BenchmarkRun:
 
     def _answer(self, items: list[BenchmarkItem], missing: set[Key], keep: Callable[[AnswerRecord], None]) -> None:
         """Draw the missing answers to these questions, and pass the record of each to `keep` as it ends."""
-        answerer, mode = self.answerer, self.method.mode
+        answerer, mode, samples = self.answerer, self.method.mode, range(self.answerer.decoding.samples)
 
         def deliver(item: BenchmarkItem, sample: int, turns: list[Turn], unreadable: str = "") -> None:
             if (item.id, sample) in missing:
@@ -132,8 +129,8 @@ class BenchmarkRun:
         # questions that the model cannot be given
         readable = []
         for item in items:
-            if reason := answerer.unreadable(item, answerer.loaded.renderer.text(item.question, mode)):
-                for sample in self.samples:
+            if reason := answerer.unreadable(item, answerer.renderer.text(item.question, mode)):
+                for sample in samples:
                     deliver(item, sample, [], reason)
             else:
                 readable.append(item)
@@ -143,21 +140,23 @@ class BenchmarkRun:
         # first turns of the methods that review: vanilla's answers where they are there, which have the same prompt and draws
         assert mode == METHODS["vanilla"].mode
         first = {key: record.turns[0] for key, record in self.file("vanilla").records.items() if record.turns}
-        new = [item for item in readable if any((item.id, i) not in first for i in self.samples)]
+        new = [item for item in readable if any((item.id, i) not in first for i in samples)]
         answerer.first_turns(new, mode, lambda item, i, turns: first.update({(item.id, i): turns[0]}))
         # second turns
         to_review = []
         for item in readable:
-            for i in self.samples:
+            for i in samples:
                 turn = first[item.id, i]
-                if self.method.only_wrong and self._score(item, turn) >= RIGHT:
+                if self.method.only_wrong and score_turn(self.benchmark, self.method, item, turn)[1] >= RIGHT:
                     deliver(item, i, [turn])
                 elif (item.id, i) in missing:
                     to_review.append((item, i, turn))
         answerer.second_turns(to_review, self.method, deliver)
 
-    def _score(self, item: BenchmarkItem, turn: Turn) -> float:
-        return score_benchmark(self.benchmark.kind, answer_text(turn, self.method.mode), item.references, item.options)[1]
+
+def score_turn(benchmark: Benchmark, method: Method, item: BenchmarkItem, turn: Turn) -> tuple[str | None, float]:
+    """Return what the rule takes for the answer of a response, and its score."""
+    return score_benchmark(benchmark.kind, answer_text(turn, method.mode), item.references, item.options)
 
 
 def score_answer(
@@ -172,9 +171,7 @@ def score_answer(
     last = max(0, len(turns) - 1)
     if last and says_it_holds(turns[last]):
         last -= 1
-    answer, score = None, 0.0
-    if turns:
-        answer, score = score_benchmark(benchmark.kind, answer_text(turns[last], method.mode), item.references, item.options)
+    answer, score = score_turn(benchmark, method, item, turns[last]) if turns else (None, 0.0)
     scores: dict[str, float | None] = {"rule": score, "judge": None}
     if (exact := RULES[benchmark.kind].exact) is not None:
         scores["exact"] = 0.0 if answer is None else exact(answer, item.references)

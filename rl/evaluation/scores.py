@@ -51,24 +51,25 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
 
     accuracy, accuracy_se: by rule, mean over questions of the mean over samples (mean@k); None if no question could be asked.
     judge, judge_se: by the judge; None without one. exact: share of exact matches, for DROP.
-    pass_at, majority: with several samples, of what is right by rule; None for summaries, which are a matter of degree.
+    pass@2, pass@4, ..., maj@k: with several samples, of what is right by rule; not of summaries, which are a matter of degree.
     tokens: generated per answer in all turns, of the questions that could be asked. truncated: share of answers with a turn
     that hit the limit. no_answer: share in which the rule finds no answer. wellformed, refined: of refine-prompt responses.
-    reviewed: share of answers with a second turn; review_missing: share without one that should have had it. other_rules:
-    answers that were scored by other rules than there are now.
+    review_missing: share without the second turn that they should have had. other_rules: answers that were scored by other
+    rules than there are now.
     """
     # counts
     by_question: dict[str, list[AnswerRecord]] = {}
     for record in sorted(records, key=lambda record: record.sample):
         by_question.setdefault(record.id, []).append(record)
     readable = [record for record in records if not record.unreadable]
+    judged = [record.scores.get("judge") for record in records]
     cell = {
         "questions": len(by_question),
         "samples": max(map(len, by_question.values()), default=0),
         "unreadable": sum(bool(group[0].unreadable) for group in by_question.values()),
         "unreadable_reason": next((record.unreadable for record in records if record.unreadable), ""),
         "other_rules": sum(record.rules != rules_version() for record in readable),
-        "judge_failed": sum(record.scores.get("judge") is None for record in records),
+        "judge_failed": sum(score is None for score in judged) if any(score is not None for score in judged) else 0,
     }
     # means over questions
     for name, score in (("accuracy", "rule"), ("judge", "judge"), ("exact", "exact")):
@@ -78,7 +79,6 @@ def summarise(records: list[AnswerRecord], kind: str) -> dict:
     cell["tokens"] = _mean(record.tokens for record in readable)
     cell["truncated"] = _mean(any(turn["finish_reason"] == "length" for turn in r.turns) for r in readable)
     cell["no_answer"] = _mean(record.answer is None for record in readable)
-    cell["reviewed"] = _mean(len(record.turns) > 1 for record in readable)
     cell["review_missing"] = _mean(map(_lacks_review, readable))
     if records and METHODS[records[0].method].mode == "refine":
         parsed = [parse_response(record.turns[-1]["response"]) for record in readable]
@@ -101,18 +101,18 @@ def _lacks_review(record: AnswerRecord) -> bool:
     return is_due and len(record.turns) == 1
 
 
-def _several_samples(groups: list[list[AnswerRecord]], kind: str) -> dict:
-    """Compute pass@k for k = 1, 2, 4, ... and all samples, and the score of the majority."""
+def _several_samples(groups: list[list[AnswerRecord]], kind: str) -> dict[str, float]:
+    """Compute pass@k for k = 2, 4, ... and all samples (pass@1 is the accuracy), and the score of the majority."""
     rule = RULES[kind]
     if rule.key is None:
-        return {"pass_at": None, "majority": None}
+        return {}
     score = "exact" if rule.exact else "rule"
     right = [sum(r.scores[score] == 1.0 for r in group) for group in groups]
     most = min(map(len, groups))
-    ks = sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most})
-    passes = {str(k): fmean(pass_at_k(len(g), c, k) for g, c in zip(groups, right, strict=True)) for k in ks}
+    ks = sorted({*(2**i for i in range(1, most.bit_length())), most} - {1})
+    passes = {f"pass@{k}": fmean(pass_at_k(len(g), c, k) for g, c in zip(groups, right, strict=True)) for k in ks}
     votes = [majority_score([r.answer for r in g], [r.scores["rule"] for r in g], rule.key) for g in groups]
-    return {"pass_at": passes, "majority": fmean(votes)}
+    return passes | {f"maj@{max(map(len, groups))}": fmean(votes)}
 
 
 def question_means(records: list[AnswerRecord], score: str) -> dict[str, float]:
@@ -152,6 +152,31 @@ def paired_difference(columns: list[tuple[dict[str, float], dict[str, float]]], 
     return {"difference": difference, "low": low, "high": high, "questions": questions}
 
 
+def differences(a: str, b: str) -> dict:
+    """Compute B minus A for every score and the tokens, by benchmark and over all of them.
+
+    Args:
+        a, b: FOLDER or FOLDER:METHOD.
+
+    Returns:
+        a, b; mixed_rules: not all answers were scored by the same rules; differences: {method, score, benchmark} and what
+        `paired_difference` returns, of each. Scores are shares.
+    """
+    found, pairs = [], pair_up(a, b)
+    for title, one, two in pairs:
+        for score, key in (("accuracy", "rule"), ("judge", "judge"), ("tokens", "tokens")):
+            columns = {name: (question_means(one[name], key), question_means(two[name], key)) for name in in_order(one)}
+            columns = {name: pair for name, pair in columns.items() if all(pair)}
+            parts = {name: [pair] for name, pair in columns.items()}
+            if len(columns) > 1:
+                parts["average"] = list(columns.values())
+            for name, of_part in parts.items():
+                found.append({"method": title, "score": score, "benchmark": name} | paired_difference(of_part))
+    records = [record for _, *sides in pairs for side in sides for group in side.values() for record in group]
+    rules = {record.rules for record in records if not record.unreadable}
+    return {"a": a, "b": b, "mixed_rules": len(rules) > 1, "differences": found}
+
+
 Cells = dict[str, list[AnswerRecord]]  # by benchmark
 
 
@@ -175,16 +200,16 @@ def pair_up(a: str, b: str) -> list[tuple[str, Cells, Cells]]:
     # their records on common benchmarks
     result = []
     for left, right in pairs:
-        common = [name for name in one[left] if name in two[right]]
+        common = one[left].keys() & two[right].keys()
         if not common:
             raise ValueError(f"the two share no benchmark: {', '.join(one[left])} against {', '.join(two[right])}")
-        for name in common:
-            questions = {record.id: (record.question, record.reference) for record in one[left][name]}
-            for record in two[right][name]:
-                if questions.get(record.id, (record.question, record.reference)) != (record.question, record.reference):
-                    raise ValueError(f"{record.id} is another question in the two evaluations: their data differ")
+        sides = [{name: side[name] for name in common} for side in (one[left], two[right])]
+        asked = [{(r.id, r.question, r.reference) for records in side.values() for r in records} for side in sides]
+        ids = [{id for id, _, _ in questions} for questions in asked]
+        if others := {id for id, _, _ in asked[0] ^ asked[1]} & ids[0] & ids[1]:
+            raise ValueError(f"{min(others)} is another question in the two evaluations: their data differ")
         title = METHODS[left].title if left == right else f"{METHODS[left].title} -> {METHODS[right].title}"
-        result.append((title, *({name: side[name] for name in common} for side in (one[left], two[right]))))
+        result.append((title, *sides))
     return result
 
 
@@ -193,53 +218,11 @@ def _read_side(text: str) -> tuple[str | None, dict[str, Cells]]:
     folder, mark, method = text.rpartition(":")
     if not (mark and method in METHODS):
         folder, method = text, None
-    benchmarks, records = load_settings(Path(folder))["benchmarks"], read_records(Path(folder))
-    cells = {m: {b: records[b, m] for b in benchmarks if (b, m) in records} for m in METHODS}
-    cells = {m: of_method for m, of_method in cells.items() if of_method}
-    if method is not None and method not in cells:
-        raise ValueError(f"{folder} has no answers of {method}; it has {', '.join(cells)}")
-    return method, cells
+    load_settings(Path(folder))  # or it is no evaluation
+    return method, read_records(Path(folder), method)
 
 
-def mixed_rules(a: str, b: str) -> bool:
-    """Return whether the two sides were scored by more than one version of the rules."""
-    records = [r for _, *sides in pair_up(a, b) for cells in sides for group in cells.values() for r in group]
-    return len({record.rules for record in records if not record.unreadable}) > 1
-
-
-def differences(a: str, b: str) -> list[dict]:
-    """Compute B minus A for every score and the tokens, by benchmark and over all of them. Scores are shares."""
-    found = []
-    for title, one, two in pair_up(a, b):
-        for score, key in (("accuracy", "rule"), ("judge", "judge"), ("tokens", "tokens")):
-            columns = {name: (question_means(one[name], key), question_means(two[name], key)) for name in one}
-            columns = {name: pair for name, pair in columns.items() if all(pair)}
-            parts = {name: [pair] for name, pair in columns.items()}
-            if len(columns) > 1:
-                parts["average"] = list(columns.values())
-            for name, pairs in parts.items():
-                found.append({"method": title, "score": score, "benchmark": name} | paired_difference(pairs))
-    return found
-
-
-def render_differences(found: list[dict], a: str, b: str) -> str:
-    """Return differences as a terminal table of at most 100 columns."""
-    lines = [f"A: {a}", f"B: {b}", f"B - A on common questions, {LEVEL:.0%} interval of {RESAMPLES:,} bootstrap samples"]
-    heading = None
-    for entry in found:
-        is_score = entry["score"] in SCORES
-        if heading != (entry["method"], entry["score"]):
-            heading = (entry["method"], entry["score"])
-            what = f"accuracy in points, {SCORES[entry['score']]}" if is_score else "tokens per answer"
-            lines += ["", f"{entry['method']}: {what}"]
-        numbers = "no common question"
-        if entry["difference"] is not None:
-            difference, low, high = ((100 if is_score else 1) * entry[key] for key in ("difference", "low", "high"))
-            numbers = f"{difference:+8.1f}  [{low:+.1f}, {high:+.1f}]{'  *' if low > 0 or high < 0 else ''}"
-        lines.append(f"  {benchmark_title(entry['benchmark'])[:16]:16} {entry['questions']:6d} questions {numbers}")
-    return "\n".join([*lines, "", "*: the interval does not contain 0"])
-
-
-def benchmark_title(name: str) -> str:
-    """Return the title of a benchmark; a file of your own has its name for one."""
-    return BENCHMARKS[name].title if name in BENCHMARKS else name
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names of benchmarks in the order of tables: the paper's ten, then your own as they come."""
+    names = list(names)
+    return [name for name in BENCHMARKS if name in names] + [name for name in names if name not in BENCHMARKS]

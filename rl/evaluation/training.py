@@ -13,7 +13,7 @@ from data.prompts import PromptRenderer
 from rl.config import Config
 from rl.distributed import broadcast_from_main, gather_split, main_only, split_over_ranks
 from rl.evaluation.methods import METHODS, Method, make_turn
-from rl.evaluation.records import AnswerRecord, to_line
+from rl.evaluation.records import AnswerRecord, to_lines
 from rl.evaluation.run import score_answer
 from rl.evaluation.scores import summarise
 from rl.files import write_whole
@@ -124,7 +124,7 @@ class TrainingEvaluation:
         def score() -> dict[str, float]:
             records = self.records(drawn)
             file.parent.mkdir(exist_ok=True)
-            write_whole(file, "".join(to_line(record) + "\n" for record in records))
+            write_whole(file, to_lines(records))
             return self.metrics(records)
 
         return broadcast_from_main(score)  # on one rank, because rules have time limits and ranks must agree

@@ -117,12 +117,14 @@ class JudgeSpec:
         """Read the judge flags of a configuration.
 
         Raises:
-            ValueError: a judge or option that does not exist.
+            ValueError: a judge or option that does not exist, or a server without the name of its model.
         """
         name, options = config.judge, JudgeOptions.parse(config.judge_options)
         if judge_kind(name) == "named" and name not in NAMED_JUDGES:
             others = "self, a model's folder or hub id, or http://HOST/v1"
             raise ValueError(f"no judge is called {name}; say {', '.join(NAMED_JUDGES)}, {others}")
+        if judge_kind(name) == "server" and not config.judge_model:
+            raise ValueError("--judge with a server needs --judge-model NAME: which of its models is to judge?")
         return cls(name, config.judge_model, options, folder, pick_device(config.device))
 
     @property

@@ -7,19 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isnan, nan
 
-
-@dataclass(frozen=True)
-class Series:
-    """One curve.
-
-    Attributes:
-        metric: its name in metrics.jsonl; "" if only evaluations have it: then their points are joined.
-        evaluation: name of the same quantity in evaluations, drawn as points; "" for none.
-    """
-
-    label: str
-    metric: str
-    evaluation: str = ""
+from rl.report.runs import RunRecord, spread
 
 
 @dataclass(frozen=True)
@@ -28,6 +16,7 @@ class Chart:
 
     Attributes:
         note: what the curves are and what to look for; shown below the title.
+        series: names in metrics.jsonl by label; evaluations of the same quantity are drawn as points.
         share: values are shares of one: the axis runs from 0 to 1.
         log: logarithmic axis.
         smooth: a running mean is drawn.
@@ -35,91 +24,84 @@ class Chart:
 
     title: str
     note: str
-    series: tuple[Series, ...]
+    series: dict[str, str]
     share: bool = False
     log: bool = False
     smooth: bool = True
 
 
-def _chart(title: str, note: str, *series: tuple[str, ...], **looks: bool) -> Chart:
-    return Chart(title, note, tuple(Series(*one) for one in series), **looks)
-
-
 SECTIONS = {
     "What it learns": (
-        _chart("Accuracy", "Of refine-prompt responses, and of plain answers (r̄). Points: held-out questions, greedy.",
-               ("refine prompt", "pasr/refined_accuracy", "greedy/refined_accuracy"),
-               ("plain prompt, r̄", "pasr/plain_accuracy", "greedy/plain_accuracy"), share=True),
-        _chart("Refining when it is needed",
-               "P(a refinement follows | what was just written is wrong, right). Points: held-out questions, T = 1.",
-               ("after an error", "pasr/p_refine_wrong", "sampled/p_refine_wrong"),
-               ("after a right step", "pasr/p_refine_right", "sampled/p_refine_right"), share=True),
-        _chart("Responses that refine",
-               "Share with a well-formed refinement; of those, the share whose refinements only repeat what was there.",
-               ("refine", "pasr/refine_frac", "sampled/refine_rate"),
-               ("repeat only", "pasr/noop_refine_frac"), share=True),
-        _chart("What refinements earn",
-               "Shares of refined responses that beat the plain answers (+1), tie (-0.5) or lose (-1), Eq. 6.",
-               ("win", "pasr/win"), ("tie", "pasr/tie"), ("loss", "pasr/loss"), share=True),
-        _chart("Reward", "Mean of Eq. 7 and of its parts.",
-               ("total", "reward"), ("format", "rewards/format/mean"),
-               ("accuracy", "rewards/accuracy/mean"), ("refine", "rewards/refine/mean")),
-        _chart("Tokens per response", "Generated tokens, stop token included.",
-               ("refine prompt", "completions/mean_length"), ("plain prompt", "completions/plain_mean_length")),
+        Chart("Accuracy", "Of refine-prompt responses, and of plain answers (r̄). Points: held-out questions, greedy.",
+              {"refine prompt": "pasr/refined_accuracy", "plain prompt, r̄": "pasr/plain_accuracy"}, share=True),
+        Chart("Refining when it is needed",
+              "P(a refinement follows | what was just written is wrong, right). Points: held-out questions, T = 1.",
+              {"after an error": "pasr/p_refine_wrong", "after a right step": "pasr/p_refine_right"}, share=True),
+        Chart("Responses that refine",
+              "Share with a well-formed refinement; of those, the share whose refinements only repeat what was there.",
+              {"refine": "pasr/refine_frac", "repeat only": "pasr/noop_refine_frac"}, share=True),
+        Chart("What refinements earn",
+              "Shares of refined responses that beat the plain answers (+1), tie (-0.5) or lose (-1), Eq. 6.",
+              {"win": "pasr/win", "tie": "pasr/tie", "loss": "pasr/loss"}, share=True),
+        Chart("Reward", "Mean of Eq. 7 and of its parts.",
+              {"total": "reward", "format": "rewards/format/mean", "accuracy": "rewards/accuracy/mean",
+               "refine": "rewards/refine/mean"}),
+        Chart("Tokens per response", "Generated tokens, stop token included. Points: held-out questions, T = 1.",
+              {"refine prompt": "completions/mean_length", "plain prompt": "completions/plain_mean_length"}),
     ),
     "Format and signal": (
-        _chart("Well-formed responses",
-               "Shares that meet the conditions of Eq. 4: both pairs, refinements inside thinking, order.",
-               ("all three", "pasr/wellformed"), ("C1", "pasr/format_c1"), ("C2", "pasr/format_c2"), ("C3", "pasr/format_c3"),
-               ("plain answers", "pasr/plain_wellformed"), share=True),
-        _chart("Signal", "Groups skipped for equal rewards, groups without any right response, responses cut off.",
-               ("equal rewards", "frac_reward_zero_std"), ("nothing right", "pasr/allfail_group_frac"),
-               ("cut off", "completions/clipped_ratio"), share=True),
-        _chart("Which part of the reward decides", "cov(part, R) / var(R): the share of what tells responses apart.",
-               ("format", "rewards/format/variance_share"), ("accuracy", "rewards/accuracy/variance_share"),
-               ("refine", "rewards/refine/variance_share")),
+        Chart("Well-formed responses",
+              "Shares that meet the conditions of Eq. 4: both pairs, refinements inside, order. Points: held-out, T = 1.",
+              {"all three": "pasr/wellformed", "C1": "pasr/format_c1", "C2": "pasr/format_c2", "C3": "pasr/format_c3",
+               "plain answers": "pasr/plain_wellformed"}, share=True),
+        Chart("Signal", "Groups skipped for equal rewards, groups without any right response, responses cut off.",
+              {"equal rewards": "frac_reward_zero_std", "nothing right": "pasr/allfail_group_frac",
+               "cut off": "completions/clipped_ratio"}, share=True),
+        Chart("Which part of the reward decides", "cov(part, R) / var(R): the share of what tells responses apart.",
+              {name: f"rewards/{name}/variance_share" for name in ("format", "accuracy", "refine")}),
     ),
     "Policy": (
-        _chart("KL to the initial policy", "k3, mean over tokens.", ("KL", "kl")),
-        _chart("Entropy", "Nats per token. Falling to 0 early means that nothing is explored.", ("entropy", "entropy")),
-        _chart("Sampler against trainer",
-               "Absolute gap of log-probs under the same weights. Growth is a bug, or too coarse a number format.",
-               ("mean", "sampling/sampling_logp_difference/mean"),
-               ("largest", "sampling/sampling_logp_difference/max"), log=True),
-        _chart("Gradient norm", "Before clipping.", ("norm", "grad_norm")),
-        _chart("Clipped tokens", "Share below 1 - clip_low and above 1 + clip_high; 0 with one optimizer step a batch.",
-               ("low", "clip_ratio/low_mean"), ("high", "clip_ratio/high_mean")),
-        _chart("Learning rate", "Of AdamW.", ("learning rate", "learning_rate"), smooth=False),
+        Chart("KL to the initial policy", "k3, mean over tokens.", {"KL": "kl"}),
+        Chart("Entropy", "Nats per token. Falling to 0 early means that nothing is explored.", {"entropy": "entropy"}),
+        Chart("Sampler against trainer",
+              "Absolute gap of log-probs under the same weights. Growth is a bug, or too coarse a number format.",
+              {"mean": "sampling/sampling_logp_difference/mean", "largest": "sampling/sampling_logp_difference/max"}, log=True),
+        Chart("Gradient norm", "Before clipping.", {"norm": "grad_norm"}),
+        Chart("Clipped tokens", "Share below 1 - clip_low and above 1 + clip_high; 0 with one optimizer step a batch.",
+              {"low": "clip_ratio/low_mean", "high": "clip_ratio/high_mean"}),
+        Chart("Learning rate", "Of AdamW.", {"learning rate": "learning_rate"}, smooth=False),
     ),
     "Speed and judge": (
-        _chart("Tokens per second", "Sampled, and trained on.",
-               ("sampled", "perf/rollout_tokens_per_s"), ("trained", "perf/train_tokens_per_s")),
-        _chart("Seconds of a step", "Waiting for scores is part of the rollout.", ("rollout", "time/rollout"),
-               ("update", "time/update"), ("judge wait", "time/judge_wait"), ("weight sync", "time/sync")),
-        _chart("Peak memory", "GB of the device.", ("memory", "perf/peak_mem_gb")),
-        _chart("Judge calls", "Failed and unreadable ones are excluded from every mean.", ("calls", "judge/calls"),
-               ("failed", "judge/failed"), ("unreadable", "judge/parse_failed"), ("retries", "judge/retries")),
-        _chart("Judge latency", "Seconds a call.", ("median", "judge/latency_p50"), ("95 %", "judge/latency_p95")),
+        Chart("Tokens per second", "Sampled, and trained on.",
+              {"sampled": "perf/rollout_tokens_per_s", "trained": "perf/train_tokens_per_s"}),
+        Chart("Seconds of a step", "Waiting for scores is part of the rollout.",
+              {"rollout": "time/rollout", "update": "time/update", "judge wait": "time/judge_wait",
+               "weight sync": "time/sync"}),
+        Chart("Peak memory", "GB of the device.", {"memory": "perf/peak_mem_gb"}),
+        Chart("Judge calls", "Failed and unreadable ones are excluded from every mean.",
+              {"calls": "judge/calls", "failed": "judge/failed", "unreadable": "judge/parse_failed",
+               "retries": "judge/retries"}),
+        Chart("Judge latency", "Seconds a call.", {"median": "judge/latency_p50", "95 %": "judge/latency_p95"}),
     ),
 }  # fmt: skip
 
 
-def benchmark_charts(names: set[str]) -> list[Chart]:
+def benchmark_charts(names: Iterable[str]) -> list[Chart]:
     """Return a chart for each benchmark among metrics named eval/<benchmark>/<method>/accuracy."""
-    series: dict[str, list[Series]] = {}
+    series: dict[str, dict[str, str]] = {}
     for name in sorted(names):
         parts = name.split("/")
         if parts[0] == "eval" and parts[-1] == "accuracy" and len(parts) > 3:
-            series.setdefault(parts[1], []).append(Series(" ".join(parts[2:-1]), "", name))
-    return [Chart(benchmark, "Accuracy.", tuple(methods), share=True) for benchmark, methods in series.items()]
+            series.setdefault(parts[1], {})[" ".join(parts[2:-1])] = name
+    return [Chart(benchmark, "Accuracy.", methods, share=True) for benchmark, methods in series.items()]
 
 
 def one_curve_each(charts: Iterable[Chart]) -> list[Chart]:
     """Return the same curves in charts of their own, so that several runs can be laid over each other in each."""
     return [
-        replace(chart, title=chart.title if len(chart.series) == 1 else f"{chart.title}: {series.label}", series=(series,))
+        replace(chart, title=chart.title if len(chart.series) == 1 else f"{chart.title}: {label}", series={label: metric})
         for chart in charts
-        for series in chart.series
+        for label, metric in chart.series.items()
     ]
 
 
@@ -133,21 +115,6 @@ STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif", "font.size": 10.5, "axes.linewidth": 0.6,
     "path.simplify_threshold": 0.3,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve of one run: values at each step (not a number where there is none), and points of evaluations."""
-
-    label: str
-    steps: list[int]
-    values: list[float]
-    point_steps: list[int]
-    point_values: list[float]
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.point_values and all(map(isnan, self.values))
 
 
 @dataclass(frozen=True)
@@ -180,60 +147,68 @@ def running_mean(values: list[float], window: int) -> list[float]:
     return means
 
 
-def thin(steps: list[int], *columns: list[float]) -> tuple[list, ...]:
-    """Return every k-th entry and the last, so that at most about MAX_POINTS stay."""
-    stride = -(-len(steps) // MAX_POINTS) or 1
-    indices = sorted({*range(0, len(steps), stride), len(steps) - 1}) if steps else []
-    return tuple([column[i] for i in indices] for column in (steps, *columns))
+def plot(axes, run: RunRecord, metric: str, colour: str, *, smooth: bool = True, label: str = "") -> tuple[list, list]:
+    """Plot single steps pale, their running mean bold and evaluations as points, which are joined where there are only these.
+
+    Returns:
+        Steps and running means, at most about MAX_POINTS and the last among them.
+    """
+    values, (at, points) = run.column(metric), run.evaluated(metric)
+    means = running_mean(values, window_of(len(values)) if smooth else 1)
+    shown = spread(list(range(len(values))), MAX_POINTS)
+    steps, raw, mean = ([column[i] for i in shown] for column in (run.steps, values, means))
+    if len(raw) > 1 and raw != mean:
+        axes.plot(steps, raw, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, mean, color=colour, linewidth=1.8, marker="o" if len(mean) == 1 else "", markersize=4, label=label)
+    joined = "-" if all(map(isnan, values)) else ""
+    axes.plot(at, points, color=colour, marker="o", markersize=4.5, linestyle=joined, clip_on=False, zorder=5)
+    return steps, mean
 
 
-def draw(chart: Chart, lines: list[Line]) -> Drawing:
-    """Draw a chart. The position of a line in the list decides its colour; empty lines are left out."""
+def draw(chart: Chart, lines: list[tuple[str, RunRecord, str]]) -> Drawing | None:
+    """Draw the (label, run, metric) of a chart; None where no run has any of them.
+
+    The position of a line in the list decides its colour; empty lines are left out.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    entries, hover_steps, hover_values, output = [], [], [], io.StringIO()
+    entries, all_steps, all_means, output = [], [], [], io.StringIO()
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
         axes = figure.add_axes((LEFT, BOTTOM, RIGHT - LEFT, TOP - BOTTOM))
 
-        # single steps pale, their running mean bold, evaluations as points
-        for number, line in enumerate(lines):
-            if line.is_empty:
-                continue
-            smooth = running_mean(line.values, window_of(len(line.values)) if chart.smooth else 1)
-            steps, raw, mean = thin(line.steps, line.values, smooth)
-            colour = number % len(COLOURS)
-            if len(raw) > 1 and raw != mean:
-                axes.plot(steps, raw, color=COLOURS[colour], alpha=0.25, linewidth=0.8)
-            axes.plot(steps, mean, color=COLOURS[colour], linewidth=1.8, marker="o" if len(mean) == 1 else "", markersize=4)
-            joined = "-" if all(map(isnan, line.values)) else ""
-            axes.plot(line.point_steps, line.point_values, color=COLOURS[colour], marker="o", markersize=4.5, linestyle=joined)
-            last = [value for value in smooth if not isnan(value)] or line.point_values
-            entries.append((line.label, colour, format_number(last[-1])))
-            hover_steps.append(steps)
-            hover_values.append([None if isnan(value) else float(f"{value:.4g}") for value in mean])
+        # curves, and what the legend and the script say of each
+        for number, (label, run, metric) in enumerate(lines):
+            if run.has(metric):
+                colour = number % len(COLOURS)
+                steps, means = plot(axes, run, metric, COLOURS[colour], smooth=chart.smooth)
+                last = [value for value in means if not isnan(value)] or run.evaluated(metric)[1]
+                entries.append((label, colour, format_number(last[-1])))
+                all_steps.append(steps)
+                all_means.append([None if isnan(value) else float(f"{value:.4g}") for value in means])
+        if not entries:
+            return None
 
         # axes, and the figure as text
         _dress(axes, chart)
         low, high = axes.get_xlim()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(output, format="svg", transparent=True, metadata=metadata)
-    hover = {"x": sorted(set().union(*hover_steps)), "steps": hover_steps, "y": hover_values}
+    hover = {"x": sorted(set().union(*all_steps)), "steps": all_steps, "y": all_means}
     hover |= {"low": low, "high": high, "left": LEFT, "right": RIGHT}
     return Drawing(_fragment(output.getvalue(), chart), entries, hover)
 
 
 def _dress(axes, chart: Chart) -> None:
     """Give the axes a light grid, no frame, whole steps and ticks that do not collide."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     # range and ticks of the values
     if chart.log:
         axes.set_yscale("log", nonpositive="mask")
     elif chart.share:
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+        share_axis(axes, -0.03)
     else:
         low, high = axes.dataLim.intervaly
         if low >= 0:
@@ -241,23 +216,29 @@ def _dress(axes, chart: Chart) -> None:
         else:
             axes.margins(y=0.12)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        axes.yaxis.set_major_formatter("{x:g}")
 
     # steps, frame and grid
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(INK)
-    axes.grid(axis="y", color=INK, alpha=0.13, linewidth=0.7)
-    axes.set_axisbelow(True)
+    light_frame(axes, INK, grid=0.13)
     axes.minorticks_off()
-    axes.tick_params(colors=INK, length=0, pad=5)
+    axes.tick_params(pad=5)
 
 
-def _tick(value: float) -> str:
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+def share_axis(axes, low: float) -> None:
+    """Let the axis of shares run from `low` to just above 1."""
+    axes.set_ylim(low, 1.03)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+
+
+def light_frame(axes, colour: str, grid: float) -> None:
+    """Leave the line of the steps and a pale grid, without ticks."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(colour)
+    axes.grid(axis="y", color=colour, alpha=grid, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=colour, length=0)
 
 
 def format_number(value: float | None) -> str:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from rl.config import FREE_ON_RESUME, PRESETS, Config, to_flag
 from rl.files import write_whole
-from rl.report.curves import COLOURS, SECTIONS, Line, Series, benchmark_charts, draw, format_number, one_curve_each, window_of
+from rl.report.curves import COLOURS, SECTIONS, benchmark_charts, draw, format_number, one_curve_each, window_of
 from rl.report.runs import MAX_RESPONSES, MAX_STEPS, OUTCOMES, RunRecord, load_run, sampled_steps, segments
 
 HERE = Path(__file__).parent
@@ -95,18 +95,15 @@ def render(runs: list[RunRecord]) -> str:
 
 def drawn_sections(runs: list[RunRecord]) -> list[dict]:
     """Draw every chart that some run has data for. Several runs get one curve a chart and one colour a run."""
-    sections = SECTIONS | {"Benchmarks during training": benchmark_charts(set().union(*(run.names() for run in runs)))}
+    evaluated = {name for run in runs for metrics in run.evaluations.values() for name in metrics}
     drawn = []
-    for title, charts in sections.items():
+    for title, charts in (SECTIONS | {"Benchmarks during training": benchmark_charts(evaluated)}).items():
         drawings = []
         for chart in charts if len(runs) == 1 else one_curve_each(charts):
-            pairs = [(series.label if len(runs) == 1 else run.name, run, series) for run in runs for series in chart.series]
-            lines = [
-                Line(label, run.steps, run.column(series.metric), *run.evaluated(series.evaluation))
-                for label, run, series in pairs
-            ]
-            if not all(line.is_empty for line in lines):
-                drawings.append((chart, draw(chart, lines)))
+            pairs = [(run, label, metric) for run in runs for label, metric in chart.series.items()]
+            lines = [(label if len(runs) == 1 else run.name, run, metric) for run, label, metric in pairs]
+            if drawing := draw(chart, lines):
+                drawings.append((chart, drawing))
         if drawings:
             drawn.append({"title": title, "charts": drawings})
     return drawn
@@ -126,19 +123,19 @@ def analysis_figures(run: RunRecord) -> list[dict]:
 ENDS = 10  # steps averaged at each end of a run, where no evaluation tells better
 
 
-QUANTITIES = (  # label; name in metrics.jsonl; name in eval/, used where all runs have it
-    Series("Accuracy, refine prompt", "pasr/refined_accuracy", "greedy/refined_accuracy"),
-    Series("Accuracy, plain prompt", "pasr/plain_accuracy", "greedy/plain_accuracy"),
-    Series("Benchmarks, refine prompt", "", "eval/average/pasr/accuracy"),
-    Series("Benchmarks, plain prompt", "", "eval/average/vanilla/accuracy"),
-    Series("P(refine | wrong)", "pasr/p_refine_wrong", "sampled/p_refine_wrong"),
-    Series("P(refine | right)", "pasr/p_refine_right", "sampled/p_refine_right"),
-    Series("Responses that refine", "pasr/refine_frac", "sampled/refine_rate"),
-    Series("Refined responses that win", "pasr/win", ""),
-    Series("Tokens per response", "completions/mean_length", "sampled/tokens"),
-    Series("Well formed", "pasr/wellformed", "sampled/wellformed"),
-    Series("Reward", "reward", ""),
-)
+HEADLINE = {  # names in metrics.jsonl by label; their evaluations are shown where all runs have them
+    "Accuracy, refine prompt": "pasr/refined_accuracy",
+    "Accuracy, plain prompt": "pasr/plain_accuracy",
+    "Benchmarks, refine prompt": "eval/average/pasr/accuracy",
+    "Benchmarks, plain prompt": "eval/average/vanilla/accuracy",
+    "P(refine | wrong)": "pasr/p_refine_wrong",
+    "P(refine | right)": "pasr/p_refine_right",
+    "Responses that refine": "pasr/refine_frac",
+    "Refined responses that win": "pasr/win",
+    "Tokens per response": "completions/mean_length",
+    "Well formed": "pasr/wellformed",
+    "Reward": "reward",
+}
 
 
 def headline_rows(runs: list[RunRecord]) -> list[dict]:
@@ -148,15 +145,15 @@ def headline_rows(runs: list[RunRecord]) -> list[dict]:
     last steps). Rows without values are left out.
     """
     rows = []
-    for quantity in QUANTITIES:
-        evaluated = [run.evaluated(quantity.evaluation)[1] for run in runs]
+    for label, metric in HEADLINE.items():
+        evaluated = [run.evaluated(metric)[1] for run in runs]
         if all(len(values) > 1 for values in evaluated):
             source, ends = "held-out", [(values[0], values[-1]) for values in evaluated]
         else:
-            source, ends = "training", [_ends([v for v in run.column(quantity.metric) if not isnan(v)]) for run in runs]
+            source, ends = "training", [_ends([v for v in run.column(metric) if not isnan(v)]) for run in runs]
         if any(ends):
             changes = [pair and tuple(map(format_number, pair)) for pair in ends]
-            rows.append({"label": quantity.label, "source": source, "changes": changes})
+            rows.append({"label": label, "source": source, "changes": changes})
     return rows
 
 

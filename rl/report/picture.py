@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rl.report.curves import Series, round_coordinates, running_mean, window_of
+from rl.report.curves import SECTIONS, Chart, light_frame, plot, round_coordinates, share_axis
 from rl.report.runs import RunRecord, Segment, load_run, segments
 
 STYLE = {
@@ -10,14 +10,13 @@ STYLE = {
     "mathtext.default": "regular",
 }  # fmt: skip
 INK, SOFT, BLUE, ORANGE, TAG, MARK = "#1c1d1f", "#5d6168", "#2456c8", "#d2691e", "#9297a0", "#fff0bf"
-PANELS = (
-    ("Accuracy", "lower right",
-     Series("refine prompt", "pasr/refined_accuracy", "greedy/refined_accuracy"),
-     Series("plain prompt", "pasr/plain_accuracy", "greedy/plain_accuracy")),
-    ("Probability of a refinement", "center right",
-     Series("after a wrong step", "pasr/p_refine_wrong", "sampled/p_refine_wrong"),
-     Series("after a right step", "pasr/p_refine_right", "sampled/p_refine_right")),
-)  # fmt: skip
+LOOKS = {  # of the pieces of an answer
+    "label": {"color": SOFT},
+    "tag": {"color": TAG},
+    "text": {"color": INK},
+    "refine": {"color": INK, "weight": "bold", "bbox": {"facecolor": MARK, "edgecolor": "none", "pad": 1.5}},
+    "answer": {"color": INK, "weight": "bold"},
+}
 
 
 def draw_picture(folder: Path | str, file: Path | str) -> Path:
@@ -32,13 +31,18 @@ def draw_picture(folder: Path | str, file: Path | str) -> Path:
     run, file = load_run(folder), Path(file)
     if not run.is_demo or len(run.evaluations) < 2:
         raise ValueError(f"{folder}: the picture needs a demo run that was evaluated before and after training")
-    old, new = mended_example(run)
+    mended = [pair for pair in run.mended_answers() if "<refine>" in pair[1]["text"]]
+    if not mended:
+        raise ValueError(f"{folder}: no held-out answer was mended by a refinement; there is nothing to show")
+    old, new = mended[0]
     with rc_context(STYLE):
         # two panels of curves
         figure = Figure(figsize=(9.6, 4.7), facecolor="white")
-        for left, (title, corner, *both) in zip((0.055, 0.555), PANELS, strict=True):
+        for left, corner, chart in zip(
+            (0.055, 0.555), ("lower right", "center right"), SECTIONS["What it learns"], strict=False
+        ):
             axes = figure.add_axes((left, 0.4, 0.42, 0.52))
-            _draw_panel(axes, run, title, both)
+            _draw_panel(axes, run, chart)
             axes.legend(loc=corner, frameon=False, labelcolor=INK, handlelength=1.4)
 
         # one answer before and after
@@ -53,27 +57,12 @@ def draw_picture(folder: Path | str, file: Path | str) -> Path:
     return file
 
 
-def mended_example(run: RunRecord) -> tuple[dict, dict]:
-    """Return the answers to the first held-out question answered wrong before training, and right by a refinement after it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for old, new in run.mended_answers():
-        if "<refine>" in new["text"]:
-            return old, new
-    raise ValueError(f"{run.path}: no held-out answer was mended by a refinement; there is nothing to show")
-
-
-def _draw_panel(axes, run: RunRecord, title: str, both: list[Series]) -> None:
+def _draw_panel(axes, run: RunRecord, chart: Chart) -> None:
     # curves, and points of evaluations
     ends = []
-    for series, colour in zip(both, (BLUE, ORANGE), strict=True):
-        raw = run.column(series.metric)
-        axes.plot(run.steps, raw, color=colour, alpha=0.13, linewidth=0.8)
-        axes.plot(run.steps, running_mean(raw, window_of(len(raw))), color=colour, linewidth=2, label=series.label)
-        steps, values = run.evaluated(series.evaluation)
-        axes.plot(steps, values, color=colour, marker="o", markersize=6, linestyle="", clip_on=False, zorder=5)
+    for (label, metric), colour in zip(chart.series.items(), (BLUE, ORANGE), strict=True):
+        plot(axes, run, metric, colour, label=label)
+        steps, values = run.evaluated(metric)
         ends.append((steps[0], values[0], steps[-1], values[-1], colour))
 
     # numbers at both ends; only one where both curves begin alike
@@ -84,14 +73,10 @@ def _draw_panel(axes, run: RunRecord, title: str, both: list[Series]) -> None:
         _label(axes, last, end, colour, (-6, 9 if end < 0.85 else -16), "right")
 
     # axes
-    axes.set_title(title, loc="left", weight="bold", color=INK, fontsize=11.5)
-    axes.set_ylim(0, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+    axes.set_title(chart.title, loc="left", weight="bold", color=INK, fontsize=11.5)
     axes.set_xlabel("steps of reinforcement learning", color=SOFT, fontsize=9)
-    axes.grid(axis="y", alpha=0.25, linewidth=0.7)
-    axes.tick_params(colors=SOFT, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(SOFT)
+    share_axis(axes, 0.0)
+    light_frame(axes, SOFT, grid=0.25)
 
 
 def _label(axes, step: int, value: float, colour: str, shift: tuple[int, int], align: str) -> None:
@@ -106,16 +91,8 @@ def _write(axes, height: float, pieces: list[Segment]) -> None:
     """Write one line of text whose pieces have colours of their own."""
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
-    looks = {
-        "label": {"color": SOFT},
-        "tag": {"color": TAG},
-        "text": {"color": INK},
-        "refine": {"color": INK, "weight": "bold", "bbox": {"facecolor": MARK, "edgecolor": "none", "pad": 1.5}},
-        "answer": {"color": INK, "weight": "bold"},
-    }
-    areas = [
-        TextArea(piece.text, textprops={"family": "DejaVu Sans Mono", "size": 11, **looks[piece.kind]}) for piece in pieces
-    ]
+    font = {"family": "DejaVu Sans Mono", "size": 11}
+    areas = [TextArea(piece.text, textprops=font | LOOKS[piece.kind]) for piece in pieces]
     line = HPacker(children=areas, align="baseline", pad=0, sep=0)
     box = AnchoredOffsetbox(
         "center left", child=line, frameon=False, pad=0, bbox_to_anchor=(0.055, height), bbox_transform=axes.transAxes

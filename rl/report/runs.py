@@ -9,6 +9,7 @@ from pathlib import Path
 from data.division import read_trials
 from rewards.format import TAG
 from rewards.refine import refine_reward
+from rl.files import files_by_step
 
 
 @dataclass
@@ -49,19 +50,28 @@ class RunRecord:
         return [_number(row.get(name)) for row in self.metrics]
 
     def evaluated(self, name: str) -> tuple[list[int], list[float]]:
-        """Return (steps, values) of a metric of the evaluations."""
+        """Return (steps, values) of a metric, or of the same quantity, in evaluations."""
+        name = IN_EVALUATIONS.get(name, name)
         values = {step: _number(metrics.get(name)) for step, metrics in self.evaluations.items()}
         values = {step: value for step, value in values.items() if not isnan(value)}
         return list(values), list(values.values())
+
+    def has(self, name: str) -> bool:
+        """Return whether a metric has any value."""
+        return bool(self.evaluated(name)[1]) or not all(map(isnan, self.column(name)))
 
     def mended_answers(self) -> list[tuple[dict, dict]]:
         """Return the greedy answers that were wrong before training and are right now, as (before, now)."""
         pairs = zip(self.first_answers.get("greedy/refine", []), self.last_answers.get("greedy/refine", []), strict=False)
         return [(old, new) for old, new in pairs if old["accuracy"] == 0.0 and new["accuracy"] == 1.0]
 
-    def names(self) -> set[str]:
-        """Return every metric name that occurs."""
-        return {name for row in [*self.metrics, *self.evaluations.values()] for name in row}
+
+IN_EVALUATIONS = {  # metric of training steps: the same quantity of held-out questions
+    "pasr/refined_accuracy": "greedy/refined_accuracy", "pasr/plain_accuracy": "greedy/plain_accuracy",
+    "pasr/p_refine_wrong": "sampled/p_refine_wrong", "pasr/p_refine_right": "sampled/p_refine_right",
+    "pasr/refine_frac": "sampled/refine_rate", "pasr/wellformed": "sampled/wellformed",
+    "completions/mean_length": "sampled/tokens",
+}  # fmt: skip
 
 
 def is_demo(config: dict) -> bool:
@@ -89,15 +99,15 @@ def load_run(path: Path | str) -> RunRecord:
     run.metrics = [by_step[step] for step in sorted(by_step)]
 
     # evaluations, in files of their own and among the metrics
-    for step, file in _by_step(run.path.glob("eval/step_*.json")).items():
+    for step, file in files_by_step(path / "eval", ".json").items():
         if content := _read_json(file):
             run.evaluations[step], run.last_answers = _dict_in(content, "metrics"), _dict_in(content, "answers")
             run.first_answers = run.first_answers or run.last_answers
     if len(run.evaluations) < 2:
         run.first_answers = run.last_answers = {}
     for row in run.metrics:
-        if benchmarks := {name: value for name, value in row.items() if name.startswith("eval/")}:
-            run.evaluations[row["step"]] = run.evaluations.get(row["step"], {}) | benchmarks
+        if names := [name for name in row if name.startswith("eval/")]:
+            run.evaluations.setdefault(row["step"], {}).update({name: row.pop(name) for name in names})
     return run
 
 
@@ -128,11 +138,6 @@ def _parse(text: str) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def _by_step(files) -> dict[int, Path]:
-    numbered = {int(file.stem.removeprefix("step_")): file for file in files if file.stem.removeprefix("step_").isdecimal()}
-    return dict(sorted(numbered.items()))
-
-
 def _number(value) -> float:
     return float(value) if isinstance(value, int | float) else nan
 
@@ -154,16 +159,10 @@ class Segment:
 
 
 def outcome_of(record: dict, config: dict) -> str:
-    """Return what the refinements of a refine-prompt response changed.
+    """Return what the refinements of a refine-prompt response changed: one of OUTCOMES, which docs/metrics.md explains.
 
-    malformed: Eq. 4 is -1, whatever else holds.
-    not refined: well formed, without a refinement.
-    On the embedded task, whose every trial can be checked:
-        fixed: the first trial is wrong, the answer right. harmed: the reverse. useless: neither.
-    On other tasks the answer without the refinement is not known. The score is compared with the plain answers to the same
-    question, as in Eq. 6 (whatever --refine-reward pays):
-        fixed: it is above r̄ by more than zeta. harmed: it is below by more than zeta. useless: neither.
-    not scored: the judge failed, or there is no r̄ to compare with.
+    On the embedded task every trial can be checked. On other tasks the answer without the refinement is not known: the score is
+    compared with the plain answers to the same question, as in Eq. 6, whatever --refine-reward pays.
     """
     if record.get("format") == -1.0:
         return "malformed"
@@ -190,7 +189,7 @@ def sampled_steps(run: RunRecord, max_steps: int = MAX_STEPS) -> list[dict]:
         shown is its line in rollouts/ with "outcome", "copies" (how often the text was drawn for the question), "segments" and
         "trials" (of the embedded task).
     """
-    files = _by_step(run.path.glob("rollouts/step_*.jsonl"))
+    files = files_by_step(run.path / "rollouts", ".jsonl")
     steps = [_sample_step(step, files[step], run.config) for step in spread(list(files), max_steps)]
     return [step for step in steps if step["total"]]
 
@@ -247,20 +246,15 @@ def segments(text: str) -> tuple[Segment, ...]:
 
 def shorten(pieces: tuple[Segment, ...], limit: int) -> tuple[Segment, ...]:
     """Leave out the middle of long pieces, so that about `limit` characters stay, and say how many are missing."""
-    if sum(len(piece.text) for piece in pieces) <= limit:
+    total = sum(len(piece.text) for piece in pieces)
+    if total <= limit:
         return pieces
-    kept = pieces[:MAX_PIECES]
-    longest = limit
-    while longest > SHORTEST_PIECE and sum(min(len(piece.text), longest) for piece in kept) > limit:
-        longest = longest * 3 // 4
-    shorter = [Segment(piece.kind, _without_middle(piece.text, longest)) for piece in kept]
-    if len(kept) < len(pieces):
-        shorter.append(Segment("text", f" … [{len(pieces) - len(kept):,} more pieces left out]"))
+    shorter = []
+    for kind, text in ((piece.kind, piece.text) for piece in pieces[:MAX_PIECES]):
+        half = max(SHORTEST_PIECE, len(text) * limit // total) // 2
+        if len(text) > 2 * half:
+            text = f"{text[:half]} … [{len(text) - 2 * half:,} characters left out] … {text[-half:]}"
+        shorter.append(Segment(kind, text))
+    if len(pieces) > MAX_PIECES:
+        shorter.append(Segment("text", f" … [{len(pieces) - MAX_PIECES:,} more pieces left out]"))
     return tuple(shorter)
-
-
-def _without_middle(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]} … [{len(text) - 2 * half:,} characters left out] … {text[-half:]}"
