@@ -26,7 +26,9 @@ def extract_choice(text: str, options: Options) -> str | None:
         return settled(statement) or ("" if _labels_in(statement, options) | _texts_in(statement, options) else None)
 
     def concluded(line: str) -> str:
-        listed = [part for part in text.splitlines() if _leading(part, options)]  # the last of a list of the options is no choice
+        listed = [
+            part for part in text.splitlines() if _leading(part, options)
+        ]  # the last of a list of the options is no choice
         return (settled(line) if len(listed) < 2 and not _is_listing(line, options) else None) or settled(text) or ""
 
     return final_answer(text, stated, concluded)

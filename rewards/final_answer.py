@@ -21,12 +21,14 @@ MARKER = re.compile(
 )
 REPEATED = re.compile(LEADING + PROSE, re.IGNORECASE)  # "Answer: the answer is"
 ABOUT = re.compile(  # how a sentence goes on that is about the answer
-    r"\W*(?:(?:also|not|very|quite|too|so|as|the|an?|in|both|\w+ly)[ \t]+){0,2}(?:clear|correct|right|wrong|incorrect|accurate|helpful|"
-    r"useful|consistent|positive|negative|reasonable|sensible|plausible|valid|unique|final|exact|simple|obvious|evident|above|below|"
-    r"important|required|needed|same|line|agreement|whole|integer|based|given|found|shown|what|because|(?:expect|obtain|deriv|support|"
+    r"\W*(?:(?:also|not|very|quite|too|so|as|the|an?|in|both|therefore|\w+ly)[ \t]+){0,2}(?:clear|correct|right|wrong|incorrect|accurate|helpful|"
+    r"useful|consistent|positive|negative|reasonable|sensible|plausible|valid|unique|final|exact|obvious|evident|above|below|"
+    r"important|best|complete|simpl\w+|required|needed|same|line|agreement|whole|integer|based|given|found|shown|what|because|(?:expect|obtain|deriv|support|"
     r"confirm|verif|justif|explain|check|comput|calculat|determin|reach)\w*)\b", re.IGNORECASE,
 )  # fmt: skip
-DIRECT = re.compile(r"\W{0,4}(?:\d[\d.,/]*[^\d\n]{0,20}|[A-Z]|\\boxed.*|\$[^$\n]+\$)\W*", re.IGNORECASE)  # an answer, nothing else
+DIRECT = re.compile(
+    r"\W{0,4}(?:\d[\d.,/]*[^\d\n]{0,20}|[A-Z]|\\boxed.*|\$[^$\n]+\$)\W*", re.IGNORECASE
+)  # an answer, nothing else
 SENTENCE = re.compile(r"[.!?)][ \t]+(?=[(\"']*[A-Z])")  # its end
 BLANK = re.compile(r"[\s:*]*")
 ALIGNED = re.compile(r"\\begin\{((?:align|equation|gather)\w*\*?)\}((?:(?!\\begin\{\1\}).)*?)\\end\{\1\}", re.DOTALL)
@@ -34,7 +36,8 @@ DISPLAY = re.compile(r"\\\[((?:(?!\\\[).)*?)\\\]|\$\$((?:(?!\$\$).)*)\$\$|\$[ \t
 EMPHASIS = re.compile(r"(?<![\w*])(\*\*?|__|`)(?=[^\s*])([^\n]{0,300}?)(?<![\s*])\1(?![\w(*])")
 SPACES = "[\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}\N{THIN SPACE}]"
 NEXT_BOX = re.compile(
-    r"(?:[\s$,;]|\\[\[\]()]|\\q?quad\b|(?:\\text\s*\{\s*)?(?:[\w()]+\s+){0,4}\b(?:and|or)\b\s*\}?){0,20}(?:[A-Za-z]\w*\s*=\s*)?", re.IGNORECASE
+    r"(?:[\s$,;]|\\[\[\]()]|\\q?quad\b|(?:\\text\s*\{\s*)?(?:[\w()]+\s+){0,4}\b(?:and|or)\b\s*\}?){0,20}(?:[A-Za-z]\w*\s*=\s*)?",
+    re.IGNORECASE,
 )
 NEGATION = r"(?:\b(?:not|never|neither|nor|cannot be|rather than|instead of|unlike|rule[sd]? out|eliminate[sd]?)|n't(?: be)?)"
 WORDS_BETWEEN = r"[ \t]+(?:be[ \t]+)?(?:equal[ \t]+to[ \t]+)?(?:the[ \t]+)?(?:answer[ \t]+)?(?:option|choice)?[ \t]*"
@@ -43,7 +46,9 @@ DENIED_AFTER = (
 )
 
 
-def final_answer(text: str, find: Callable[[str], str | None], find_in_line: Callable[[str], str | None] | None = None) -> str | None:
+def final_answer(
+    text: str, find: Callable[[str], str | None], find_in_line: Callable[[str], str | None] | None = None
+) -> str | None:
     """Return what is found in the statements of the final answer, from the most to the least binding; None if nothing is.
 
     Args:
@@ -72,7 +77,7 @@ def statements(text: str) -> Iterator[str]:
             start = BLANK.match(text, repeated.end()).end()
         end = text.find("\n", start) % (len(text) + 1)
         if following and start < following.start() < end:
-            ends = [found.start() for found in SENTENCE.finditer(text, start, following.start())]
+            ends = [found.start() for found in SENTENCE.finditer(text, start, following.start() + 1)]
             end = ends[-1] if ends else end
         statement = text[start:end].partition("</answer>")[0].strip()
         # prose
