@@ -8,6 +8,8 @@ is clear" is a sentence about the answer, and holds none.
 import re
 from collections.abc import Callable, Iterator
 
+LONGEST = 4000  # characters of a statement
+MOST = 40  # statements that are looked at, from the end
 PROSE = (
     r"\b(?:answer|result|option|choice)\b(?:[ \t]+(?:to|for|of|we|that|you)\b[^.:=\n]{0,60}?)?[ \t]*"
     r"(?:\b(?:is|are)\b[ \t]*:?|\b(?:must|should|would|will)[ \t]+be\b|\bequals\b|[:=])"
@@ -68,14 +70,14 @@ def final_answer(
 
 def statements(text: str) -> Iterator[str]:
     """Yield the statements of a text, whole, from the most to the least binding."""
-    ranked = [(2, begin, content) for begin, content in _boxes(text)]
-    markers = list(MARKER.finditer(text))
+    ranked = [(2, begin, content) for begin, content in _boxes(text)[-MOST:]]
+    markers = list(MARKER.finditer(text))[-MOST:]
     for match, following in zip(markers, [*markers, None][1:], strict=True):
         # the rest of the line, else the next line, up to a sentence that speaks of the answer again
         start = BLANK.match(text, match.end()).end()
-        while repeated := REPEATED.match(text, start):
+        if repeated := REPEATED.match(text, start):
             start = BLANK.match(text, repeated.end()).end()
-        end = text.find("\n", start) % (len(text) + 1)
+        end = min(text.find("\n", start) % (len(text) + 1), start + LONGEST)
         if following and start < following.start() < end:
             ends = [found.start() for found in SENTENCE.finditer(text, start, following.start() + 1)]
             end = ends[-1] if ends else end

@@ -13,7 +13,7 @@ from functools import lru_cache
 from rewards.final_answer import final_answer, tidy, without_denied
 
 SECONDS = 5  # for parsing one expression, and for comparing two
-LONGEST = 2000  # characters of a statement that are read
+LONGEST = 2000  # characters of a statement; a longer one is no answer
 CLOSE = 2e-6  # relative difference between a decimal and what no decimal equals (1/3, a root)
 NUMBER = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 QUANTITY = rf"\$?[-+]?[$€£]?(?:{NUMBER})(?:\s*/\s*\d+)?%?"
@@ -93,7 +93,9 @@ def is_number(text: str) -> bool:
 
 def _stated(statement: str, *, last: bool = False) -> str | None:
     """Return the number, formula or name that a statement or the last line gives; "" for several numbers; None for sentences."""
-    statement = statement[-LONGEST:] if last else statement[:LONGEST]
+    if len(statement) > LONGEST and not last:
+        return ""
+    statement = statement[-LONGEST:]
     kept = without_denied(statement, QUANTITY)
     if FORMULA.search(kept):
         return _part(kept, last=last)
