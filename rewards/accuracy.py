@@ -13,14 +13,15 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rewards import mathematics
 from rewards.choices import Options, extract_choice, score_choice
-from rewards.drop_and_rouge import drop_exact, extract_reading, reading_key, score_drop, score_summary
+from rewards.drop_and_rouge import drop_exact, extract_reading, folded, reading_key, score_drop, score_exact, score_summary
 from rewards.mathematics import extract_math, math_key, score_math, score_number
 
 # an optional sign that is not a minus between two operands, then digits with or without thousands commas and decimals
-NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
+NUMBER = re.compile(rf"(?:(?<![\w)])[-+])?(?:{mathematics.NUMBER})", re.ASCII)
+LATEX = re.compile(r"(?!.*(?:\b[A-Za-z]{2,}\s+){3})(?:.*\\[A-Za-z]|\$[^$]+\$\Z|.*\^)", re.DOTALL)  # and no sentence
 
-Rule = Callable[[str, str], float]
 SOURCES = ("accuracy.py", "choices.py", "format.py", "judge.py", "mathematics.py", "drop_and_rouge.py", "final_answer.py")
 LIBRARIES = ("math-verify", "rouge-score", "sympy")
 
@@ -49,45 +50,21 @@ def numbers(text: str) -> list[Decimal]:
     return [Decimal(found.replace(",", "")) for found in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
 
 
-def last_number(text: str) -> Decimal | None:
-    """Return the last number of a text."""
-    return next(reversed(numbers(text)), None)
-
-
 def final_part(reference: str) -> str:
     """Return the answer that a reference holds: the text after the last `####`, where there is one (GSM8K), else all of it."""
     return reference.rpartition("####")[2].strip()
 
 
-def number_match(answer: str, reference: str) -> float:
-    """Return 1.0 if the last number of the answer equals the reference's, as decimals ("42.0" equals "42"), else 0.0."""
-    number = last_number(answer)
-    return float(number is not None and number == last_number(final_part(reference)))
-
-
-def exact_match(answer: str, reference: str) -> float:
-    """Return 1.0 if the texts are equal after folding case and white space and dropping a final full stop, else 0.0."""
-    return float(_normal(answer) == _normal(final_part(reference)))
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
-
-
-def rule_for(reference: str) -> Rule:
-    """Return `number_match` for a reference that ends in a number (a currency or per cent sign aside), else `exact_match`."""
-    bare = final_part(reference).strip("$€£% ")
-    return number_match if NUMBER.fullmatch(bare.replace("\N{MINUS SIGN}", "-")) else exact_match
+def kind_of(reference: str) -> str:
+    """Return the kind of a training example: number (a currency or per cent sign aside), math for LaTeX, exact for other texts."""
+    bare = extract_reading(reference) or ""
+    return "number" if mathematics.is_number(bare) else "math" if LATEX.match(bare) else "exact"
 
 
 def score_by_rule(answer: str, reference: str) -> float:
-    """Eq. 5: r_acc = J(x, reference, y'), by rule. An empty answer scores 0."""
-    return rule_for(reference)(answer, reference) if answer.strip() else 0.0
-
-
-def score_exact(answer: str, references: tuple[str, ...]) -> float:
-    """Return 1.0 if the answer equals one of the references after folding case and white space."""
-    return max(exact_match(answer, reference) for reference in references)
+    """Eq. 5: r_acc = J(x, reference, y'), by the rule of the reference's kind. An empty answer scores 0."""
+    reference = final_part(reference)
+    return score_benchmark(kind_of(reference), answer, (reference,))[1]
 
 
 @dataclass(frozen=True)
@@ -113,7 +90,7 @@ RULES = {
     "choice": BenchmarkRule(extract_choice, score_choice, str),
     "drop": BenchmarkRule(lambda text, _: extract_reading(text), score_drop, reading_key, drop_exact),
     "summary": BenchmarkRule(lambda text, _: text.strip() or None, score_summary),
-    "exact": BenchmarkRule(lambda text, _: extract_reading(text), score_exact, _normal),
+    "exact": BenchmarkRule(lambda text, _: extract_reading(text), score_exact, folded),
 }
 
 

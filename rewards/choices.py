@@ -2,35 +2,36 @@
 
 import re
 
-from rewards.final_answer import boxed, conclusion, tidy, without_denied
+from rewards.final_answer import final_answer, tidy, without_denied
 
 Options = tuple[tuple[str, str], ...]  # (label, text)
 HEDGE = r"(?:,|;|/|&|\bor\b|\band\b|\beither\b)"
 
 
 def extract_choice(text: str, options: Options) -> str | None:
-    r"""Return the label of the one option that a text settles on; None if it settles on none or hedges between several.
+    """Return the label of the one option that a text settles on; None if it settles on none or hedges between several.
 
-    Looked for in this order: the last \boxed{...}; what follows the last "answer is" or "Answer:"; the last line; the whole
-    text. What a text denies ("not B", "B is wrong") does not count. Labels come before option texts.
+    Looked for in the statements of the final answer, then in the last line, then in the whole text. What a text denies ("not B",
+    "B is wrong") does not count. Labels come before option texts.
     """
-    text = tidy(text).strip()
-    labels = _pattern(label for label, _ in options)
-    texts = _pattern(sorted((body for _, body in options if body), key=len, reverse=True))
-    if (content := boxed(text)) is not None:
-        return _settled(_plain_latex(content), options)
-    if found := _named(conclusion(text) or text, options):
-        return found
-    text = without_denied(text, rf"(?:{labels})(?!\w)" + (f"|{texts}" if texts else ""))
-    stated = conclusion(text)
-    if stated is not None:
-        return _settled(stated, options)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and len(lines) > 1 and not _is_listing(lines[-1], options) and (found := _settled(lines[-1], options)):
-        listed = [_leading(line, options) for line in lines]
-        if listed.count(None) >= len(listed) - 1:  # the last line of a list of the options is no choice
-            return found
-    return _settled(text, options)
+    text = tidy(text)
+    things = [re.escape(label) + r"(?!\w)" for label, _ in options]
+    things += sorted((re.escape(body) for _, body in options if body), key=len, reverse=True)
+
+    def settled(part: str) -> str | None:
+        part = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r"\1", part).strip("$ ")
+        return _named(part, options) or _settled(without_denied(part, "|".join(things)), options)
+
+    def stated(statement: str) -> str | None:
+        return settled(statement) or ("" if _labels_in(statement, options) | _texts_in(statement, options) else None)
+
+    def concluded(line: str) -> str:
+        listed = [
+            part for part in text.splitlines() if _leading(part, options)
+        ]  # the last of a list of the options is no choice
+        return (settled(line) if len(listed) < 2 and not _is_listing(line, options) else None) or settled(text) or ""
+
+    return final_answer(text, stated, concluded)
 
 
 def score_choice(answer: str, references: tuple[str, ...]) -> float:
@@ -40,9 +41,12 @@ def score_choice(answer: str, references: tuple[str, ...]) -> float:
 
 def _named(text: str, options: Options) -> str | None:
     """Return the option whose label or text a text is, and nothing else: an option "Not wrong" denies nothing."""
-    said = " ".join(text.casefold().split()).rstrip(".")
-    found = [label for label, body in options if said in (label.casefold(), " ".join(body.casefold().split()).rstrip("."))]
-    return found[0] if len(found) == 1 else None
+    said = " ".join(text.split()).rstrip(".")
+    for fold in (str, str.casefold):  # as it is written before in any case: "c" may be the text of B
+        found = [label for label, body in options if fold(said) in (fold(label), fold(" ".join(body.split()).rstrip(".")))]
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _settled(text: str, options: Options) -> str | None:
@@ -107,7 +111,3 @@ def _pattern(words) -> str:
 
 def _written(label: str, options: Options) -> str:
     return next(name for name, _ in options if name.casefold() == label.casefold())
-
-
-def _plain_latex(text: str) -> str:
-    return re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r"\1", text).strip("$ ")

@@ -8,19 +8,29 @@ import re
 import string
 from functools import lru_cache
 
-from rewards.final_answer import boxed, conclusion, tidy
+from rewards.final_answer import final_answer, tidy
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+WITH_UNIT = re.compile(r"\A[$€£]?(\d[\d,.]*)%?\Z")  # the authors' normalisation reads 98.2% as 982
 MOST_SPANS = 10  # that are matched one to one; no reference has more
 PUNCTUATION = set(string.punctuation)
 
 
 def extract_reading(text: str) -> str | None:
-    """Return what follows the last "Answer:" or "answer is"; else the whole text, which then pays for its length in F1."""
-    text = tidy(text).strip()
-    stated = boxed(text) or conclusion(text) or text
-    stated = re.sub(r"^[\s:]+", "", stated).strip().rstrip(".").strip()
-    return re.sub(r"\A[$€£]?(\d[\d,.]*)%?\Z", r"\1", stated) or None  # the authors' normalisation reads 98.2% as 982
+    """Return the statement of the final answer; else the whole text, which then pays for its length in F1."""
+    text = tidy(text)
+    stated = final_answer(text, lambda statement: statement) or text
+    return re.sub(r"\A\$(.*)\$\Z", r"\1", stated.strip(" \t\n:").rstrip(".")).strip() or None
+
+
+def folded(text: str) -> str:
+    """Return the text as `exact` compares it: without case, double spaces and a final full stop."""
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+def score_exact(answer: str, references: tuple[str, ...]) -> float:
+    """Return 1.0 if the answer equals one of the references after folding; a reference may be a sentence with its answer, too."""
+    return float(any(folded(answer) in (folded(text), folded(extract_reading(text) or "")) for text in references))
 
 
 def score_drop(answer: str, references: tuple[str, ...]) -> float:
@@ -35,7 +45,7 @@ def drop_exact(answer: str, references: tuple[str, ...]) -> float:
 
 def _drop_scores(answer: str, reference: str) -> tuple[float, float]:
     """Return (exact match, F1). A reference of several spans, joined by "and", is also compared span by span."""
-    pairs = [([answer], [reference])]
+    pairs = [([answer], [reference]), ([WITH_UNIT.sub(r"\1", answer)], [WITH_UNIT.sub(r"\1", reference)])]
     gold = re.split(r"\s+and\s+", reference)
     if len(gold) > 1:
         spans = [part for part in re.split(r",|;|\n|\band\b", answer) if part.strip()]
@@ -66,6 +76,8 @@ def _best_matching(table: list[list[float]]) -> float:
 def _bag_f1(words: set[str], gold: set[str]) -> float:
     numbers = {word for word in gold if _is_number(word)}
     shared = len(words & gold)
+    if not words and not gold:  # articles only
+        return 1.0
     if not shared or (numbers and not numbers & words):
         return 0.0
     precision, recall = shared / len(words), shared / len(gold)
