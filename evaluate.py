@@ -88,12 +88,8 @@ def parse_arguments(argv: list[str] | None) -> EvalConfig:
         SystemExit: unknown flag or unreadable value (exit code 2), or --help.
     """
     description = "Ask a model with both prompts, or run benchmarks on it."
-<<<<<<< HEAD
     parser = Parser("evaluate.py", description)
-=======
-    parser = Parser(prog="evaluate.py", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     group, groups = parser, {first: parser.add_argument_group(title) for first, title in GROUPS.items()}
->>>>>>> h/eval
     for spec in fields(EvalConfig):
         group = groups.get(spec.name, group)
         if spec.name in LISTS:

@@ -131,7 +131,7 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     with judge_weights as judge_model:
         scorer = make_scorers(spec, {"answer": training_prompt(prompts)}, (judge_model, tokenizer), tried="answer")["answer"]
     described = describe_prompts(examples[0], renderer, stops, scorer)
-    print("\n".join(map(wrapped, described.split("\n"))))  # to the letter they stand in prompts.txt
+    print(wrapped(described))  # to the letter they stand in prompts.txt
 
     # the policy, its optimizer, and what samples from it
     policy = load_policy(decided, source, device)

@@ -1,7 +1,7 @@
 """What a run says when it has little to learn from."""
 
 import pytest
-from samples import GOOD, rollout_config, sample
+from samples import GOOD, sample
 
 from rl.records import Group
 from rl.run.advice import UpdateWatch, format_advice, malformed_because
@@ -52,7 +52,7 @@ def test_first_batch_that_can_be_learnt_from_says_nothing():
 
 def test_steps_without_an_update_are_folded():
     """Bug guarded: the same line for each of hundreds of steps, or silence about a run that trains nothing."""
-    watch, idle = UpdateWatch(rollout_config()), [group(["It is 8."] * 2, dropped="equal rewards")]
+    watch, idle = UpdateWatch(), [group(["It is 8."] * 2, dropped="equal rewards")]
     said = [watch.lines(step, idle) for step in range(2, 12)]
     assert [len(lines) for lines in said] == [1, 1, 2, 0, 0, 0, 0, 0, 0, 0]
     assert "1 x equal rewards" in said[0][0]

@@ -6,7 +6,8 @@ from samples import GOOD, rollout_config, sample
 from rl.demo import trial_metrics
 from rl.metrics import Clock
 from rl.records import Group
-from rl.run.folder import StepLog, dropped_reasons
+from rl.run.advice import dropped_reasons
+from rl.run.folder import StepLog
 
 
 class Folder:

@@ -8,14 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypedDict
 
-<<<<<<< HEAD
 from data.benchmarks import BenchmarkItem
-from data.prompts import PROMPTS_FILE, PromptRenderer
-from model import Transformer
-=======
-from data.benchmark_rows import BenchmarkItem
 from data.prompts import PromptRenderer
->>>>>>> h/eval
 from rewards.format import answer_body, plain_answer
 from rl.config import option
 from rl.records import Completion, Request

@@ -15,13 +15,8 @@ from pathlib import Path
 
 from model.checkpoint import read_json
 from rl.evaluation.methods import METHODS, Turn
-<<<<<<< HEAD
-from rl.files import append_line, write_whole
-from rl.judging.cache import question_key, read_baselines
-=======
 from rl.files import append_line, files_by_step, write_whole
-from rl.judging.cache import baseline_files, question_key, read_baselines
->>>>>>> h/eval
+from rl.judging.cache import question_key, read_baselines
 from rl.run.console import wrapped
 
 MAY_GROW = ("benchmarks", "data")  # settings that a later evaluation may add to; it may also add a judge
@@ -248,32 +243,14 @@ def read_rollouts(run: Path, last_steps: int = 0) -> tuple[list[AnswerRecord], l
                 samples[mode, id] += 1
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{where}: not a rollout ({type(error).__name__}: {error})") from error
-<<<<<<< HEAD
-    return answers["plain"] or _reference_answers(run, questions), answers["refine"]
-
-
-def _rollout(method: str, id: str, sample: int, row: dict) -> AnswerRecord:
-    turn = Turn(prompt="", response=row["text"], tokens=row["tokens"], finish_reason="")
-    head, scores = (method, id, sample, row["question"], row["reference"]), {"accuracy": row["accuracy"]}
-    return AnswerRecord("rollouts", *head, [turn], None, 0, row["tokens"], scores)
-
-
-def _reference_answers(run: Path, questions: dict[str, tuple[str, str]]) -> list[AnswerRecord]:
-    """Read the initial policy's plain answers to {id: (question, reference)}; none of a run that compares with its own."""
-    rows: dict[str, dict] = {}
-    for file in read_json(run / "config.json").get("baselines", []):  # one for each version of the rules it was judged by
-        rows |= read_baselines(run.parent / "baselines" / file)
-    records = []
-    for id, (question, reference) in questions.items():
-=======
     if answers["plain"]:
         return answers["plain"], answers["refine"]
     # plain answers of the initial policy, if the run compared with it
-    rows = {k: v for name in baseline_files(read_json(run / "config.json"))
-            for k, v in read_baselines(run.parent / "baselines" / name).items()}  # fmt: skip
+    rows: dict[str, dict] = {}
+    for file in read_json(run / "config.json").get("baselines", []):  # one for each version of the rules it was judged by
+        rows |= read_baselines(run.parent / "baselines" / file)
     plain = []
     for id, question, reference in dict.fromkeys((r.id, r.question, r.reference) for r in answers["refine"]):
->>>>>>> h/eval
         row = rows.get(question_key(question, reference), {"texts": [], "scores": []})
         for sample, (text, score) in enumerate(zip(row["texts"], row["scores"], strict=True)):
             plain.append(_rollout("reference", id, sample, question, reference, text, 0, score))

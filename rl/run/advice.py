@@ -3,7 +3,6 @@
 from collections import Counter
 
 from rewards.format import TAG, between, has_both_pairs, keeps_order, refines_inside_think
-from rl.config import Config
 from rl.records import Group, Sample
 
 FEW = 0.05  # share of well-formed responses below which RL has hardly a response to reinforce
@@ -53,8 +52,8 @@ class UpdateWatch:
         in_a_row: steps without an update since the last one with.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.in_a_row = config, 0
+    def __init__(self) -> None:
+        self.in_a_row = 0
 
     def lines(self, done: int, groups: list[Group]) -> list[str]:
         """Return what to print after a step: why nothing was trained, later a response, and the count when it goes on."""

@@ -13,8 +13,9 @@ WIDTH = 98
 
 
 def wrapped(text: str) -> str:
-    """Break a long line into several, the further ones indented."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
+    """Break each long line into several, the further ones indented."""
+    layout = dict(width=WIDTH, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
+    return "\n".join(textwrap.fill(line, **layout) for line in text.split("\n"))
 
 
 def gib(count: float) -> str:

@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +24,9 @@ from rl.files import append_line, write_whole
 from rl.judging.judge import flags_that_differ
 from rl.metrics import Clock, SandbaggingWatch, rollout_metrics
 from rl.records import Group, Sample
+from rl.run.advice import UpdateWatch
 from rl.run.checkpoint import all_checkpoints, damage
+from rl.run.console import wrapped
 from rl.run.wandb import WandbMirror
 
 
@@ -256,7 +257,7 @@ class StepLog:
     ) -> None:
         before = run.read_metrics()
         self.run, self.config, self.say, self.task_metrics = run, config, say, task_metrics
-        self.watch = SandbaggingWatch(config, before)
+        self.watch, self.updates = SandbaggingWatch(config, before), UpdateWatch()
         self.num_tokens = before[-1]["num_tokens"] if before else 0
 
     def log_step(self, done: int, groups: list[Group], more: dict[str, float], clock: Clock) -> dict[str, float]:
@@ -278,14 +279,8 @@ class StepLog:
         metrics |= clock.metrics(metrics["completions/num_tokens"], metrics.get("trained_tokens", 0))
         self.run.log(done, metrics)
         self.run.log_rollouts(done, groups)
-        if not any(sample.trained for group in groups for sample in group.refine_samples):
-            self.say(f"step {done}: nothing to train on ({dropped_reasons(groups)}); no optimizer step, going on")
+        for line in self.updates.lines(done, groups):
+            self.say(wrapped(line))
         if warning := self.watch.warning(metrics):
-            self.say(f"step {done}: {warning}")
+            self.say(wrapped(f"step {done}: {warning}"))
         return metrics
-
-
-def dropped_reasons(groups: list[Group]) -> str:
-    """Say why the groups of a step are not trained on, with counts."""
-    counts = Counter(group.dropped or "responses left out of the loss" for group in groups)
-    return ", ".join(f"{count} x {reason}" for reason, count in counts.items())
