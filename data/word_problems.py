@@ -6,9 +6,9 @@ An easy question adds two one-digit numbers, which a small model does at once. A
 it often fails unless it adds tens and ones apart, as the refinements of the traces do. So a model can learn from Eq. 6 where a
 refinement pays: at hard questions it beats the plain answers, at easy ones it costs tokens and changes nothing.
 
-The files of OUT are JSONL: train.jsonl (both kinds mixed), easy.jsonl and hard.jsonl (held out), with `question` and `answer`;
-traces.jsonl with `question`, `response` and `mode`, for `python -m rl.sft --data`. prompts.json holds the prompts for both. No
-pair of numbers is both trained on and held out.
+The files of OUT are JSONL: train.jsonl (two easy questions to a hard one), easy.jsonl and hard.jsonl (held out), with `question`
+and `answer`; traces.jsonl with `question`, `response` and `mode`, for `python -m rl.sft --data`. prompts.json holds the prompts
+for both. No pair of numbers is both trained on and held out.
 """
 
 import argparse
@@ -101,8 +101,9 @@ def check(addition: Addition) -> str:
 def write_files(out: Path, *, train: int, held_out: int, traces: int, seed: int) -> None:
     """Write four files of rows, and the prompts that go with them; two traces in three are of the refine mode."""
     out.mkdir(parents=True, exist_ok=True)
-    source, rng = additions(tuple(RANGES), seed, held_out=False), random.Random(seed)
+    source, rng = additions(("easy", "easy", "hard"), seed, held_out=False), random.Random(seed)
     files = {"train": [next(source).row() for _ in range(train)]}
+    source = additions(("easy", "hard"), seed + 1, held_out=False)
     files["traces"] = [trace(next(source), "plain" if i % 3 == 2 else "refine", rng) for i in range(traces)]
     for kind in RANGES:
         unseen = additions((kind,), seed, held_out=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Family:
-    """What tells one family of dense decoders from another. To add one, add an entry to FAMILIES."""
+    """The differences between families of dense decoders. To add one, add an entry to FAMILIES."""
 
     architecture: str  # the class in transformers
     qkv_bias: bool = False  # bias on q, k, v
@@ -160,6 +160,7 @@ def _refuse_unsupported(config: dict) -> None:
     def refuse(field: str, why: str) -> None:
         raise ValueError(f"config.json: {field} = {config.get(field)!r} is not supported: {why}")
 
+    # the family, and what it is stored as
     family = FAMILIES.get(config.get("model_type"))
     if family is None:
         refuse("model_type", f"only the dense families {', '.join(FAMILIES)} are implemented")
@@ -168,6 +169,7 @@ def _refuse_unsupported(config: dict) -> None:
             refuse(field, "mixture-of-experts layers are not implemented")
     if config.get("quantization_config"):
         refuse("quantization_config", "load the unquantised checkpoint")
+    # attention and MLP
     for field in ("rope_scaling", "rope_parameters"):
         if _rope_type(config.get(field) or {}) not in family.rope_types:
             refuse(field, f"of RoPE only {' and '.join(family.rope_types)} is implemented for {config['model_type']}")

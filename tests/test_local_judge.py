@@ -162,8 +162,8 @@ def test_a_think_block_that_the_template_opens_is_closed():
 @pytest.mark.parametrize(
     ("name", "ending"),
     [
-        ("qwen2.5", "and nothing else.<|im_end|>\n<|im_start|>assistant\n"),
-        ("qwen3", "and nothing else.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("qwen2.5", "what lies between.<|im_end|>\n<|im_start|>assistant\n"),
+        ("qwen3", "what lies between.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
     ],
 )
 def test_real_tokenizers(name, ending):

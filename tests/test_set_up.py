@@ -52,9 +52,9 @@ def test_the_reference_is_made_whole_where_it_judges_or_writes(session_flags, mo
     made, entries = [], []
 
     class Counted(WholeWeights):
-        def __init__(self, source, *, keep):
+        def __init__(self, source):
             made.append(source)
-            super().__init__(source, keep=keep)
+            super().__init__(source)
 
         def __enter__(self):
             entries.append(self.source)
