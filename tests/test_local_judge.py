@@ -179,7 +179,7 @@ def test_real_tokenizers(name, ending):
     assert scores[0] == scores[-1]
     tokenizer.chat_template = None
     plain = LocalJudge(model, tokenizer, prompt_template=GRADE_PROMPT)
-    assert plain.render(ITEMS[0]).endswith("nothing else.\n\nGrade:\n")
+    assert plain.render(ITEMS[0]).endswith("what lies between.\n\nGrade:\n")
     assert all(0 <= score <= 1 for score in scores_of(plain, ITEMS))
 
 
