@@ -6,8 +6,8 @@ An easy question adds two one-digit numbers, which a small model does at once. A
 it often fails unless it adds tens and ones apart, as the refinements of the traces do. So a model can learn from Eq. 6 where a
 refinement pays: at hard questions it beats the plain answers, at easy ones it costs tokens and changes nothing.
 
-The files of OUT are JSONL: train.jsonl (two easy questions to a hard one), easy.jsonl and hard.jsonl (held out), with `question`
-and `answer`; traces.jsonl with `question`, `response` and `mode`, for `python -m rl.sft --data`. prompts.json holds the prompts
+The files of OUT are JSONL: train.jsonl (two easy questions to a hard one), easy.jsonl and hard.jsonl (held out) with `question`
+and `answer`, traces.jsonl with `question`, `response` and `mode`, for `python -m rl.sft --data`. prompts.json holds the prompts
 for both. No pair of numbers is both trained on and held out.
 """
 

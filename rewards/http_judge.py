@@ -18,8 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 
 from rewards.judge import Judgement, JudgeRefusedError, Scorer, parse_score
@@ -242,7 +240,7 @@ class HttpJudge(Scorer):
         # failures
         status = response.status_code
         if status in TRY_AGAIN or status >= 500:
-            raise _NoReplyError(f"HTTP {status}", _retry_after(response.headers.get("Retry-After", "").strip()))
+            raise _NoReplyError(f"HTTP {status}", _retry_after(response.headers.get("Retry-After", "")))
         if not 200 <= status < 300:
             said = " ".join(received.decode("utf-8", "replace").split())
             said = said.replace(self._key, "***") if self._key else said  # some servers quote the key
@@ -258,16 +256,11 @@ class HttpJudge(Scorer):
 
 
 def _retry_after(value: str) -> float:
-    """Return the seconds that a Retry-After header asks to wait, a number or a date; 0 for none that can be read."""
+    """Return the seconds that a Retry-After header asks to wait; 0 for none that can be read (a date, say)."""
     try:
-        if value[:1].isdigit():
-            seconds = float(value)
-        else:
-            date = parsedate_to_datetime(value)
-            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+        return min(max(0.0, float(value)), RETRY_AFTER_CAP)
     except ValueError:
         return 0.0
-    return min(max(seconds, 0.0), RETRY_AFTER_CAP)
 
 
 def _checked_url(base_url: str) -> str:

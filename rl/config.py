@@ -161,7 +161,7 @@ PRESETS: dict[str, dict] = {
     "demo": {
         "questions_per_step": 16, "steps": 200, "save_every": 100, "eval_limit": 2000, "lr": 2e-4, "lr_schedule": "wsd",
         "adam_beta2": 0.95, "warmup_steps": 5, "aggregation": "seq", "max_new_tokens": 40, "zeta": 0.3,
-        "plain_policy": "reference", "judge": "rules", "data": DEMO_DATA, "max_slots": 256,
+        "plain_policy": "reference", "judge": "rules", "data": DEMO_DATA,
     },
     "paper": {  # one question on each GPU, see preset_values
         "questions_per_step": 1, "steps": 750, "warmup_steps": 0, "aggregation": "seq", "temperature": 0.9, "zeta": 0.0,

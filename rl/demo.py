@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -32,37 +32,22 @@ MIN_CHECK_ACCURACY, MIN_REFINE_CONTRAST = 0.92, 2.0  # of the model that RL star
 MIN_REFINE_RATE, MIN_WELLFORMED, MAX_PLAIN_LOSS = 0.05, 0.9, 0.1  # at the end
 
 
-@dataclass(frozen=True)
-class WarmStart:
-    """The recipe of the supervised warm start. It takes minutes instead of an hour because the matrices use Muon."""
-
-    hidden_size: int = 64
-    intermediate_size: int = 128
-    layers: int = 3
-    heads: int = 4
-    batch_size: int = 64
-    matrix_lr: float = 0.012  # Muon
-    other_lr: float = 8e-3  # AdamW, on embedding and norms
-    warmup_steps: int = 30
-    decay_share: float = 0.97
-    max_grad_norm: float = 1.0
-    corpus: Corpus = field(default_factory=Corpus)
-
-    def model_config(self, vocab_size: int) -> ModelConfig:
-        return ModelConfig(
-            "qwen3", vocab_size=vocab_size, hidden_size=self.hidden_size, intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.heads,
-            head_dim=self.hidden_size // self.heads, rope_theta=10_000.0, tie_word_embeddings=True, max_position_embeddings=256,
-        )  # fmt: skip
+# the recipe of the supervised warm start, which takes minutes instead of an hour because the matrices use Muon
+BATCH_SIZE, MATRIX_LR, OTHER_LR = 64, 0.012, 8e-3
+SCHEDULE = {"schedule": "linear", "warmup_steps": 30, "decay_share": 0.97, "max_grad_norm": 1.0}
+MODEL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "head_dim": 16, "rope_theta": 10_000.0, "tie_word_embeddings": True, "max_position_embeddings": 256,
+}  # fmt: skip
 
 
 def warm_started_model(config: Config) -> Path:
     """Return the folder of the warm-started model, made on first use and shared by all runs of the same recipe."""
     # the recipe names the folder; the system prompts belong to it because they are tokens of the model's vocabulary
-    recipe, prompts = WarmStart(), Prompts.load(config.prompts) if config.prompts else Prompts()
-    identity = {"steps": config.sft_steps, "seed": config.sft_seed, "prompts": [prompts.refine, prompts.plain]}
-    text = json.dumps(asdict(recipe) | identity, sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    prompts = Prompts.load(config.prompts) if config.prompts else Prompts()
+    texts, setting = [prompts.refine, prompts.plain], {"steps": config.sft_steps, "seed": config.sft_seed}
+    identity = json.dumps([BATCH_SIZE, MATRIX_LR, OTHER_LR, SCHEDULE, MODEL, asdict(Corpus()), texts, setting], sort_keys=True)
+    digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
     folder = Path(config.runs_dir) / "warm_start" / digest
     if folder.is_dir():
         print(f"warm start: {folder} (made before by the same recipe)")
@@ -73,7 +58,7 @@ def warm_started_model(config: Config) -> Path:
     print("warm start: a tiny model learns from written traces, in which one error in three is refined")
     part = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=folder.parent))
     try:
-        _train(recipe, prompts, config, part)
+        _train(prompts, config, part)
         if not folder.is_dir():  # another process may have made the same one meanwhile
             part.rename(folder)
     finally:
@@ -81,35 +66,32 @@ def warm_started_model(config: Config) -> Path:
     return folder
 
 
-def _train(recipe: WarmStart, prompts: Prompts, config: Config, folder: Path) -> None:
+def _train(prompts: Prompts, config: Config, folder: Path) -> None:
     """Train a new model on the corpus, and save it with tokenizer and prompts."""
     # the untrained model
     tokenizer = build_tokenizer(prompts)
-    model = Transformer(recipe.model_config(len(tokenizer)))
+    model = Transformer(ModelConfig("qwen3", vocab_size=len(tokenizer), **MODEL))
     model.init_weights(torch.Generator().manual_seed(config.sft_seed))
 
     # batches of written traces
     renderer, questions = PromptRenderer(tokenizer, prompts), load_split(held_out=False)
 
     def batch_at(step: int) -> list[Pair]:
-        rows = recipe.corpus.batch(questions, recipe.batch_size, config.sft_seed, step)
+        rows = Corpus().batch(questions, BATCH_SIZE, config.sft_seed, step)
         responses = tokenizer([text + END for _, _, text in rows], add_special_tokens=False)["input_ids"]
         return [(renderer.ids(e.question, mode), ids) for (e, mode, _), ids in zip(rows, responses, strict=True)]
 
     # train and save
     matrices, rest = matrices_and_rest(model)
-    muon, adam = Muon(matrices, lr=recipe.matrix_lr), adamw(rest, lr=recipe.other_lr, betas=(0.9, 0.95))
-    train_supervised(
-        model, batch_at, [(muon, recipe.matrix_lr), (adam, recipe.other_lr)], steps=config.sft_steps, title="warm start",
-        max_grad_norm=recipe.max_grad_norm, warmup_steps=recipe.warmup_steps, schedule="linear", decay_share=recipe.decay_share,
-    )  # fmt: skip
+    muon, adam = Muon(matrices, lr=MATRIX_LR), adamw(rest, lr=OTHER_LR, betas=(0.9, 0.95))
+    optimizers = [(muon, MATRIX_LR), (adam, OTHER_LR)]
+    train_supervised(model, batch_at, optimizers, steps=config.sft_steps, title="warm start", **SCHEDULE)
     save_model(model, tokenizer, folder)
     prompts.save(folder)
 
 
-def mean_or_zero(values) -> float:
+def mean_or_zero(values: list) -> float:
     """Return the mean, and 0 for no values: a share of no answers."""
-    values = list(values)
     return sum(values) / len(values) if values else 0.0
 
 
@@ -159,16 +141,17 @@ def evaluate_division(sampler: Sampler, renderer: PromptRenderer, examples: list
 def answer_metrics(decoding: str, plain: list[Sample], refine: list[Sample]) -> dict[str, float]:
     """Return accuracy, form and length of the answers to both prompts."""
     parsed = [parse_response(sample.text) for sample in refine]
-    return {
-        f"{decoding}/plain_accuracy": mean_or_zero(sample.accuracy for sample in plain),
-        f"{decoding}/refined_accuracy": mean_or_zero(sample.accuracy for sample in refine),
-        f"{decoding}/refine_rate": mean_or_zero(response is not None and response.refinements != () for response in parsed),
-        f"{decoding}/wellformed": mean_or_zero(response is not None for response in parsed),
-        f"{decoding}/tokens": mean_or_zero(len(sample.completion.ids) for sample in refine),
-        f"{decoding}/plain_tokens": mean_or_zero(len(sample.completion.ids) for sample in plain),
-        f"{decoding}/plain_wellformed": mean_or_zero(is_plain_wellformed(sample.text) for sample in plain),
-        f"{decoding}/plain_leak": mean_or_zero("<refine>" in sample.text for sample in plain),
+    values = {
+        "plain_accuracy": [sample.accuracy for sample in plain],
+        "refined_accuracy": [sample.accuracy for sample in refine],
+        "refine_rate": [response is not None and response.refinements != () for response in parsed],
+        "wellformed": [response is not None for response in parsed],
+        "tokens": [len(sample.completion.ids) for sample in refine],
+        "plain_tokens": [len(sample.completion.ids) for sample in plain],
+        "plain_wellformed": [is_plain_wellformed(sample.text) for sample in plain],
+        "plain_leak": ["<refine>" in sample.text for sample in plain],
     }
+    return {f"{decoding}/{name}": mean_or_zero(found) for name, found in values.items()}
 
 
 def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> dict[str, float]:
@@ -190,18 +173,17 @@ def behaviour(decoding: str, examples: list[Example], samples: list[Sample]) -> 
     ]
 
     # their rates
-    fix = mean_or_zero(not before and after for before, after in refined)
-    harm = mean_or_zero(before and not after for before, after in refined)
-    return {
-        f"{decoding}/p_refine_wrong": mean_or_zero(trial.refined for trial in trials if not trial.is_right),
-        f"{decoding}/p_refine_right": mean_or_zero(trial.refined for trial in trials if trial.is_right),
-        f"{decoding}/p_refine_too_big": mean_or_zero(trial.refined for trial in trials if trial.too_big),
-        f"{decoding}/p_refine_fits": mean_or_zero(trial.refined for trial in trials if not trial.too_big),
-        f"{decoding}/fix_share": fix,
-        f"{decoding}/harm_share": harm,
-        f"{decoding}/useless_share": 1.0 - fix - harm if refined else 0.0,
-        f"{decoding}/check_accuracy": mean_or_zero(trial.check_is_right for trial in trials),
+    values = {
+        "p_refine_wrong": [trial.refined for trial in trials if not trial.is_right],
+        "p_refine_right": [trial.refined for trial in trials if trial.is_right],
+        "p_refine_too_big": [trial.refined for trial in trials if trial.too_big],
+        "p_refine_fits": [trial.refined for trial in trials if not trial.too_big],
+        "fix_share": [not before and after for before, after in refined],
+        "harm_share": [before and not after for before, after in refined],
+        "useless_share": [before == after for before, after in refined],
+        "check_accuracy": [trial.check_is_right for trial in trials],
     }
+    return {f"{decoding}/{name}": mean_or_zero(found) for name, found in values.items()}
 
 
 def trial_metrics(groups: list[Group]) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""PASR(+IFT): supervised fine-tuning on the good refinement paths of a PASR run (paper, section 3).
+"""Supervised fine-tuning: PASR(+IFT) on the good refinement paths of a run (paper, section 3), or a warm start on responses.
 
     python -m rl.sft --from-rollouts runs/NAME                with the paper's settings, from the model that the run began with
     python -m rl.sft --from-rollouts runs/NAME --model PATH   from another one
+    python -m rl.sft --data FILE --model PATH --out DIR       on rows of question, response and mode (refine or plain)
 
-Leaves a folder that evaluate.py and transformers load like any model, with the data (paths.jsonl), its manifest.json, and the
-settings and losses (ift.json) in it.
+Leaves a folder that evaluate.py and transformers load like any model, with the settings and losses (sft.json) in it, and of a
+run's paths the data (paths.jsonl) and its manifest.json.
 """
 
 import json
@@ -16,8 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from data.examples import stable_seed
-from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
+from data.examples import read_rows, stable_seed
+from data.prompts import MODES, PromptRenderer, Prompts, check_vocabulary, load_prompts, load_tokenizer, stop_ids
 from model import load_model, save_model
 from model.checkpoint import read_json, stored_dtype
 from rl.config import Config, Parser, add_flag, check_ranges, option
@@ -54,6 +55,24 @@ def read_config(run: Path) -> Config:
     if not isinstance(saved, dict):
         raise ValueError(f"{run / 'config.json'} is not the configuration of a run; give the folder of a training run")
     return Config(**{spec.name: saved[spec.name] for spec in fields(Config) if spec.name in saved})
+
+
+def read_responses(file: Path) -> list[dict]:
+    """Read rows of `question`, `response` and `mode` ("refine", the default, or "plain") from JSON or JSONL.
+
+    Raises:
+        ValueError: a row that is none; it is named.
+    """
+    rows = []
+    for where, row in read_rows(file):
+        row = {"mode": "refine"} | row if isinstance(row, dict) else {}
+        texts = [row.get("question"), row.get("response")]
+        if row.get("mode") not in MODES or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f"{file}, {where}: needs 'question' and 'response', and for 'mode' one of {', '.join(MODES)}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{file} holds no rows")
+    return rows
 
 
 def to_pairs(rows: list[dict], renderer: PromptRenderer, stops: dict[int, list[str]]) -> tuple[list[Pair], dict[str, int]]:
@@ -113,17 +132,7 @@ def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pai
 
 
 def run_ift(run: Path, out: Path, model: str | None, recipe: Recipe) -> dict:
-    """Collect paths, fine-tune and export. The returned record is also in `out`.
-
-    Raises:
-        ValueError: something that the user has to change.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("fine-tuning runs on one process: start it without torchrun")
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} holds a model already; choose another --out")
-    check_ranges(recipe)
-
+    """Fine-tune on the good refinement paths of a run. The returned record is also in `out`."""
     # the data
     config = read_config(run)
     selection = {"zeta": config.zeta, "min_accuracy": recipe.min_accuracy, "per_question": recipe.per_question}
@@ -131,36 +140,74 @@ def run_ift(run: Path, out: Path, model: str | None, recipe: Recipe) -> dict:
     write_paths(paths, left_out, run, out, **selection)
     print(wrapped(f"{len(paths)} good refinement paths in {out / 'paths.jsonl'}; left out: {describe_reasons(left_out)}"))
 
-    # as tokens, after the prompts that the run trained with
+    # the model, and the prompts that the run trained with
     source, newest = model_folder(model) if model else find_source(config), newest_model(run)
     prompts = load_prompts(None, newest) if newest != run else load_prompts(config.prompts, source)
+    return fine_tune_on(paths, source, out, prompts, recipe)
+
+
+def fine_tune_on(rows: list[dict], source: Path, out: Path, prompts: Prompts, recipe: Recipe) -> dict:
+    """Turn rows into tokens, fine-tune on them, and write the model. The returned record is also in `out`, as sft.json.
+
+    Raises:
+        ValueError: the tokenizer can write none of the rows.
+    """
     tokenizer = load_tokenizer(source)
     renderer = PromptRenderer(tokenizer, prompts)
-    pairs, origins = to_pairs(paths, renderer, stop_ids(source, tokenizer))
+    pairs, origins = to_pairs(rows, renderer, stop_ids(source, tokenizer))
     print("their tokens: " + ", ".join(f"{count} {name}" for name, count in origins.items() if count))
     if not pairs:
-        raise ValueError(f"the tokenizer of {source} can write none of the {len(paths)} paths; choose another --model")
-
-    # the model
-    print(f"fine-tuning {source} with the refine prompt on {sum(len(response) for _, response in pairs)} tokens")
+        raise ValueError(f"the tokenizer of {source} can write none of the {len(rows)} responses; choose another --model")
+    print(f"fine-tuning {source} on {len(pairs)} responses of {sum(len(response) for _, response in pairs)} tokens")
     result = fine_tune(source, out, renderer, pairs, recipe)
     record = {"source": str(source), "tokens_from": origins, "recipe": asdict(recipe)} | result
-    (out / "ift.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (out / "sft.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 
+def run_sft(recipe: Recipe, from_rollouts: Path | None, data: Path | None, model: str | None, out: Path | None,
+            prompts: str | None) -> tuple[dict, Path]:  # fmt: skip
+    """Check what was given, and fine-tune. Return the record and the folder of the model.
+
+    Raises:
+        ValueError: something that the user has to change.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("fine-tuning runs on one process: start it without torchrun")
+    if (from_rollouts is None) == (data is None):
+        raise ValueError("give --from-rollouts RUN, or --data FILE with --model and --out")
+    if data is not None and (model is None or out is None):
+        raise ValueError("--data needs --model, the model to begin with, and --out, a folder for the new one")
+    if from_rollouts is not None and prompts is not None:
+        raise ValueError("--prompts goes with --data; the paths of a run are learnt with the run's prompts")
+    out = out or from_rollouts / "ift"
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} holds a model already; choose another --out")
+    check_ranges(recipe)
+    if from_rollouts is not None:
+        return run_ift(from_rollouts, out, model, recipe), out
+    rows, source = read_responses(data), model_folder(model)
+    out.mkdir(parents=True, exist_ok=True)
+    return fine_tune_on(rows, source, out, load_prompts(prompts, source), recipe), out
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("python -m rl.sft", "PASR(+IFT): fine-tune a model on the good refinement paths of a training run.")
-    parser.add_argument("--from-rollouts", type=Path, required=True, metavar="RUN", help="run folder of train.py")
-    parser.add_argument("--model", default=None, help="folder or hub id of the model (default: the run's initial model)")
-    parser.add_argument("--out", type=Path, default=None, help="folder of model and data (default: RUN/ift)")
+    parser = Parser(
+        "python -m rl.sft", "Fine-tune a model: PASR(+IFT) on the good paths of a run, or a warm start on responses."
+    )
+    parser.add_argument("--from-rollouts", type=Path, default=None, metavar="RUN", help="run folder of train.py")
+    parser.add_argument(
+        "--data", type=Path, default=None, metavar="FILE", help="rows of question, response, mode (refine, plain)"
+    )
+    parser.add_argument("--model", default=None, help="folder or hub id of the model (of a run: its initial model)")
+    parser.add_argument("--prompts", default=None, help="JSON file, or one-shot, as in train.py; saved with the model")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the new model (default of a run: RUN/ift)")
     for spec in fields(Recipe):
         add_flag(parser, spec, presets={})
     flags = vars(parser.parse_args(argv))
-    run, out, model = (flags.pop(name) for name in ("from_rollouts", "out", "model"))
-    out = out or run / "ift"
+    given = {name: flags.pop(name) for name in ("from_rollouts", "data", "model", "prompts", "out")}
     with one_line_errors():
-        record = run_ift(run, out, model, Recipe(**flags))
+        record, out = run_sft(Recipe(**flags), **given)
     first, last = record["losses"][0], record["losses"][-1]
     print(f"loss {first:.3f} -> {last:.3f} in {record['steps']} steps")
     print(f"ask the model: python evaluate.py --model {out}")

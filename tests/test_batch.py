@@ -1,7 +1,6 @@
 """From groups to micro-batches: who is trained on, how samples are dealt out, what the loss is divided by."""
 
 from dataclasses import replace
-from itertools import groupby
 
 import pytest
 import torch
@@ -26,25 +25,6 @@ def test_stop_token_is_trained_although_it_is_the_padding_id():
     model = make_model("qwen2")
     logp, _ = token_logprobs(model, micro.ids_BT, micro.mask_BT, temperature=0.9)
     assert logp[row, 5] != 0
-
-
-def test_minibatches_share_out_every_sample_once():
-    """Bug guarded: samples lost or trained twice in the deal, a micro-batch over its budget, a prompt computed twice in one."""
-    settings = update_config(minibatches=3, micro_batch_tokens=40)
-    groups = sampled_groups(make_model("qwen2"), REWARDS)
-    samples = select_samples(groups, settings)
-    parts = make_minibatches(samples, settings, 5, torch.device("cpu"))
-    dealt = [id(s) for part in parts for micro in part for s in micro.samples]
-    assert sorted(dealt) == sorted(id(s) for s in samples)
-    assert len(parts) == 3
-    again = make_minibatches(samples, settings, 5, torch.device("cpu"))
-    assert dealt == [id(s) for part in again for micro in part for s in micro.samples], "a pure function of seed and step"
-    for part in parts:
-        for micro in part:
-            prompts = {tuple(s.prompt_ids) for s in micro.samples}
-            computed = sum(map(len, prompts)) + sum(len(s.completion.ids) for s in micro.samples)
-            assert computed <= 40 or len(micro.samples) == 1
-            assert len(prompts) == len(list(groupby(s.prompt_ids for s in micro.samples))), "rows of a prompt stand together"
 
 
 def test_micro_batches_fill_their_budget():

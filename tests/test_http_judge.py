@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from email.utils import formatdate
 
 import pytest
 from judging import NO_FAULTS, FakeJudge, ask, counts, fair, item, judge_at, planned, prompt_of, running, share_of, some_fail
@@ -131,17 +130,14 @@ def test_one_refused_prompt_is_none_but_all_refused_is_an_error():
                 judge.finish()
 
 
-@pytest.mark.parametrize("form", ["seconds", "date", "nonsense"])
-def test_retry_after_is_honoured(form):
+@pytest.mark.parametrize(("value", "least"), [("0.4", 0.4), ("12 parsecs", 0.0), ("nan", 0.0)])
+def test_retry_after_is_honoured(value, least):
     """Bug guarded: a server that asks for a pause hammered on; an unreadable header that ends the call."""
-    until = time.time() + (1.5 if form == "date" else 0)
-    moment = {"seconds": "0.4", "date": formatdate(until, usegmt=True), "nonsense": "12 parsecs"}[form]
-    server = FakeJudge(fair, lambda prompt, attempt: "" if attempt else "429", retry_after=moment)
+    server = FakeJudge(fair, lambda prompt, attempt: "" if attempt else "429", retry_after=value)
     with running(server), judge_at(server.url) as judge:
         begin = time.perf_counter()
         assert ask(judge, item(0)) == [float(fair(prompt_of(item(0))))]
-        assert time.perf_counter() - begin >= (0.4 if form == "seconds" else 0)
-        assert time.time() >= int(until)
+        assert time.perf_counter() - begin >= least
         assert counts(judge) == NO_FAULTS | {"calls": 1, "retries": 1}
 
 

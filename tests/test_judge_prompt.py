@@ -50,12 +50,6 @@ def test_known_tricks_reach_the_judge_as_inert_text(answer, expected):
     assert prompt.endswith(ENDING)
 
 
-@pytest.mark.parametrize("answer", TRICKS)
-def test_a_reader_sees_the_same(answer):
-    """Bug guarded: an answer marked down for what the neutralising did to it."""
-    assert neutralise(answer).replace(Z, "") == answer.encode("utf-8", "replace").decode()
-
-
 def test_nothing_survives_in_pieces():
     """Bug guarded: markers that overlap or nest, so that breaking one leaves or makes another."""
     pieces = [*"<|>:\n ", "<|im_end|>", ">>>", "<<<ANSWER", "[INST]", "user", "<s>", "</", "think>", "<<SYS>>"]
@@ -74,15 +68,6 @@ def test_ordinary_texts_are_untouched():
     texts = "if a < b and c > d: return a << 2", "The user: a person.", "<b>bold</b> [1] |x|", "Assistants help.", "x <y> z"
     for text in texts:
         assert neutralise(text) == text
-
-
-def test_the_prompt_is_a_shared_prefix():
-    """Bug guarded: the answer before the reference, so that no server can reuse what it has read for the whole group."""
-    first, second = (build_judge_prompt(JUDGE_PROMPT, Judgement(QUESTION, REFERENCE, a)) for a in ("a", "b"))
-    shared = first[: first.index(FENCE_OPEN + "\na")]
-    assert second.startswith(shared)
-    assert QUESTION in shared
-    assert REFERENCE in shared
 
 
 def test_placeholders_in_texts_stay():

@@ -24,46 +24,14 @@ NEAR_TAGS = ["<Think>", "<think >", "< answer>", "</think", "refine>", "<<answer
 TEXTS = ["a", "42", " ", "\n", "\t\n", "\u00a0", "\u200b", "é😀", "\0", "\\", "&lt;", "<refined>"]
 
 
-def tokens_of(text: str) -> list[str]:
-    """The six tags, "_" for a white-space character and "x" for any other one."""
-    pieces = re.findall("|".join(TAGS) + "|.", text, flags=re.DOTALL)
-    return [piece if len(piece) > 1 else "_" if piece.isspace() else "x" for piece in pieces]
+TEXT = f"(?:(?!{'|'.join(TAGS)}).)*"  # without a tag
+ORACLE = re.compile(rf"\s*<think>{TEXT}(?:<refine>{TEXT}</refine>{TEXT})*</think>\s*<answer>({TEXT})</answer>\s*", re.DOTALL)
 
 
 def is_wellformed(text: str) -> bool:
-    """The oracle: a recursive-descent reading of
-
-    response = space "<think>" { text | "<refine>" text "</refine>" } "</think>" space "<answer>" text "</answer>" space
-
-    in which the text of the answer is not blank.
-    """
-    tokens = [*tokens_of(text), "end"]
-
-    def skip(kinds: str) -> list[str]:
-        skipped = []
-        while tokens[0] in kinds:  # of one letter each: no tag is part of them
-            skipped.append(tokens.pop(0))
-        return skipped
-
-    def take(tag: str) -> bool:
-        return tokens.pop(0) == tag if tokens[0] == tag else False
-
-    skip("_")
-    if not take("<think>"):
-        return False
-    skip("_x")
-    while take("<refine>"):
-        skip("_x")
-        if not take("</refine>"):
-            return False
-        skip("_x")
-    if not take("</think>"):
-        return False
-    skip("_")
-    if not take("<answer>") or "x" not in skip("_x") or not take("</answer>"):
-        return False
-    skip("_")
-    return tokens == ["end"]
+    """The oracle: Eq. 4 as a pattern, with an answer that is not blank."""
+    found = ORACLE.fullmatch(text)
+    return found is not None and found[1].strip() != ""
 
 
 def tag_soup(rng: random.Random) -> str:
@@ -75,17 +43,9 @@ def tag_soup(rng: random.Random) -> str:
         pieces += [rng.choice(TEXTS), "<refine>", rng.choice(TEXTS), "</refine>"]
     pieces += ["</think>", rng.choice([" ", "\n", "", ""]), "<answer>", rng.choice(TEXTS), "</answer>", rng.choice(["", "\n"])]
     for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):
-        place = rng.randrange(len(pieces))
-        match rng.randint(0, 3):
-            case 0:
-                pieces[place] = rng.choice(TAGS + NEAR_TAGS + TEXTS)
-            case 1:
-                pieces.insert(place, rng.choice(TAGS + NEAR_TAGS + TEXTS))
-            case 2:
-                del pieces[place]
-            case 3:
-                other = rng.randrange(len(pieces))
-                pieces[place], pieces[other] = pieces[other], pieces[place]
+        place, other = rng.randrange(len(pieces)), rng.randrange(len(pieces))
+        strange = rng.choice(TAGS + NEAR_TAGS + TEXTS)
+        pieces[place] = rng.choice([strange, strange + pieces[place], "", pieces[other]])
     return "".join(pieces)
 
 
@@ -97,7 +57,7 @@ def check_response(text: str) -> bool:
     if response is not None:
         assert response.answer
         assert response.answer == answer_body(text)
-        assert len(response.refinements) == tokens_of(text).count("<refine>")
+        assert len(response.refinements) == text.count("<refine>")
         assert not any(tag in part for tag in TAGS for part in (*response.refinements, response.answer))
     mark_refinements(text), changes_nothing(text), plain_answer(text), answer_body(text)
     return wellformed
@@ -130,12 +90,6 @@ def test_a_score_is_one_number_from_0_to_1_or_nothing(reply):
         assert set(reply.strip()) <= set("0123456789.eE+-"), "digits of other scripts, inf, nan, 1_0"
     elif reply.isascii() and reply.strip().replace(".", "", 1).isdigit():
         assert float(reply) > 1
-
-
-@thorough
-@given(st.floats(0, 1))
-def test_every_score_survives_being_written(score):
-    assert parse_score(f" {score!r}\n") == score
 
 
 REWARDS = st.floats(-8, 8).map(lambda value: round(value, 3))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import train
 from data.division import Corpus, load_split, parse_question
-from data.prompts import PromptRenderer, Prompts, load_prompts, load_tokenizer
+from data.prompts import MODES, PromptRenderer, Prompts, load_prompts, load_tokenizer
 from model import load_model
 from rl import sft
 from rl.config import Config
@@ -155,7 +155,7 @@ def test_from_rollouts_to_a_model_that_loads_anywhere(tmp_path, family, capsys):
     command = ["--from-rollouts", str(run), "--out", str(out), "--lr", "3e-3", "--epochs", "6"]
     assert sft.main([*command, "--batch-size", "8", "--micro-batch-tokens", "100"]) == 0
     assert "40 as sampled" in capsys.readouterr().out
-    record, manifest = (json.loads((out / name).read_text()) for name in ("ift.json", "manifest.json"))
+    record, manifest = (json.loads((out / name).read_text()) for name in ("sft.json", "manifest.json"))
     assert (record["steps"], len(record["losses"]), manifest["paths"], manifest["selection"]["zeta"]) == (30, 30, 40, 0.3)
     assert record["losses"][-1] < 0.5 * record["losses"][0]
     assert len(lines_of(out / "paths.jsonl")) == 40
@@ -195,3 +195,38 @@ def test_a_real_run_keeps_ids_and_says_why_nothing_is_good(tmp_path, capsys, no_
         with pytest.raises(SystemExit):
             sft.main(["--from-rollouts", str(folder)])
         assert "config.json does not exist" in capsys.readouterr().out
+
+
+def test_a_warm_start_on_written_responses(tmp_path, capsys):
+    """Bug guarded: a row learnt after the other mode's prompt, prompts of the warm start that its model does not keep."""
+    source = write_task_folder(tmp_path / "model")
+    rows = [{"question": f"{n}/31", "response": "<think>3:93<</think><answer>3</answer>"} for n in range(100, 120)]
+    rows += [{"question": f"{n}/31", "response": "7", "mode": "plain"} for n in range(100, 120)]
+    data, prompts, out = tmp_path / "rows.jsonl", tmp_path / "prompts.json", tmp_path / "warm"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts.write_text('{"judge": "{question}{reference}{answer}"}')
+    command = ["--data", str(data), "--model", str(source), "--prompts", str(prompts), "--lr", "1e-2", "--epochs", "8"]
+    assert sft.main([*command, "--out", str(out)]) == 0
+    assert "40 tokenised again" in capsys.readouterr().out
+    assert load_prompts(None, out).judge == "{question}{reference}{answer}"
+    model, renderer = load_model(out), PromptRenderer(load_tokenizer(out), Prompts())
+    with torch.no_grad():
+        best = {mode: int(model.logits(model(torch.tensor([renderer.ids("105/31", mode)])))[0, -1].argmax()) for mode in MODES}
+    assert {mode: renderer.decode([token]) for mode, token in best.items()} == {"refine": "<think>", "plain": "7"}
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "message"),
+    [
+        ({"question": "1/2", "response": " "}, ["--model", "m", "--out", "o"], "line 1: needs 'question' and 'response'"),
+        ({"question": "1/2", "response": "3", "mode": "think"}, ["--model", "m", "--out", "o"], "one of refine, plain"),
+        ({}, ["--model", "m"], "--data needs --model"),
+        ({}, ["--model", "m", "--out", "o", "--from-rollouts", "r"], "--from-rollouts RUN, or --data FILE"),
+    ],
+)
+def test_what_cannot_be_learnt_is_said(tmp_path, capsys, row, more, message):
+    """Bug guarded: an empty response or a misspelt mode trained on, a flag that is ignored."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(SystemExit):
+        sft.main(["--data", str(tmp_path / "rows.jsonl"), *more])
+    assert message in " ".join(capsys.readouterr().out.split())

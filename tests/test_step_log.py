@@ -1,9 +1,7 @@
 """The log of a step: counts that go on where the run stopped, and a line where something looks wrong."""
 
-import pytest
 from samples import GOOD, rollout_config, sample
 
-from rl.demo import trial_metrics
 from rl.metrics import Clock
 from rl.records import Group
 from rl.run.advice import dropped_reasons
@@ -57,13 +55,6 @@ def test_what_others_measured_is_logged_with_it():
     assert {name: metrics[name] for name in more} == more
     assert metrics["perf/train_tokens_per_s"] > 0
     assert "time/update" in metrics
-
-
-@pytest.mark.parametrize("task_metrics", [trial_metrics, None])
-def test_only_the_embedded_task_has_trials(task_metrics):
-    """Bug guarded: trials looked for in any text, or missing in the demo, whose result they are."""
-    metrics = StepLog(Folder([]), rollout_config(), print, task_metrics).log_step(1, step_of(), {}, Clock())
-    assert ("pasr/p_refine_wrong" in metrics) == (task_metrics is not None)
 
 
 def test_a_step_without_training_is_printed_with_its_reasons():

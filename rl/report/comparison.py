@@ -22,7 +22,6 @@ OF_THE_DEMO = ("greedy/refined_accuracy", "sampled/p_refine_wrong", "sampled/p_r
 IN_CSV = ("reward", "pasr/refined_accuracy", "pasr/plain_accuracy", "pasr/refine_frac", "pasr/win", "pasr/tie", "pasr/loss",
           "pasr/wellformed", "kl", "entropy", "completions/mean_length", "num_tokens", "trained_tokens", "time/rollout",
           "time/update")  # fmt: skip
-ROLLOUT_COLUMNS = {"reward": "reward", "accuracy": "accuracy", "refine": "refine"}
 Arms = dict[str, list[RunRecord]]
 
 
@@ -121,8 +120,8 @@ def responses(run: RunRecord, count: int) -> Iterator[str]:
     for file in (files[0], files[-1]) if files else ():
         rows = [row for row in readable_lines(file)[0] if row.get("mode") == "refine"]
         for row in spread(rows, count):
-            paid = ", ".join(f"{name} {row.get(key)}" for name, key in ROLLOUT_COLUMNS.items())
-            yield f"**{file.stem.replace('_', ' ')}** ({paid}, r̄ {row.get('baseline')}): {row['question']}\n\n```\n{row['text']}\n```\n"
+            paid = ", ".join(f"{name} {row.get(name)}" for name in ("reward", "accuracy", "refine", "baseline"))
+            yield f"**{file.stem.replace('_', ' ')}** ({paid}): {row['question']}\n\n```\n{row['text']}\n```\n"
 
 
 def write_comparison(folders: list[str], metrics: list[str] | None, out: Path | None) -> str:
