@@ -19,7 +19,7 @@ class ChunkedLogProbs(torch.autograd.Function):
     """log softmax(h W^T / T)[target] and the entropy of that softmax, for N hidden states.
 
     Forward keeps only the log-normaliser of each row; backward recomputes the logits chunk by chunk and accumulates the
-    gradient of W in at least float32. The entropy carries no gradient.
+    gradient of W, if W is trained, in at least float32. The entropy carries no gradient.
     """
 
     @staticmethod
@@ -44,7 +44,8 @@ class ChunkedLogProbs(torch.autograd.Function):
     def backward(ctx, grad_N, _):
         hidden_NE, weight_VE, target_N, lse_N = ctx.saved_tensors
         grad_hidden_NE = torch.empty_like(hidden_NE)
-        grad_weight_VE = torch.zeros_like(weight_VE, dtype=lse_N.dtype)
+        is_trained = ctx.needs_input_grad[1]  # adapters leave the head as it is: a third of this backward
+        grad_weight_VE = torch.zeros_like(weight_VE, dtype=lse_N.dtype) if is_trained else None
         head_VE = weight_VE.to(hidden_NE.dtype)
         for begin in range(0, len(hidden_NE), ctx.chunk):
             rows = slice(begin, begin + ctx.chunk)
@@ -54,8 +55,9 @@ class ChunkedLogProbs(torch.autograd.Function):
             grad_logits.scatter_add_(1, target_N[rows, None], scale.to(grad_logits.dtype))
             grad_logits = grad_logits.to(hidden_NE.dtype)
             grad_hidden_NE[rows] = grad_logits @ head_VE
-            grad_weight_VE += grad_logits.T @ hidden_NE[rows]
-        return grad_hidden_NE, grad_weight_VE.to(weight_VE.dtype), None, None, None
+            if is_trained:
+                grad_weight_VE += grad_logits.T @ hidden_NE[rows]
+        return grad_hidden_NE, grad_weight_VE.to(weight_VE.dtype) if is_trained else None, None, None, None
 
 
 def token_logprobs(

@@ -186,7 +186,7 @@ def test_hub_ids_reach_the_hub_and_nothing_else_does(monkeypatch):
         calls.append((repo, revision, allow_patterns, ignore_patterns))
         raise OSError("no network")
 
-    monkeypatch.setattr("model.checkpoint.snapshot_download", download)
+    monkeypatch.setattr("model.folder.snapshot_download", download)
     with pytest.raises(ValueError, match="no network"):
         resolve_checkpoint("Qwen/Qwen2.5-7B@abc")
     assert calls[0][:2] == ("Qwen/Qwen2.5-7B", "abc")
