@@ -22,7 +22,7 @@ from typing import Literal
 
 from data.benchmarks import digest, load_benchmark, parse_benchmarks
 from data.prompts import PROMPTS_FILE, PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
-from model.checkpoint import fingerprint
+from model.folder import base_folder, fingerprint, text_folder
 from rewards.format import format_reward
 from rl.config import Parser, add_flag, option, to_flag
 from rl.distributed import broadcast_from_main, pick_device, print_once
@@ -147,9 +147,9 @@ def load(config: EvalConfig) -> tuple[Path, Answerer]:
         ValueError: something the user has to change.
     """
     folder = model_folder(config.model)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(text_folder(folder))
     prompts, thinking = load_prompts(config.prompts, folder), config.plain_thinking == "on"
-    stops = stop_ids(folder, tokenizer)
+    stops = stop_ids(base_folder(folder), tokenizer)
     model = load_frozen(folder, pick_device(config.device))
     check_vocabulary(tokenizer, model.config.vocab_size)
     slots = config.max_slots if config.benchmarks else config.samples

@@ -39,8 +39,7 @@ from rl.run.processes import leave, process_group, silence_other_ranks
 from rl.session import Session, open_session
 from rl.weights.exact_bf16 import prepare_gradients
 from rl.weights.memory import plan_text
-from rl.weights.policy import TrainState
-from rl.weights.sharding import full
+from rl.weights.policy import TrainState, clip_gradients
 
 BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar:4}| {elapsed}<{remaining}{postfix}"  # fits into 100 columns
 MAX_SKIPPED_IN_A_ROW = 5
@@ -156,7 +155,7 @@ def score_old_and_reference(state: TrainState, micro: MicroBatch, config: Config
 def optimizer_step(state: TrainState, config: Config, totals: UpdateMetrics) -> None:
     """Clip the gradient and step; a loss or gradient that is not finite is skipped and counted."""
     loss = totals.sum_over_ranks()
-    norm = full(torch.nn.utils.clip_grad_norm_(state.policy.parameters(), config.max_grad_norm or math.inf)).item()
+    norm = clip_gradients(state.policy, config.max_grad_norm)
     is_finite = math.isfinite(loss) and math.isfinite(norm)
     if is_finite:
         state.optimizer.step()

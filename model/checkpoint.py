@@ -20,6 +20,7 @@ from model.folder import (
     ADAPTER_FILE,
     COPIED_FILES,
     INDEX_FILE,
+    address,
     base_folder,
     fingerprint,
     is_adapter,
@@ -157,7 +158,7 @@ def save_model(
     if tokenizer is not None:
         config |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if source is not None:
-        kept = read_json(source / "config.json")
+        kept = read_json(base_folder(source) / "config.json")
         config = kept | {name: value for name, value in config.items() if not name.endswith("token_id") or name not in kept}
         _copy_files(source, path)
     elif tokenizer is not None:
@@ -165,25 +166,26 @@ def save_model(
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def save_adapter(model: Transformer, path: Path, *, base: str, source: Path) -> None:
+def save_adapter(model: Transformer, path: Path, *, source: Path) -> None:
     """Write the adapters of a model, in their own dtype, as peft does: `PeftModel.from_pretrained` loads them on the base.
 
     Args:
-        base: folder or hub id of the base, OWNER/NAME or OWNER/NAME@REVISION.
-        source: the base's folder. Its tokenizer, chat template and generation_config.json are copied as they are.
+        source: folder the model came from: a base, or an adapter of the same base. Files beside the weights are copied.
     """
     path.mkdir(parents=True, exist_ok=True)
+    base = base_folder(source)
     tensors = {ADAPTER_PREFIX + name: tensor.detach().cpu() for name, tensor in adapter_parameters(model).items()}
-    save_file(tensors, path / ADAPTER_FILE, metadata={"format": "pt", "base": fingerprint(source)})
-    name, _, revision = base.partition("@")
-    config = {"base_model_name_or_path": name, "revision": revision or None} | peft_config(model)
+    save_file(tensors, path / ADAPTER_FILE, metadata={"format": "pt", "base": fingerprint(base)})
+    name, revision = address(base)
+    config = {"base_model_name_or_path": name, "revision": revision} | peft_config(model)
     (path / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _copy_files(source, path)
 
 
 def _copy_files(source: Path, path: Path) -> None:
-    for pattern in COPIED_FILES:
-        for file in source.glob(pattern):
+    """Copy what is no weight; an adapter's own files replace those of its base."""
+    for folder in (base_folder(source), source):
+        for file in (file for pattern in COPIED_FILES for file in folder.glob(pattern)):
             shutil.copyfile(file, path / file.name)
 
 

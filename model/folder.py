@@ -71,6 +71,17 @@ def base_folder(folder: Path) -> Path:
     return base
 
 
+def address(folder: Path) -> tuple[str, str | None]:
+    """Return hub id and commit of a folder that was fetched from the hub; of another its absolute path and None."""
+    found = re.search(r"models--([^/]+?)--([^/]+)/snapshots/(\w+)$", folder.as_posix())
+    return (f"{found[1]}/{found[2]}", found[3]) if found else (str(folder.absolute()), None)
+
+
+def text_folder(folder: Path) -> Path:
+    """Return the folder with a model's tokenizer: an adapter may leave it to its base."""
+    return folder if any(folder.glob("tokenizer*")) else base_folder(folder)
+
+
 def read_json(path: Path) -> dict:
     """A JSON object from a file.
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): y = W x + scale B (A x), with W frozen, and scale = alpha / rank.
 
 B starts at zero, so that an adapted model begins as its base. Without its adapters it is its base at every moment, bit for bit,
-and `without_adapters` returns that model: another view of the same memory.
+and `shared_copy` returns that model: another view of the same memory.
 
 Parameters are named as in files of peft, whose prefix checkpoint.py adds.
 """
@@ -29,10 +29,10 @@ MEANS_NOTHING = {"bias": ["none"], "init_lora_weights": [True, "gaussian", "orth
 class AdaptedLinear(Linear):
     """A linear layer with an adapter. It takes over the weights of the layer it stands for, frozen."""
 
-    def __init__(self, layer: Linear, rank: int, scale: float) -> None:
+    def __init__(self, layer: Linear, rank: int, alpha: float) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.weight, self.bias = layer.weight.requires_grad_(False), layer.bias
-        self.rank, self.scale = rank, scale
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         place = dict(device=layer.weight.device, dtype=torch.promote_types(layer.weight.dtype, torch.float32))
         self.lora_A = Linear(layer.in_features, rank, bias=False, **place)
         self.lora_B = Linear(rank, layer.out_features, bias=False, **place)
@@ -69,7 +69,7 @@ def add_adapters(model: Transformer, rank: int, alpha: float, targets: tuple[str
         most = min(layer.in_features, layer.out_features)
         if not 1 <= rank <= most:
             raise ValueError(f"an adapter of {path} cannot have rank {rank}: choose from 1 to {most}, or other targets")
-        adapted = AdaptedLinear(layer, rank, alpha / rank)
+        adapted = AdaptedLinear(layer, rank, alpha)
         with torch.no_grad():
             drawn = torch.empty(rank, layer.in_features)
             adapted.lora_A.weight.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator))
@@ -87,14 +87,15 @@ def adapter_parameters(model: Transformer) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
 
 
-def without_adapters(model: Transformer) -> Transformer:
-    """Return the base of an adapted model: a model on the same parameters, which takes no memory of its own."""
-    shared: dict[int, nn.Module | Tensor] = {id(parameter): parameter for parameter in model.parameters()}
-    for layer in adapted_layers(model).values():
+def shared_copy(model: Transformer, *, with_adapters: bool) -> Transformer:
+    """Return a frozen model on the base of an adapted one, which takes no memory but for copies of the adapters, if any."""
+    adapters = adapter_parameters(model)
+    shared: dict[int, nn.Module | Tensor] = {id(p): p for name, p in model.named_parameters() if name not in adapters}
+    for layer in adapted_layers(model).values() if not with_adapters else ():
         plain = Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight, plain.bias = layer.weight, layer.bias
         shared[id(layer)] = plain
-    return copy.deepcopy(model, shared)
+    return copy.deepcopy(model, shared).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -107,15 +108,19 @@ def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
             yield name, layers[path].merged() if kind == "weight" and path in layers else parameter
 
 
+def lora_setting(model: Transformer) -> tuple[int, float, tuple[str, ...]]:
+    """Return rank, alpha and targets of an adapted model."""
+    layers = adapted_layers(model)
+    one, names = next(iter(layers.values())), {path.rpartition(".")[2] for path in layers}
+    return one.rank, one.alpha, tuple(name for name in TARGETS if name in names)
+
+
 def peft_config(model: Transformer) -> dict:
     """Return the configuration that peft rebuilds the adapters from."""
-    layers = adapted_layers(model)
-    one = next(iter(layers.values()))
-    targets = {path.rpartition(".")[2] for path in layers}
+    rank, alpha, targets = lora_setting(model)
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": one.rank, "lora_alpha": one.scale * one.rank,
-        "target_modules": [name for name in TARGETS if name in targets], "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "target_modules": list(targets),
+        "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
     }  # fmt: skip
 
 

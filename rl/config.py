@@ -101,13 +101,20 @@ class Config:
     minibatches: int = option(1, "optimizer steps per pass; with one of one pass the ratio is 1 and clips are inert", least=1)
     micro_batch_tokens: int = option(16_384, "tokens of one forward and backward, a shared prompt counted once", least=1)
 
-    lr: float = option(1e-6, "learning rate of AdamW (paper: 1e-6)", least=0)
+    lr: float = option(
+        1e-6,
+        "learning rate of AdamW (paper: 1e-6); with --lora-rank ten times the default (LoRA Without Regret, 2025)",
+        least=0,
+    )
     warmup_steps: int = option(10, "steps of linear warm-up", least=0)
     lr_schedule: Literal["constant", "wsd"] = option(
         "constant", "after warm-up; wsd: constant, then a linear decay over the last half", flag=False
     )
     adam_beta2: float = option(0.999, "decay of AdamW's second moment", flag=False)
     max_grad_norm: float | None = option(1.0, "gradient clipping; none: off (released code)", above=0)
+    lora_rank: int = option(0, "rank of adapters, trained in place of the model's weights; 0: full fine-tuning", least=0)
+    lora_alpha: float = option(32.0, "adapters are scaled by alpha / rank", above=0)
+    lora_targets: str = option("all", "layers with an adapter: q_proj,v_proj, say; all: every linear layer of the blocks")
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
     memory: Literal["auto", "shard", "exact-bf16", "offload"] = option(
@@ -192,7 +199,10 @@ def parse_config(argv: list[str] | None = None) -> Config:
             add_flag(parser, spec, PRESETS)
     given = vars(parser.parse_args(argv))
     preset = given.get("preset") or ("default" if given.get("model") else "demo")
-    config = Config(**{**preset_values(preset, given.get("gpus") if given.get("plan") else None), **given, "preset": preset})
+    values = preset_values(preset, given.get("gpus") if given.get("plan") else None)
+    if given.get("lora_rank"):
+        values["lr"] = round(10 * values.get("lr", Config.lr), 12)
+    config = Config(**{**values, **given, "preset": preset})
     check(config)
     return config
 
@@ -242,6 +252,8 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
         (bool(config.eval_benchmarks) and is_demo, "--eval-benchmarks needs --model: the demo evaluates its own task"),
         (bool(config.keep_best) and not config.eval_benchmarks,
          "--keep-best needs --eval-benchmarks, whose metrics it chooses by"),
+        (config.lora_rank > 0 and config.memory != "auto",
+         f"--memory {config.memory} moves weights that are trained; with --lora-rank there are hardly any: leave it out"),
         (is_demo and config.preset != "demo", f"--preset {config.preset} needs --model; without one there is only the demo"),
         (is_demo and other_task, "--data and --judge need --model: the demo's tiny model reads nothing but its own task"),
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from data.division import load_split
 from data.evol_instruct import prepare
 from data.examples import Example, ExampleStream, load_examples, shuffled
 from data.prompts import PromptRenderer, check_vocabulary, load_prompts, load_tokenizer, stop_ids
-from model.checkpoint import fingerprint, stored_dtype
+from model.folder import base_folder, fingerprint, is_adapter, stored_dtype, text_folder
 from rewards.judge import Judgement, Scorer
 from rl import demo
 from rl.config import Config
@@ -110,13 +110,13 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     """Load everything, then take the run folder over: whatever may fail comes before the first change to it."""
     # questions, as the model's tokenizer renders them
     source, device = find_source(config), spec.device
-    tokenizer, prompts = load_tokenizer(source), load_prompts(config.prompts, source)
+    tokenizer, prompts = load_tokenizer(text_folder(source)), load_prompts(config.prompts, source)
     renderer = PromptRenderer(tokenizer, prompts, plain_thinking=config.plain_thinking == "on")
     longest = longest_prompt(config, source)
     evaluation = TrainingEvaluation(config, renderer, longest) if config.eval_benchmarks else None
     examples = evaluation.hold_out(examples) if evaluation else examples
     examples = drop_long_prompts(examples, renderer, longest)
-    stops = stop_ids(source, tokenizer)
+    stops = stop_ids(base_folder(source), tokenizer)
 
     # where everything will live; slots that were left to auto are measured when there is something to sample
     plan = plan_run(config, source, device)
@@ -124,7 +124,8 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
 
     # the reference and the judge, which is tried out before the policy is loaded
     in_host = plan.reference_memory == "host"
-    reference = load_reference(source, device, offload=in_host) if config.needs_reference else None
+    adapted = load_policy(decided, source, device) if config.lora_rank or is_adapter(source) else None
+    reference = load_reference(source, device, offload=in_host, policy=adapted) if config.needs_reference else None
     is_read_whole = spec.kind == "self" or config.reference_writes_plain
     reference_weights = WholeWeights(reference) if is_read_whole else nullcontext()
     judge_weights = reference_weights if spec.kind == "self" else nullcontext()
@@ -134,11 +135,12 @@ def _assemble(config: Config, run: RunFolder, examples: list[Example], checkpoin
     print(wrapped(described))  # to the letter they stand in prompts.txt
 
     # the policy, its optimizer, and what samples from it
-    policy = load_policy(decided, source, device)
+    policy = adapted or load_policy(decided, source, device)
     optimizer, weights = make_optimizer(policy, decided), WholeWeights(policy)
     check_vocabulary(tokenizer, policy.config.vocab_size)
-    parameters, kept = sum(p.numel() for p in policy.parameters()), config.keep + bool(config.keep_best)
-    print(broadcast_from_main(lambda: check_disk(run.path, parameters, stored_dtype(source).itemsize, kept)))
+    trained, kept = [p for p in policy.parameters() if p.requires_grad], config.keep + bool(config.keep_best)
+    dtype = trained[0].dtype if adapted else stored_dtype(source)
+    print(broadcast_from_main(lambda: check_disk(run.path, sum(p.numel() for p in trained), dtype.itemsize, kept)))
     state = TrainState(policy, optimizer, reference if config.beta > 0 else None)
     limits = dict(stop_ids=stops, max_slots=decided.max_slots, max_len=config.max_prompt_tokens + config.max_new_tokens)
     scores = PendingScores(scorer, spec.options.max_failures, spec.options.patience)

@@ -13,14 +13,15 @@ import math
 import os
 import random
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from data.examples import read_rows, stable_seed
 from data.prompts import MODES, PromptRenderer, Prompts, check_vocabulary, load_prompts, load_tokenizer, stop_ids
-from model import load_model, save_model
-from model.checkpoint import read_json, stored_dtype
+from model import save_model
+from model.checkpoint import save_adapter
+from model.folder import base_folder, is_adapter, read_json, text_folder
 from rl.config import Config, Parser, add_flag, check_ranges, option
 from rl.distributed import pick_device
 from rl.optim import adamw
@@ -29,7 +30,13 @@ from rl.run.checkpoint import model_folder, newest_model
 from rl.run.console import one_line_errors, wrapped
 from rl.session import find_source
 from rl.supervised import Pair, train_supervised
-from rl.weights.policy import compute_dtype
+from rl.weights.policy import load_policy
+
+
+def as_in_training(name: str):
+    """Make a field with default and help of the flag of train.py."""
+    spec = Config.__dataclass_fields__[name]
+    return field(default=spec.default, metadata=spec.metadata)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Recipe:
 
     min_accuracy: float = option(0.9, "score from which an answer counts as right; a doubtful one is no example to learn from")
     per_question: int = option(1, "paths kept for each question; 0: all that differ", least=0)
-    lr: float = option(1e-5, "peak learning rate of AdamW, cosine decay to 0 (paper: 1e-5)", least=0)
+    lr: float = option(1e-5, "peak learning rate of AdamW, cosine decay to 0 (paper: 1e-5); with --lora-rank 1e-4", least=0)
     epochs: int = option(2, "passes over the data (paper: 2)", least=1)
     warmup_share: float = option(0.1, "share of all steps with linear warm-up (paper: 0.1)", least=0)
     batch_size: int = option(16, "responses of an optimizer step", least=1)
@@ -47,6 +54,9 @@ class Recipe:
     activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third more time")
     seed: int = option(0, "seed of the order of the data")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda if there is one")
+    lora_rank: int = as_in_training("lora_rank")
+    lora_alpha: float = as_in_training("lora_alpha")
+    lora_targets: str = as_in_training("lora_targets")
 
 
 def read_config(run: Path) -> Config:
@@ -104,10 +114,9 @@ def turn_end(stops: dict[int, list[str]]) -> int:
 def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pair], recipe: Recipe) -> dict:
     """Train the model in `source` on the pairs and write it to `out`. Return its steps, pairs and losses."""
     # the model, with float32 masters
-    device = pick_device(recipe.device)
-    model = load_model(source, device=device)
-    model.compute_dtype = compute_dtype(device)
-    model.activation_checkpointing = recipe.activation_checkpointing
+    shared = ("seed", "activation_checkpointing", "lora_rank", "lora_alpha", "lora_targets")
+    config = Config(memory="shard", **{name: getattr(recipe, name) for name in shared})
+    model = load_policy(config, source, pick_device(recipe.device))
     check_vocabulary(renderer.tokenizer, model.config.vocab_size)
 
     # batches: each epoch in an order of its own
@@ -121,12 +130,16 @@ def fine_tune(source: Path, out: Path, renderer: PromptRenderer, pairs: list[Pai
         return [pairs[i] for i in order[index * recipe.batch_size : (index + 1) * recipe.batch_size]]
 
     # train and export
-    optimizer = adamw(model.parameters(), lr=recipe.lr, betas=(0.9, 0.999))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = adamw(trained, lr=recipe.lr, betas=(0.9, 0.999))
     losses = train_supervised(
         model, batch_at, [(optimizer, recipe.lr)], steps=steps, max_grad_norm=recipe.max_grad_norm, title="fine-tuning",
         micro_batch_tokens=recipe.micro_batch_tokens, warmup_steps=round(recipe.warmup_share * steps), schedule="cosine",
     )  # fmt: skip
-    save_model(model, renderer.tokenizer, out, dtype=stored_dtype(source), source=source)
+    if recipe.lora_rank:
+        save_adapter(model, out, source=source)
+    else:
+        save_model(model, renderer.tokenizer, out, source=source)
     renderer.prompts.save(out)
     return {"steps": steps, "pairs": len(pairs), "losses": losses}
 
@@ -152,9 +165,9 @@ def fine_tune_on(rows: list[dict], source: Path, out: Path, prompts: Prompts, re
     Raises:
         ValueError: the tokenizer can write none of the rows.
     """
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(text_folder(source))
     renderer = PromptRenderer(tokenizer, prompts)
-    pairs, origins = to_pairs(rows, renderer, stop_ids(source, tokenizer))
+    pairs, origins = to_pairs(rows, renderer, stop_ids(base_folder(source), tokenizer))
     print("their tokens: " + ", ".join(f"{count} {name}" for name, count in origins.items() if count))
     if not pairs:
         raise ValueError(f"the tokenizer of {source} can write none of the {len(rows)} responses; choose another --model")
@@ -181,7 +194,7 @@ def run_sft(recipe: Recipe, from_rollouts: Path | None, data: Path | None, model
     if from_rollouts is not None and prompts is not None:
         raise ValueError("--prompts goes with --data; the paths of a run are learnt with the run's prompts")
     out = out or from_rollouts / "ift"
-    if (out / "config.json").exists():
+    if (out / "config.json").exists() or is_adapter(out):
         raise ValueError(f"{out} holds a model already; choose another --out")
     check_ranges(recipe)
     if from_rollouts is not None:
@@ -205,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     for spec in fields(Recipe):
         add_flag(parser, spec, presets={})
     flags = vars(parser.parse_args(argv))
+    if flags.get("lora_rank"):
+        flags = {"lr": round(10 * Recipe.lr, 12)} | flags
     given = {name: flags.pop(name) for name in ("from_rollouts", "data", "model", "prompts", "out")}
     with one_line_errors():
         record, out = run_sft(Recipe(**flags), **given)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import load_model, save_model
 from model.checkpoint import save_adapter
 from model.folder import base_folder, fingerprint
-from model.lora import TARGETS, AdaptedLinear, adapter_parameters, add_adapters, merged_weights, without_adapters
+from model.lora import TARGETS, AdaptedLinear, adapter_parameters, add_adapters, merged_weights, shared_copy
 from model.transformer import Linear
 from rl.logprobs import ChunkedLogProbs, token_logprobs
 from rl.records import Request
@@ -55,7 +55,7 @@ def test_values_and_gradients_equal_the_dense_product():
     generator = torch.Generator().manual_seed(0)
     layer = Linear(7, 5).double()
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    adapted = AdaptedLinear(layer, 3, 0.7)
+    adapted = AdaptedLinear(layer, 3, 2.1)
     torch.nn.init.normal_(adapted.lora_A.weight, generator=generator)
     torch.nn.init.normal_(adapted.lora_B.weight, generator=generator)
     x, out = torch.randn(2, 4, 7, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
@@ -73,12 +73,17 @@ def test_values_and_gradients_equal_the_dense_product():
 def test_without_adapters_it_is_the_base(family, dtype):
     """Bug guarded: a reference that moves with the policy, or that takes memory of its own."""
     untouched, model = make_model(family, dtype), adapted_model(family, dtype)
-    base = without_adapters(model)
+    base, start = (shared_copy(model, with_adapters=is_on) for is_on in (False, True))
     assert not torch.equal(logits(model), logits(untouched))
     of_base, of_untouched = (token_logprobs(m, IDS, temperature=0.7)[0] for m in (base, untouched))
     assert torch.equal(of_base, of_untouched)
-    assert {id(p) for p in base.parameters()} < {id(p) for p in model.parameters()}
-    assert not any(p.requires_grad for p in base.parameters())
+    assert torch.equal(logits(start), logits(model))
+    adapters = {id(p) for p in adapter_parameters(model).values()}
+    for view in (base, start):
+        own = {id(p) for p in view.parameters()} - {id(p) for p in adapter_parameters(view).values()}
+        assert own == {id(p) for p in model.parameters()} - adapters
+        assert not any(p.requires_grad for p in view.parameters())
+    assert not adapters & {id(p) for p in start.parameters()}
     assert all(p.dtype == torch.float32 for p in adapter_parameters(model).values())  # masters
 
 
@@ -135,7 +140,7 @@ def saved(tmp_path):
     """A base's folder, an adapter's folder, and the adapted model."""
     base, model = make_model("qwen3", torch.float32), adapted_model("qwen3", torch.float32)
     save_model(base, None, tmp_path / "base")
-    save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"), source=tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter", source=tmp_path / "base")
     return tmp_path / "base", tmp_path / "adapter", model
 
 
@@ -157,7 +162,7 @@ def test_peft_loads_ours(lora, tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     model = adapted_model("qwen2", torch.float32, **lora)
     save_model(make_model("qwen2", torch.float32), None, tmp_path / "base")
-    save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"), source=tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter", source=tmp_path / "base")
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():

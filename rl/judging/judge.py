@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.prompts import Prompts, load_tokenizer
 from model import Transformer
-from model.checkpoint import fingerprint, resolve_checkpoint
+from model.folder import fingerprint, resolve_checkpoint, text_folder
 from rewards.accuracy import rules_version
 from rewards.http_judge import RESERVED, HttpJudge
 from rewards.judge import NAMED_JUDGES, Judgement, Scorer, parse_score
@@ -176,7 +176,7 @@ def make_scorers(
     else:
         if spec.kind == "model":
             folder = resolve_checkpoint(spec.name)
-            own = load_frozen(folder, spec.device), load_tokenizer(folder)
+            own = load_frozen(folder, spec.device), load_tokenizer(text_folder(folder))
         for name, prompt in prompts.items():
             scorers[name] = LocalJudge(*own, prompt_template=prompt.local, symbols=prompt.symbols, read=prompt.read)
 

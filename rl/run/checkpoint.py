@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on, beside weights that transformers can load.
 
-    checkpoints/step_000100/            config.json, *.safetensors, tokenizer, prompts.json: load it like any model
-    checkpoints/step_000100/state/      weights and optimizer (safetensors), counters.json
+    checkpoints/step_000100/            config.json, *.safetensors, tokenizer, prompts.json: load it like any model;
+                                        with --lora-rank an adapter in the format of peft in place of config and weights
+    checkpoints/step_000100/state/      trained weights and optimizer (safetensors), counters.json
     checkpoints/step_000100/COMPLETE    sizes of all files, written last; a folder without it is not a checkpoint
 
 All ranks save and load the state together, each its shard; rank 0 writes the rest. All of them must see the run folder.
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -24,7 +26,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from data.prompts import PromptRenderer
-from model.checkpoint import read_json, resolve_checkpoint, save_model, stored_dtype
+from model.checkpoint import save_adapter, save_model
+from model.folder import read_json, resolve_checkpoint, stored_dtype
+from model.lora import adapter_parameters
 from rl.distributed import broadcast_from_main, is_main, raise_on_all_ranks, world_size
 from rl.run.console import gigabytes, wrapped
 from rl.weights.exact_bf16 import LOW_BITS
@@ -141,22 +145,27 @@ def _save_state(state: TrainState, step: int, folder: Path) -> None:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return the weights and the optimizer's state by name. They are the run's own tensors, to be written or filled."""
+    """Return trained weights and the optimizer's state by name. They are the run's own tensors, to be written or filled."""
     tensors = {}
     for name, parameter in state.policy.named_parameters():
-        tensors[f"model.{name}"] = parameter.detach()
-        tensors |= {f"optimizer.{name}.{part}": tensor for part, tensor in state.optimizer.state[parameter].items()}
+        if parameter.requires_grad:
+            tensors[f"model.{name}"] = parameter.detach()
+            tensors |= {f"optimizer.{name}.{part}": tensor for part, tensor in state.optimizer.state[parameter].items()}
     return tensors
 
 
 def _export(state: TrainState, renderer: PromptRenderer, source: Path, part: Path) -> None:
     """Write weights, configuration and tokenizer for transformers. All ranks gather the weights together, one by one."""
     policy, dtype = state.policy, stored_dtype(source)
-    weights = whole_weights(policy, dtype)
+    has_adapters = len(adapter_parameters(policy)) > 0
+    weights = iter(()) if has_adapters else whole_weights(policy, dtype)
     with raise_on_all_ranks(OSError, RuntimeError, SafetensorError):
         try:
             if is_main():
-                save_model(policy, renderer.tokenizer, part, dtype=dtype, source=source, weights=weights)
+                if has_adapters:
+                    save_adapter(policy, part, source=source)
+                else:
+                    save_model(policy, renderer.tokenizer, part, dtype=dtype, source=source, weights=weights)
                 renderer.prompts.save(part)
         finally:
             for _ in weights:  # also when rank 0 could not write, because the others wait in the gathering of the next one
@@ -207,16 +216,15 @@ def load_checkpoint(folder: Path, state: TrainState) -> int:
         step, *counts = (int(counters[name]) for name in ("step", *COUNTERS))
         reader = HuggingFaceStorageReader(str(path))
         saved = reader.read_metadata().state_dict_metadata.keys()
-        was_exact, is_exact = (any(name.endswith(LOW_BITS) for name in names) for names in (saved, tensors))
-        if was_exact == is_exact:
+        was, now = _kept_by(saved), _kept_by(tensors)
+        if was == now:
             if surplus := saved - tensors.keys():
                 raise ValueError(f"it also holds {min(surplus)}")
             dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
     except (dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} cannot be read, or belongs to another model: {_reason(error)}") from error
-    if was_exact != is_exact:
-        saved_with = "exact-bf16" if was_exact else "shard or --memory offload"
-        raise ValueError(f"{folder} keeps its float32 masters in another way than this run: go on with --memory {saved_with}")
+    if was != now:
+        raise ValueError(f"{folder} keeps its float32 masters in another way than this run: go on with {was}")
 
     # weights that are not finite on one rank end the run on all of them
     with raise_on_all_ranks(ValueError):
@@ -226,6 +234,15 @@ def load_checkpoint(folder: Path, state: TrainState) -> int:
     for name, value in zip(COUNTERS, counts, strict=True):
         setattr(state, name, value)
     return step
+
+
+def _kept_by(names: Iterable[str]) -> str:
+    """Return the flags of runs whose state has tensors of these names."""
+    if any(".lora_" in name for name in names):
+        return "the --lora-rank of that run"
+    if any(name.endswith(LOW_BITS) for name in names):
+        return "--memory exact-bf16"
+    return "--memory shard or --memory offload, without --lora-rank"
 
 
 def _reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from model import ModelConfig
-from model.checkpoint import read_json
+from model.folder import base_folder, read_json
 from model.kv_cache import kv_bytes_per_token
 from rl.config import Config
 from rl.distributed import gather, pick_device, world_size
@@ -84,8 +84,9 @@ def decide(shapes: Shapes, config: Config, machine: Machine, judge: Shapes | Non
 
 def _choices(config: Config, machine: Machine) -> Iterator[Choice]:
     """Yield the rows to try, fitted to the flags: a row never does more at once than they say."""
-    modes = ["shard"] if machine.device == "cpu" else ["shard", "offload"] + ["exact-bf16"] * (machine.gpus == 1)
-    on_host = config.needs_reference and machine.device == "cuda"
+    is_simple = machine.device == "cpu" or config.lora_rank > 0  # a whole model with adapters has a single place
+    modes = ["shard"] if is_simple else ["shard", "offload"] + ["exact-bf16"] * (machine.gpus == 1)
+    on_host = config.needs_reference and not is_simple
     if config.memory != "auto":
         for reference in ["device", "host"][: 1 + on_host]:
             yield Choice(config.memory, reference, config.activation_checkpointing, config.micro_batch_tokens, LEAST_SLOTS)
@@ -104,8 +105,8 @@ def misfit(plan: Plan, config: Config) -> str:
     else:
         problem = f"{phase} needs {gib(plan.sums[phase])} of {gib(plan.usable)} on a {machine.unit} ({RESERVE:.0%} stay free)"
     tried = "no mode of --memory fits; the closest, " if config.memory == "auto" else "it does not fit: "
-    change = smallest_change(plan, config)
-    return f"{tried}--memory {plan.config.memory}: {problem}; smallest change that works: {change}"
+    tried = "it does not fit" if config.lora_rank else f"{tried}--memory {plan.config.memory}"
+    return f"{tried}: {problem}; smallest change that works: {smallest_change(plan, config)}"
 
 
 def smallest_change(plan: Plan, config: Config) -> str:
@@ -117,10 +118,12 @@ def smallest_change(plan: Plan, config: Config) -> str:
     flags = [
         (config.memory != "auto", "--activation-checkpointing", {"activation_checkpointing": True}),
         (config.memory != "auto", "--memory auto", {"memory": "auto"}),
-        (config.needs_reference, no_reference, {"beta": 0.0, "plain_policy": "current", **rules}),
+        (config.needs_reference and not config.lora_rank, no_reference, {"beta": 0.0, "plain_policy": "current", **rules}),
         (tokens > 0, f"--max-new-tokens {tokens}", {"max_new_tokens": tokens}),
     ]
     changes = [(text, replace(config, **values), machine) for is_there, text, values in flags if is_there]
+    if not config.lora_rank:
+        changes.append(("--lora-rank 16", replace(config, lora_rank=16, memory="auto"), machine))
 
     # changes of the machine
     if machine.host_bytes is not None and plan.excess[0] == 0:
@@ -129,7 +132,8 @@ def smallest_change(plan: Plan, config: Config) -> str:
     if machine.device == "cuda":
         counts = (2**n for n in range(1, 11) if 2**n > machine.gpus)
         changes += [(f"{gpus} such GPUs", config, replace(machine, gpus=gpus)) for gpus in counts]
-    works = (text for text, changed, other in changes if decide(plan.shapes, changed, other, plan.judge).fits)
+    shapes = plan.shapes.config
+    works = (text for text, changed, other in changes if decide(Shapes(shapes, changed), changed, other, plan.judge).fits)
     return next(works, "a smaller --model")
 
 
@@ -159,7 +163,7 @@ def read_model_config(path_or_hub_id: str) -> ModelConfig:
     """
     path = Path(path_or_hub_id)
     if path.is_dir():
-        path = path / "config.json"
+        path = base_folder(path) / "config.json"
     elif not path.is_file():
         try:
             name, _, revision = path_or_hub_id.partition("@")
@@ -187,11 +191,13 @@ def plan_text(config: Config) -> str:
 
     # what it is for, its table, and what was decided
     plan = _plan(config.model, config, machine)
-    model, disk = plan.shapes.config, plan.shapes.parameters * (STATE_BYTES + 2) * (config.keep + 1)
+    model, adapters = plan.shapes.config, plan.shapes.adapters
+    disk = (adapters * (STATE_BYTES + 4) or plan.shapes.parameters * (STATE_BYTES + 2)) * (config.keep + 1)
     host = "not checked" if machine.host_bytes is None else f"{gib(machine.host_bytes)} a node"
     lines = [
         f"{config.model}: {plan.shapes.parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} layers, "
-        f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",
+        + f"{adapters / 1e6:.1f} M in adapters, " * (adapters > 0)
+        + f"KV cache {kv_bytes_per_token(model, machine.compute) / 1024:.0f} KiB a token",
         f"{machine.gpus} x {machine.unit} of {gib(machine.gpu_bytes)}, host memory {host}",
         f"questions a step: {config.questions_per_step}, each with {config.group_size} + {config.plain_samples} answers of up "
         f"to {config.max_new_tokens:,} tokens, prompts of up to {config.max_prompt_tokens:,}",
@@ -224,7 +230,7 @@ def plan_run(config: Config, source: Path, device: torch.device) -> Plan:
 
 def _plan(model: str, config: Config, machine: Machine) -> Plan:
     judge = Shapes(read_model_config(config.judge)) if config.judge_kind == "model" else None
-    return decide(Shapes(read_model_config(model)), config, machine, judge)
+    return decide(Shapes(read_model_config(model), config), config, machine, judge)
 
 
 def table_lines(plan: Plan) -> list[str]:
@@ -240,7 +246,8 @@ def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
     """Return what was decided, as flags, and what else it needs; the first line begins with `prefix`."""
     decided, machine = plan.config, plan.machine
     slots = f"auto (about {decided.max_slots} rows)" if config.max_slots == "auto" else decided.max_slots
-    taken = f"{'auto takes' if config.memory == 'auto' else 'it fits'}: --memory {decided.memory} "
+    taken = "auto takes: " if config.memory == "auto" else "it fits: "
+    taken += f"--memory {decided.memory} " * (not config.lora_rank)
     taken += "--activation-checkpointing " * decided.activation_checkpointing
     taken += f"--micro-batch-tokens {decided.micro_batch_tokens} --max-slots {slots}"
     used = (
@@ -248,5 +255,6 @@ def decision(plan: Plan, config: Config, prefix: str = "") -> list[str]:
     )
     lines = [wrapped(prefix + taken), f"the sampler uses {used}"]
     if config.needs_reference and machine.device == "cuda":
-        lines.append(f"the reference lies {'in host memory' if plan.reference_memory == 'host' else 'on the device'}")
+        place = "in host memory" if plan.reference_memory == "host" else "on the device"
+        lines.append(f"the reference {'is the same model without adapters' if config.lora_rank else f'lies {place}'}")
     return lines + ([f"host memory of a node: {gib(plan.host)}"] if machine.device == "cuda" else [])

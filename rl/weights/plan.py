@@ -19,10 +19,12 @@ import torch
 
 from model import ModelConfig, Transformer
 from model.kv_cache import kv_bytes_per_token
+from model.lora import adapter_parameters, add_adapters
 from rl.config import Config
 from rl.judging.local_judge import BATCH_TOKENS, HEAD_ROWS
 from rl.logprobs import CHUNK_ELEMENTS
 from rl.slots import PREFILL_TOKENS, draw_bytes, prefill_bytes
+from rl.weights.policy import lora_targets
 
 GIB = 2**30
 PHASES = ("rollout", "judge", "reference", "update")
@@ -55,15 +57,22 @@ class Machine:
 
 
 class Shapes:
-    """Parameter counts of a model, taken from the model itself, which is built without memory."""
+    """Parameter counts of a model, taken from the model itself, which is built without memory.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Attributes:
+        adapters: parameters of the adapters of `--lora-rank`.
+    """
+
+    def __init__(self, config: ModelConfig, lora: Config | None = None) -> None:
         self.config = config
         with torch.device("meta"):
             self.model = Transformer(config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.layer = sum(p.numel() for p in self.model.model.layers[0].parameters())
         self.head = config.vocab_size * config.hidden_size
+        if lora is not None and lora.lora_rank:
+            add_adapters(self.model, lora.lora_rank, lora.lora_alpha, lora_targets(lora))
+        self.adapters = sum(p.numel() for p in adapter_parameters(self.model).values())
 
 
 def forward_bytes(config: ModelConfig, c: int) -> int:
@@ -135,6 +144,8 @@ class Plan:
         machine, c, a_process = self.machine, self.machine.compute.itemsize, NODE_RUNTIME
         if machine.device == "cpu":
             return 0.0
+        if self.shapes.adapters:
+            return min(machine.gpus, machine.per_node) * a_process + MASTER * self.shapes.adapters
         for count in (math.ceil(p.numel() / machine.gpus) for p in self.shapes.model.parameters()):
             if self.config.memory == "offload":
                 a_process += 2 * pinned(count, MASTER) + 2 * MOMENT * count
@@ -159,12 +170,14 @@ class Plan:
     def shares_weights(self) -> bool:
         """True if the sampler uses the trained weights themselves, because they are whole and in the compute dtype."""
         stored = torch.bfloat16 if self.config.memory == "exact-bf16" else torch.float32
+        if self.shapes.adapters:
+            return True
         return self.machine.gpus == 1 and self.config.memory != "offload" and stored == self.machine.compute
 
     @property
     def cuts_reference(self) -> bool:
         """True if the reference is not whole on the device, so that writing answers and judging need a whole copy of it."""
-        return self.machine.gpus > 1 or self.reference_memory == "host"
+        return not self.shapes.adapters and (self.machine.gpus > 1 or self.reference_memory == "host")
 
     @cached_property
     def table(self) -> dict[str, tuple[float, ...]]:
@@ -175,11 +188,13 @@ class Plan:
         # the policy where it is trained, and a whole copy to sample with where that cannot be shared
         exact, trained = config.memory == "exact-bf16", 0.0 if config.memory == "offload" else P / W
         stored, copy = trained * (2 if exact else MASTER), c * P * (not self.shares_weights)
+        if shapes.adapters:  # a whole frozen model, the reference in it
+            trained, stored = shapes.adapters, c * P + MASTER * shapes.adapters
         sampling_cache, sampling, drawing = _sampling(self)
         updating, gathered, chunks = _update(self)
 
         # the reference, and a whole copy of it while one that is not whole writes plain answers or judges
-        reference = c * P / W * (config.needs_reference and self.reference_memory == "device")
+        reference = c * P / W * (config.needs_reference and self.reference_memory == "device" and not shapes.adapters)
         whole_reference, scores = c * P * self.cuts_reference, config.beta > 0
         writes = whole_reference * (config.reference_writes_plain and not copy)  # else the two copies take turns
         marks = whole_reference * (config.judge_kind == "self")
@@ -232,7 +247,7 @@ def _update(plan: Plan) -> tuple[float, float, float]:
 
     The forward has kept everything. The head's backward holds its weight in the compute dtype, the float32 sum of its gradient
     and one chunk's part of it. The last layer's holds two layers' gathered weights (one if nothing is sharded), and a layer's
-    gradients in both dtypes.
+    gradients in both dtypes. With adapters there is nothing of that; a layer's input gets two gradients, added up.
     """
     shapes, config, machine = plan.shapes, plan.config, plan.machine
     c, model, T, recomputes = (
@@ -241,8 +256,8 @@ def _update(plan: Plan) -> tuple[float, float, float]:
         micro_batch(config, machine),
         config.activation_checkpointing,
     )
-    offloads, exact = config.memory == "offload", config.memory == "exact-bf16"
-    is_sharded, casts = machine.gpus > 1 or offloads, not exact and c < MASTER
+    is_full, offloads, exact = shapes.adapters == 0, config.memory == "offload", config.memory == "exact-bf16"
+    is_sharded, casts = is_full and (machine.gpus > 1 or offloads), is_full and not exact and c < MASTER
 
     # what the forward has kept
     per_layer = saved_bytes(model, c, padded=machine.device == "cpu")
@@ -252,10 +267,10 @@ def _update(plan: Plan) -> tuple[float, float, float]:
         saved += c * (shapes.parameters - 2 * shapes.head)  # autograd keeps the cast weights of every layer
 
     # what a layer's backward takes, and the head's
-    running = T * (backward_bytes(model, c) + per_layer * recomputes)
+    running = T * (backward_bytes(model, c) + per_layer * recomputes + c * model.intermediate_size * (not is_full))
     layer = c * (2 if is_sharded else 1) * (is_sharded or casts) + (c + 4) * is_sharded
     layer += 2 * MASTER * offloads  # on their way from host memory, before they are cast
-    head = (c * (is_sharded or casts) + 4 + c) * shapes.head
+    head = (c * (is_sharded or casts) + 4 + c) * shapes.head * is_full
     least, chunks = OPTIMIZER_TEMPORARIES * exact, 2 * 4 * CHUNK_ELEMENTS
     if head + chunks >= running + layer * shapes.layer:
         return max(saved, least), head, chunks

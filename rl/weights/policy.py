@@ -5,22 +5,30 @@
     exact-bf16   bfloat16, with the low half of float32  themselves on one GPU, else a copy
     offload      float32, in host memory                 a copy on the GPU
 
+With --lora-rank none of them: every rank holds the whole model once, frozen in the compute dtype, and float32 adapters. The
+sampler uses these very weights, and the reference is a view of them without the adapters.
+
 The plan (memory.py) says what `auto` stands for. A copy is made for each rollout and gone in the update.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_
 
 from model.checkpoint import load_model
+from model.folder import is_adapter
+from model.lora import TARGETS, adapter_parameters, add_adapters, lora_setting, shared_copy
 from model.transformer import Transformer
 from rl.config import Config
 from rl.distributed import make_mesh, world_size
 from rl.optim import adamw, create_state
 from rl.weights.exact_bf16 import ExactBF16AdamW
-from rl.weights.sharding import load_sharded, whole
+from rl.weights.sharding import full, load_sharded, whole
 
 
 @dataclass
@@ -40,7 +48,13 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_policy(config: Config, source: Path, device: torch.device) -> Transformer:
-    """Load the weights that are trained to where `--memory` says; it is not auto any more."""
+    """Load the weights that are trained to where `--memory` says, which is not auto any more; or a model with adapters.
+
+    Raises:
+        ValueError: `source` is an adapter, and the flags do not say so or name another shape.
+    """
+    if config.lora_rank or is_adapter(source):
+        return _load_adapted(config, source, device)
     # whole float32 weights become bfloat16 in ExactBF16AdamW, which keeps what that takes from them; sharded ones cannot
     is_half = config.memory == "exact-bf16" and world_size() > 1
     dtype = torch.bfloat16 if is_half else torch.float32
@@ -49,13 +63,36 @@ def load_policy(config: Config, source: Path, device: torch.device) -> Transform
     return model
 
 
-def load_reference(source: Path, device: torch.device, *, offload: bool) -> Transformer:
+def _load_adapted(config: Config, source: Path, device: torch.device) -> Transformer:
+    model = load_frozen(source, device)
+    if not is_adapter(source):
+        add_adapters(model, config.lora_rank, config.lora_alpha, lora_targets(config), config.seed)
+    rank, alpha, targets = lora_setting(model)
+    if (rank, alpha, targets) != (config.lora_rank, config.lora_alpha, lora_targets(config)):
+        flags = f"--lora-rank {rank} --lora-alpha {alpha:g} --lora-targets {','.join(targets)}"
+        raise ValueError(f"{source} is an adapter: train it on with {flags}, or merge it first (python -m rl.export)")
+    for parameter in adapter_parameters(model).values():
+        parameter.requires_grad_(True)
+    model.activation_checkpointing = config.activation_checkpointing
+    return model
+
+
+def lora_targets(config: Config) -> tuple[str, ...]:
+    """Return the names of `--lora-targets`."""
+    return TARGETS if config.lora_targets == "all" else tuple(config.lora_targets.split(","))
+
+
+def load_reference(source: Path, device: torch.device, *, offload: bool, policy: Transformer | None = None) -> Transformer:
     """Load the frozen initial policy, in the dtype it computes in: whole on one process, else cut over the ranks.
 
     Args:
+        policy: with adapters, as it was loaded: the reference then shares its weights, and has copies of adapters that the
+            policy began with.
         offload: keep it in host memory (FSDP2); each layer visits the device while it computes. What judges or writes answers
             is a whole copy (`WholeWeights`), because a decode step would fetch every weight for one token.
     """
+    if policy is not None:
+        return shared_copy(policy, with_adapters=is_adapter(source))
     return _load(source, device, dtype=compute_dtype(device), offload=offload).requires_grad_(False)
 
 
@@ -78,9 +115,20 @@ def make_optimizer(policy: Transformer, config: Config) -> torch.optim.Optimizer
     setting = dict(lr=config.lr, betas=(0.9, config.adam_beta2))
     if config.memory == "exact-bf16":
         return ExactBF16AdamW(policy.parameters(), **setting)
-    optimizer = adamw(policy.parameters(), **setting)
+    optimizer = adamw([p for p in policy.parameters() if p.requires_grad], **setting)
     create_state(optimizer)
     return optimizer
+
+
+def clip_gradients(policy: Transformer, max_norm: float | None) -> float:
+    """Clip the gradient of all ranks and return its norm before. Adapters' gradients are averaged first, sharded ones are."""
+    gradients = [p.grad for p in adapter_parameters(policy).values() if p.grad is not None]
+    if gradients and world_size() > 1:
+        total = torch.cat([gradient.flatten() for gradient in gradients])  # one message
+        dist.all_reduce(total)
+        for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient) / world_size())
+    return full(clip_grad_norm_(policy.parameters(), max_norm or math.inf)).item()
 
 
 def make_sampler_model(policy: Transformer) -> Transformer:
