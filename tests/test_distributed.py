@@ -88,6 +88,8 @@ def one(place, reward_for_length, no_report) -> dict:
     two_ranks.exported(place)
     two_ranks.run(place, "one")
     two_ranks.run(place, "one-two", steps=4)
+    two_ranks.run(place, "adapters-one", "--lora-rank", "4")
+    two_ranks.run(place, "adapters-one-two", "--lora-rank", "4", steps=4)
     parts = {"updates": two_ranks.updates, "steps": two_ranks.several_steps, "rollouts": two_ranks.rollouts}
     results = {name: function(place) for name, function in parts.items()}
     dist.destroy_process_group()  # of one, which offloading made
@@ -118,7 +120,7 @@ def assert_close(ours, theirs, tolerance: float) -> None:
         assert ours == (pytest.approx(theirs, abs=tolerance, rel=tolerance) if isinstance(theirs, float) else theirs)
 
 
-@pytest.mark.parametrize("case", [*two_ranks.UPDATES, "checkpointing", "offload"])
+@pytest.mark.parametrize("case", [*two_ranks.UPDATES, "checkpointing", "adapters", "offload"])
 @pytest.mark.parametrize("model", TOLERANCE)
 def test_gradients_of_two_ranks_are_those_of_one(one, two, model, case):
     """Bug guarded: a denominator or an advantage of one rank alone, gradients averaged that should be summed, a shard of a
@@ -183,12 +185,12 @@ def test_export_of_a_sharded_model(two, place):
     assert load_model(place / "exported_2")
 
 
-def assert_similar_run(run, other) -> None:
+def assert_similar_run(run, other, weights: str = "model.safetensors") -> None:
     """The same samples, and weights equal up to the rounding of sums in another order, which Adam at 1e-2 makes visible."""
     assert_close(*(without_costs(lines_of(r / "metrics.jsonl")) for r in (run, other)), 1e-4)
     for file in (other / "rollouts").iterdir():
         assert [row["text"] for row in lines_of(run / "rollouts" / file.name)] == [row["text"] for row in lines_of(file)]
-    assert_close(*(load_file(r / "checkpoints/step_000008/model.safetensors") for r in (run, other)), 1e-4)
+    assert_close(*(load_file(r / "checkpoints/step_000008" / weights) for r in (run, other)), 1e-4)
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (1, 2)])
@@ -200,6 +202,12 @@ def test_another_process_count_resumes(one, two, place, first, then):
     if (first, then) == (2, 2):
         assert_same_run(runs / "two-two", runs / "two")  # to the last bit
     assert_similar_run(runs / {(2, 2): "two-two", (2, 1): "two-one", (1, 2): "one-two"}[first, then], runs / "one")
+
+
+@pytest.mark.parametrize("name", ["adapters-two", "adapters-one-two"])
+def test_adapters_of_two_ranks_are_those_of_one(two, place, name):
+    """Bug guarded: adapters that part because each rank steps with its own gradient."""
+    assert_similar_run(place / "runs" / name, place / "runs/adapters-one", "adapter_model.safetensors")
 
 
 def test_offloaded_run_is_the_run_on_the_device(two, place):

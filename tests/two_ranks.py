@@ -19,8 +19,9 @@ import rl.run.checkpoint
 import train
 from data.division import load_split
 from data.prompts import PromptRenderer, Prompts, load_tokenizer
-from model import load_model
+from model import Transformer, load_model
 from model.checkpoint import save_model
+from model.lora import adapter_parameters, add_adapters
 from rewards.judge import JudgeUnavailable, RuleScorer
 from rl.advantages import select_samples
 from rl.config import PRESETS, Config
@@ -51,6 +52,15 @@ def load(folder: Path, dtype: torch.dtype, **more):
     if world_size() == 1 and not more:
         return load_model(folder, dtype=dtype)
     return load_sharded(folder, make_mesh(CPU), CPU, dtype=dtype, compute=dtype, **more)
+
+
+def with_adapters(model: Transformer) -> Transformer:
+    """Add adapters to a model, and make them do something."""
+    add_adapters(model, 4, 6.0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+    return model
 
 
 def made_up_groups(rows: list[list[float | None]]) -> list[Group]:
@@ -98,7 +108,8 @@ def gradients(policy, reference, rewards, settings: dict) -> dict:
 
     def look() -> None:
         for name, p in policy.named_parameters():
-            seen[name] = (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
+            if p.requires_grad:
+                seen[name] = (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
 
     state.optimizer.step = look
     metrics = train.update_policy(state, samples, chosen, 0)
@@ -114,6 +125,8 @@ def updates(place: Path) -> dict:
             results[model, case] = gradients(policy, reference, rewards, settings)
         policy.activation_checkpointing = True
         results[model, "checkpointing"] = gradients(policy, reference, *UPDATES["8 x 1"])
+        adapted = with_adapters(load_model(place / model, dtype=dtype))
+        results[model, "adapters"] = gradients(adapted, reference, *UPDATES["8 x 1"])
         offloaded = load(place / model, dtype, offload=True)
         results[model, "offload"] = gradients(offloaded, reference, *UPDATES["8 x 1"])
     return results
@@ -218,6 +231,8 @@ def whole_runs(place: Path) -> dict:
     run(place, "two-two", *resume)
     run(place, "one-two", *resume)
     run(place, "offload", "--memory", "offload")
+    run(place, "adapters-two", "--lora-rank", "4")
+    run(place, "adapters-one-two", "--lora-rank", "4", *resume)
     stepped, calls = train.optimizer_step, []
 
     def signalled(*args):
