@@ -7,8 +7,7 @@ import pytest
 from conftest import SHARED
 from samples import fake_hub
 
-from data.benchmarks import BENCHMARKS, digest, find_options, load_benchmark, mmlu_hub, parse_benchmarks
-from data.examples import Row
+from data.benchmarks import BENCHMARKS, digest, find_options, load_benchmark, parse_benchmarks
 from rewards.accuracy import RULES, score_benchmark
 
 RELEASED = SHARED / "benchmarks"
@@ -143,7 +142,7 @@ HUB_ROWS = {
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_hub_rows_are_read(name, tmp_path, monkeypatch):
-    """Bug guarded: a hub path that works up to its first row. The download is one row in the hub's columns."""
+    """Bug guarded: a hub path that works up to its first row; the last choice taken for -1. The download is one row."""
     row, reference = HUB_ROWS[name]
     requests = fake_hub(monkeypatch, tmp_path, rows := [row])
     (item,) = load_benchmark(BENCHMARKS[name], None)
@@ -153,13 +152,10 @@ def test_hub_rows_are_read(name, tmp_path, monkeypatch):
     rows[0] = {"wrong": 1}
     with pytest.raises(ValueError, match=r"row 0: .* is missing"):
         load_benchmark(BENCHMARKS[name], None)
-
-
-@pytest.mark.parametrize("answer", [4, -1, "C"])
-def test_an_index_beyond_the_choices_is_named(answer):
-    """Bug guarded: the last choice taken for -1, a message about an option where an index is wrong."""
-    with pytest.raises(ValueError, match=f"is {answer}, which is no index of the 4 choices"):
-        mmlu_hub(Row({"question": "q", "choices": ["x", "y", "z", "w"], "answer": answer}, "row 0"))
+    for answer in (4, -1, "C") if name == "mmlu" else ():  # beyond the choices, and no label of them
+        rows[0] = row | {"answer": answer}
+        with pytest.raises(ValueError, match=f"is {answer}, which is no index of the 4 choices"):
+            load_benchmark(BENCHMARKS[name], None)
 
 
 def test_a_failed_download_is_explained(tmp_path, monkeypatch):

@@ -191,6 +191,9 @@ MISTAKES = {  # flags: what is printed
     f"{REAL} --zeta nan": "--zeta is nan",
     f"{REAL} --max-grad-norm 0": "--max-grad-norm is 0.0; it must be above 0",
     f"{REAL} --eval-every 5": "needs --eval-benchmarks",
+    f"{REAL} --keep-best x": "--keep-best needs --eval-benchmarks",
+    f"{REAL} --eval-benchmarks gsm8k --eval-limit 0": "--eval-limit",
+    "--eval-benchmarks gsm8k": "needs --model",
     f"{REAL} --judge http://localhost:1/v1": "needs --judge-model",
     f"{REAL} --run a/../../b": "leads out of --runs-dir",
 }

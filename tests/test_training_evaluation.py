@@ -14,7 +14,7 @@ from data.division import load_split
 from data.examples import Example, load_examples
 from data.prompts import PromptRenderer, load_prompts, load_tokenizer
 from rewards.judge import JudgeUnavailable
-from rl.config import PRESETS, Config, parse_config
+from rl.config import PRESETS, Config
 from rl.demo import Evaluation
 from rl.evaluation.training import BestStep, TrainingEvaluation
 from rl.records import Completion
@@ -153,16 +153,6 @@ def test_what_cannot_be_asked_is_said(place, monkeypatch, capsys):
     assert make(place, longest_prompt=9).items
     with pytest.raises(ValueError, match="no question of own can be asked"):
         make(place, longest_prompt=8)
-
-
-def test_flags_that_do_not_go_together():
-    for given, problem in [
-        (["--model", "m", "--eval-every", "5"], "needs --eval-benchmarks"), (["--eval-benchmarks", "gsm8k"], "needs --model"),
-        (["--model", "m", "--keep-best", "x"], "--keep-best needs --eval-benchmarks"),
-        (["--model", "m", "--eval-benchmarks", "gsm8k", "--eval-limit", "0"], "--eval-limit"),
-    ]:  # fmt: skip
-        with pytest.raises(ValueError, match=problem):
-            parse_config(given)
 
 
 def test_an_evaluation_is_on_disk_whole_or_not_at_all(tmp_path, monkeypatch):
