@@ -1,8 +1,8 @@
 r"""Where the final answer of a text stands. Every rule reads it here, in training and in evaluation.
 
 Explicit are a box, `####`, a line "Answer: 5", a heading "Final answer" and <answer> tags: the last one counts, whatever prose
-follows it. Prose ("so the answer is 5") is as good only if it holds an answer and nothing else, and comes next otherwise. "The answer
-is clear" is a sentence about the answer, and holds none.
+follows it. Prose ("so the answer is 5") is as good only if it holds an answer and nothing else, and comes next otherwise. "The
+answer is clear" is a sentence about the answer, and holds none.
 """
 
 import re
@@ -16,17 +16,18 @@ PROSE = (
 )
 LEADING = r"(?:(?:so|thus|hence|therefore|and|my|the|final|correct|best|right),?[ \t]+){0,5}"
 MARKER = re.compile(
-    rf"(?P<explicit>(?:^|(?<=[.!?] ))[^\w\n]*{LEADING}(?:ans(?:wer)?|result|option|choice)\b(?:[ \t]+(?:to|for|of)\b[^.:=\n]{{0,60}}?)?"
+    rf"(?P<explicit>(?:^|(?<=[.!?] ))[^\w\n]*{LEADING}(?:ans(?:wer)?|result|option|choice)\b"
+    r"(?:[ \t]+(?:to|for|of)\b[^.:=\n]{0,60}?)?"
     rf"(?:[ \t]*(?:is|are)?[ \t]*[:=]|[^\w\n:=]*$)|####(?!#|[ \t]*(?:step|part|case)\b)|<answer>)"
     rf"|(?P<doubt>\b(?:if|whether|suppose|assum\w+|unless)\b[^.,\n]{{0,30}}?|\b(?:this|that)[ \t]+)?(?P<prose>{PROSE})",
     re.IGNORECASE | re.MULTILINE,
 )
 REPEATED = re.compile(LEADING + PROSE, re.IGNORECASE)  # "Answer: the answer is"
 ABOUT = re.compile(  # how a sentence goes on that is about the answer
-    r"\W*(?:(?:also|not|very|quite|too|so|as|the|an?|in|both|therefore|\w+ly)[ \t]+){0,2}(?:clear|correct|right|wrong|incorrect|accurate|helpful|"
-    r"useful|consistent|positive|negative|reasonable|sensible|plausible|valid|unique|final|exact|obvious|evident|above|below|"
-    r"important|best|complete|simpl\w+|required|needed|same|line|agreement|whole|integer|based|given|found|shown|what|because|(?:expect|obtain|deriv|support|"
-    r"confirm|verif|justif|explain|check|comput|calculat|determin|reach)\w*)\b", re.IGNORECASE,
+    r"\W*(?:(?:also|not|very|too|so|as|the|an?|in|both|therefore|\w+ly)[ \t]+){0,2}(?:clear|correct|right|wrong|incorrect|"
+    r"accurate|helpful|useful|consistent|positive|negative|reasonable|sensible|plausible|valid|unique|final|exact|obvious|above|below|"
+    r"important|best|complete|simpl\w+|required|needed|same|line|agreement|whole|integer|based|given|found|shown|what|because|"
+    r"(?:expect|obtain|deriv|support|confirm|verif|justif|explain|check|comput|calculat|determin|reach)\w*)\b", re.IGNORECASE,
 )  # fmt: skip
 DIRECT = re.compile(
     r"\W{0,4}(?:\d[\d.,/]*[^\d\n]{0,20}|[A-Z]|\\boxed.*|\$[^$\n]+\$)\W*", re.IGNORECASE
@@ -111,7 +112,7 @@ def _boxes(text: str) -> list[tuple[int, str]]:
 
 
 def tidy(text: str) -> str:
-    """Return the text with typographic minus signs and spaces made plain, emphasis taken off, display mathematics on one line."""
+    """Return the text with plain minus signs and spaces, without emphasis, and with display mathematics on one line."""
     text = re.sub("[\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FULLWIDTH HYPHEN-MINUS}]", "-", text)
     text = re.sub("(?<![\\w)])\N{EN DASH}(?=[\\d.])", "-", text)  # between two numbers it means "to"
     text = re.sub(SPACES, " ", re.sub(rf"(?<=\d){SPACES}(?=\d{{3}})", "", text)).replace("\\%", "%")

@@ -19,18 +19,20 @@ NUMBER = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 QUANTITY = rf"\$?[-+]?[$€£]?(?:{NUMBER})(?:\s*/\s*\d+)?%?"
 PLAIN = re.compile(rf"([-+]?)\s*(?:(\d+)\s+(?=\d+\s*/))?((?:{NUMBER})(?:[eE][-+]?\d{{1,3}})?)(?:\s*/\s*(\d+))?\s*(%?)")
 SYMBOLS = {
-    "×": r"\times ", "·": r"\cdot ", "*": r"\cdot ", "**": "^", "÷": "/", "≤": r"\le ", "<=": r"\le ", "≥": r"\ge ", ">=": r"\ge ",
-    "≠": r"\ne ", "!=": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "√": "sqrt", "²": "^2",
-    "³": "^3", "m²": " m^2", "m³": " m^3", "°": "", "½": " 1/2", r"\displaystyle": "", r"\(": "", r"\)": "", r"\$": "", "$": "", "€": "",
-    "£": "", r"\!": "", r"\,": " ", r"\;": " ", r"\:": " ", r"\ ": " ", r"\quad": " ", r"\qquad": " ", "~": " ",
+    "×": r"\times ", "·": r"\cdot ", "*": r"\cdot ", "**": "^", "÷": "/", "≤": r"\le ", "<=": r"\le ", "≥": r"\ge ",
+    ">=": r"\ge ", "≠": r"\ne ", "!=": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∞": r"\infty ", "∪": r"\cup ", "√": "sqrt",
+    "π": r"\pi ", "²": "^2", "³": "^3", "m²": " m^2", "m³": " m^3", "°": "", "½": " 1/2", "$": "", "€": "", "£": "", "~": " ",
+    **dict.fromkeys((r"\$", r"\(", r"\)", r"\displaystyle", r"\!"), ""),
+    **dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\qquad"), " "),
 }  # fmt: skip
 SYMBOL = re.compile(r"(?<!\\)(?:" + "|".join(map(re.escape, sorted(SYMBOLS, key=len, reverse=True))) + ")")
 WRAPPER = (r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|underline|boxed|fbox)\s*\{([^{}]*)\}", r" \1 ")
 ROOT = (r"(?<!\\)sqrt\s*(?:\(((?:[^()]|\([^()]*\))*)\)|(\d+|[a-z]))", r"\\sqrt{\1\2}")
 REWRITES = [  # after the symbols, in this order: one spelling of numbers and functions
     ROOT, ROOT, (r"(?<![\\A-Za-z])(?:pi|infty|sin|cos|tan|log|ln)(?![A-Za-z])", r"\\\g<0> "), (r"\s*\bper ?cent\b", "%"),
-    *((rf"(?<=\d)\s*{name}\b", f"e{zeros}") for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))),
-    (r"(?<=\d)\s*(?:x|\\times|\\cdot)\s*10\s*\^\s*\{?([-+]?\d{1,3})\}?(?!\w)", r"e\1"), (r"(?<=[\d)])\s*x\s*(?=\.?\d)", r" \\cdot "),
+    *((rf"(?<=\d)\s*{name}\b", zeros) for name, zeros in (("thousand", "e3"), ("million", "e6"), ("billion", "e9"))),
+    (r"(?<=\d)\s*(?:x|\\times|\\cdot)\s*10\s*\^\s*\{?([-+]?\d{1,3})\}?(?!\w)", r"e\1"),
+    (r"(?<=[\d)])\s*x\s*(?=\.?\d)", r" \\cdot "),
     (r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda match: match.group().replace(",", "")),
 ]  # fmt: skip
 SEPARATOR = r"(?<=\d)(?:\{,\}|,?\\[!,])\s*(?=\d{3}(?!\d))|(?<=\d) (?=\d{3}(?![\d/.]))"  # of thousands
@@ -70,7 +72,7 @@ def extract_math(text: str) -> str | None:
 
 
 def score_number(answer: str, references: tuple[str, ...]) -> float:
-    """Return 1.0 if the answer's number equals one of the references', as numbers; a formula, a set or an interval is no number."""
+    """Return 1.0 if the answer's number equals one of the references'; a formula, a set or an interval is no number."""
     return float(any(_equal(reference, answer, number=True) for reference in references))
 
 
@@ -92,7 +94,7 @@ def is_number(text: str) -> bool:
 
 
 def _stated(statement: str, *, last: bool = False) -> str | None:
-    """Return the number, formula or name that a statement or the last line gives; "" for several numbers; None for sentences."""
+    """Return the number, formula or name that a statement or the last line gives; "" for several; None for sentences."""
     if len(statement) > LONGEST and not last:
         return ""
     statement = statement[-LONGEST:]
