@@ -6,7 +6,7 @@ An easy question adds two one-digit numbers, which a small model does at once. A
 it often fails unless it adds tens and ones apart, as the refinements of the traces do. So a model can learn from Eq. 6 where a
 refinement pays: at hard questions it beats the plain answers, at easy ones it costs tokens and changes nothing.
 
-The files of OUT are JSONL: train.jsonl (two easy questions to a hard one), easy.jsonl and hard.jsonl (held out) with `question`
+The files of OUT are JSONL: train.jsonl (as many easy as hard questions), easy.jsonl and hard.jsonl (held out) with `question`
 and `answer`, traces.jsonl with `question`, `response` and `mode`, for `python -m rl.sft --data`. prompts.json holds the prompts
 for both. No pair of numbers is both trained on and held out.
 """
@@ -35,6 +35,7 @@ TEMPLATES = (
     "A shop sold {a} {things} in the morning and {b} in the afternoon. How many {things} did it sell that day?",
 )
 RANGES = {"easy": (2, 9), "hard": (11, 59)}  # both numbers, inclusive
+FIRST_WORDS = {"easy": "Both numbers are small", "hard": "Both numbers have two digits"}
 HELD_OUT = 5  # one pair of numbers in so many
 SLIPS = (-10, -2, -1, 1, 2, 10)  # what a wrong first sum of a trace is off by
 
@@ -72,19 +73,20 @@ def additions(kinds: tuple[str, ...], seed: int, *, held_out: bool) -> Iterator[
 def trace(addition: Addition, mode: str, rng: random.Random) -> dict[str, str]:
     """Return a written response; plain ones are right. In the refine mode, three first sums in ten of hard questions are wrong.
 
-    Refinements follow wrong first sums a little more often than right ones, and as often on easy questions as on hard ones:
-    where they pay is left for RL to find out.
+    A thought says how hard the sum is before it can be refined. Refinements follow wrong first sums a little more often than
+    right ones, and as often on easy questions as on hard ones: where they pay is left for RL to find out.
     """
     total = addition.a + addition.b
     is_wrong = mode == "refine" and addition.kind == "hard" and rng.random() < 0.3
     first = total + rng.choice(SLIPS) if is_wrong else total
     sum_ = f"{addition.a} + {addition.b} = {first}."
+    thought = f"{FIRST_WORDS[addition.kind]}: {sum_}"
     if mode == "plain":
         response = f"{sum_} The answer is {first}."
     elif rng.random() < (0.8 if is_wrong else 0.6):
-        response = f"<think> I add: {sum_} <refine> {check(addition)} </refine> </think>\n<answer> {total} </answer>"
+        response = f"<think> {thought} <refine> {check(addition)} </refine> </think>\n<answer> {total} </answer>"
     else:
-        response = f"<think> I add: {sum_} </think>\n<answer> {first} </answer>"
+        response = f"<think> {thought} </think>\n<answer> {first} </answer>"
     return {"question": addition.question, "response": response, "mode": mode}
 
 
@@ -101,9 +103,8 @@ def check(addition: Addition) -> str:
 def write_files(out: Path, *, train: int, held_out: int, traces: int, seed: int) -> None:
     """Write four files of rows, and the prompts that go with them; two traces in three are of the refine mode."""
     out.mkdir(parents=True, exist_ok=True)
-    source, rng = additions(("easy", "easy", "hard"), seed, held_out=False), random.Random(seed)
+    source, rng = additions(tuple(RANGES), seed, held_out=False), random.Random(seed)
     files = {"train": [next(source).row() for _ in range(train)]}
-    source = additions(("easy", "hard"), seed + 1, held_out=False)
     files["traces"] = [trace(next(source), "plain" if i % 3 == 2 else "refine", rng) for i in range(traces)]
     for kind in RANGES:
         unseen = additions((kind,), seed, held_out=True)

@@ -56,7 +56,7 @@ def final_part(reference: str) -> str:
 
 
 def kind_of(reference: str) -> str:
-    """Return the kind of a training example: number (a currency or per cent sign aside), math for LaTeX, exact for other texts."""
+    """Return the rule of a training example: number (a currency or per cent sign aside), math for LaTeX, exact otherwise."""
     bare = extract_reading(reference) or ""
     return "number" if mathematics.is_number(bare) else "math" if LATEX.match(bare) else "exact"
 

@@ -11,8 +11,8 @@ HEDGE = r"(?:,|;|/|&|\bor\b|\band\b|\beither\b)"
 def extract_choice(text: str, options: Options) -> str | None:
     """Return the label of the one option that a text settles on; None if it settles on none or hedges between several.
 
-    Looked for in the statements of the final answer, then in the last line, then in the whole text. What a text denies ("not B",
-    "B is wrong") does not count. Labels come before option texts.
+    Looked for in the statements of the final answer, then in the last line, then in the whole text. What a text denies
+    ("not B", "B is wrong") does not count. Labels come before option texts.
     """
     text = tidy(text)
     things = [re.escape(label) + r"(?!\w)" for label, _ in options]
@@ -26,9 +26,7 @@ def extract_choice(text: str, options: Options) -> str | None:
         return settled(statement) or ("" if _labels_in(statement, options) | _texts_in(statement, options) else None)
 
     def concluded(line: str) -> str:
-        listed = [
-            part for part in text.splitlines() if _leading(part, options)
-        ]  # the last of a list of the options is no choice
+        listed = [part for part in text.splitlines() if _leading(part, options)]  # the last of these is no choice
         return (settled(line) if len(listed) < 2 and not _is_listing(line, options) else None) or settled(text) or ""
 
     return final_answer(text, stated, concluded)

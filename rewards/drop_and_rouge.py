@@ -29,7 +29,7 @@ def folded(text: str) -> str:
 
 
 def score_exact(answer: str, references: tuple[str, ...]) -> float:
-    """Return 1.0 if the answer equals one of the references after folding; a reference may be a sentence with its answer, too."""
+    """Return 1.0 if the answer equals one of the references after folding; a reference may state its answer in a sentence."""
     return float(any(folded(answer) in (folded(text), folded(extract_reading(text) or "")) for text in references))
 
 

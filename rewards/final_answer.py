@@ -1,13 +1,14 @@
-r"""Where the final answer of a text stands. Every rule reads it here, in training and in evaluation.
+r"""The final answer of a text: where it stands. Every rule reads it here, in training and in evaluation.
 
 Explicit are a box, `####`, a line "Answer: 5", a heading "Final answer" and <answer> tags: the last one counts, whatever prose
-follows it. Prose ("so the answer is 5") is as good only if it holds an answer and nothing else, and comes next otherwise. "The answer
-is clear" is a sentence about the answer, and holds none.
+follows it. Prose ("so the answer is 5") is as good only if it holds an answer and nothing else, and comes next otherwise. "The
+answer is clear" is a sentence about the answer, and holds none.
 """
 
 import re
 from collections.abc import Callable, Iterator
 
+Find = Callable[[str], str | None]
 LONGEST = 4000  # characters of a statement
 MOST = 40  # statements that are looked at, from the end
 PROSE = (
@@ -16,21 +17,21 @@ PROSE = (
 )
 LEADING = r"(?:(?:so|thus|hence|therefore|and|my|the|final|correct|best|right),?[ \t]+){0,5}"
 MARKER = re.compile(
-    rf"(?P<explicit>(?:^|(?<=[.!?] ))[^\w\n]*{LEADING}(?:ans(?:wer)?|result|option|choice)\b(?:[ \t]+(?:to|for|of)\b[^.:=\n]{{0,60}}?)?"
+    rf"(?P<explicit>(?:^|(?<=[.!?] ))[^\w\n]*{LEADING}(?:ans(?:wer)?|result|option|choice)\b"
+    r"(?:[ \t]+(?:to|for|of)\b[^.:=\n]{0,60}?)?"
     rf"(?:[ \t]*(?:is|are)?[ \t]*[:=]|[^\w\n:=]*$)|####(?!#|[ \t]*(?:step|part|case)\b)|<answer>)"
-    rf"|(?P<doubt>\b(?:if|whether|suppose|assum\w+|unless)\b[^.,\n]{{0,30}}?|\b(?:this|that)[ \t]+)?(?P<prose>{PROSE})",
+    rf"|(?P<doubt>\b(?:if|whether|suppose|assum\w+|unless)\b[^.,\n]{{0,30}}?|\b(?:this|that)[ \t]+)?{PROSE}",
     re.IGNORECASE | re.MULTILINE,
 )
 REPEATED = re.compile(LEADING + PROSE, re.IGNORECASE)  # "Answer: the answer is"
 ABOUT = re.compile(  # how a sentence goes on that is about the answer
-    r"\W*(?:(?:also|not|very|quite|too|so|as|the|an?|in|both|therefore|\w+ly)[ \t]+){0,2}(?:clear|correct|right|wrong|incorrect|accurate|helpful|"
-    r"useful|consistent|positive|negative|reasonable|sensible|plausible|valid|unique|final|exact|obvious|evident|above|below|"
-    r"important|best|complete|simpl\w+|required|needed|same|line|agreement|whole|integer|based|given|found|shown|what|because|(?:expect|obtain|deriv|support|"
-    r"confirm|verif|justif|explain|check|comput|calculat|determin|reach)\w*)\b", re.IGNORECASE,
+    r"\W*(?:(?:also|not|very|too|so|as|the|an?|in|both|therefore|\w+ly)[ \t]+){0,2}(?:clear|correct|right|wrong|incorrect|"
+    r"accurate|helpful|useful|consistent|positive|negative|reasonable|sensible|plausible|valid|unique|final|exact|obvious|above|below|"
+    r"important|best|complete|simpl\w+|required|needed|same|line|agreement|whole|integer|based|given|found|shown|what|because|"
+    r"(?:expect|obtain|deriv|support|confirm|verif|justif|explain|check|comput|calculat|determin|reach)\w*)\b", re.IGNORECASE,
 )  # fmt: skip
-DIRECT = re.compile(
-    r"\W{0,4}(?:\d[\d.,/]*[^\d\n]{0,20}|[A-Z]|\\boxed.*|\$[^$\n]+\$)\W*", re.IGNORECASE
-)  # an answer, nothing else
+# an answer, nothing else
+DIRECT = re.compile(r"(?i)\W{0,4}(?:\d[\d.,/]*[^\d\n]{0,20}|[A-Z]|\\boxed.*|\$[^$\n]+\$)\W*")
 SENTENCE = re.compile(r"[.!?)][ \t]+(?=[(\"']*[A-Z])")  # its end
 BLANK = re.compile(r"[\s:*]*")
 ALIGNED = re.compile(r"\\begin\{((?:align|equation|gather)\w*\*?)\}((?:(?!\\begin\{\1\}).)*?)\\end\{\1\}", re.DOTALL)
@@ -38,19 +39,14 @@ DISPLAY = re.compile(r"\\\[((?:(?!\\\[).)*?)\\\]|\$\$((?:(?!\$\$).)*)\$\$|\$[ \t
 EMPHASIS = re.compile(r"(?<![\w*])(\*\*?|__|`)(?=[^\s*])([^\n]{0,300}?)(?<![\s*])\1(?![\w(*])")
 SPACES = "[\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}\N{THIN SPACE}]"
 NEXT_BOX = re.compile(
-    r"(?:[\s$,;]|\\[\[\]()]|\\q?quad\b|(?:\\text\s*\{\s*)?(?:[\w()]+\s+){0,4}\b(?:and|or)\b\s*\}?){0,20}(?:[A-Za-z]\w*\s*=\s*)?",
-    re.IGNORECASE,
+    r"(?i)(?:[\s$,;]|\\[\[\]()]|\\q?quad\b|(?:\\text\s*\{\s*)?(?:[\w()]+\s+){0,4}\b(?:and|or)\b\s*\}?){0,20}(?:[a-z]\w*\s*=\s*)?"
 )
 NEGATION = r"(?:\b(?:not|never|neither|nor|cannot be|rather than|instead of|unlike|rule[sd]? out|eliminate[sd]?)|n't(?: be)?)"
 WORDS_BETWEEN = r"[ \t]+(?:be[ \t]+)?(?:equal[ \t]+to[ \t]+)?(?:the[ \t]+)?(?:answer[ \t]+)?(?:option|choice)?[ \t]*"
-DENIED_AFTER = (
-    r"[ \t]+(?:is|are|was|were|seems|looks|would be)[ \t]+(?:\w+ly[ \t]+)?(?:not\b|n't\b|wrong\b|incorrect\b|false\b|out\b)"
-)
+DENIED_AFTER = r"[ \t]+(?:is|are|was|were|seems|looks|would be)[ \t]+(?:\w+ly[ \t]+)?(?:not|n't|wrong|incorrect|false|out)\b"
 
 
-def final_answer(
-    text: str, find: Callable[[str], str | None], find_in_line: Callable[[str], str | None] | None = None
-) -> str | None:
+def final_answer(text: str, find: Find, find_in_line: Find | None = None) -> str | None:
     """Return what is found in the statements of the final answer, from the most to the least binding; None if nothing is.
 
     Args:
@@ -82,11 +78,9 @@ def statements(text: str) -> Iterator[str]:
             ends = [found.start() for found in SENTENCE.finditer(text, start, following.start() + 1)]
             end = ends[-1] if ends else end
         statement = text[start:end].partition("</answer>")[0].strip()
-        # prose
-        rank = 2 if match["explicit"] is not None or DIRECT.fullmatch(SENTENCE.split(statement)[0]) else 1
-        if match["prose"] and (match["doubt"] or ABOUT.match(statement)):
-            continue
-        ranked.append((rank, match.start(), statement))
+        if match["explicit"] or not (match["doubt"] or ABOUT.match(statement)):
+            is_sure = match["explicit"] or DIRECT.fullmatch(SENTENCE.split(statement)[0])
+            ranked.append((2 if is_sure else 1, match.start(), statement))
     return (statement for _, _, statement in sorted(ranked, reverse=True) if statement)
 
 
@@ -101,17 +95,15 @@ def _boxes(text: str) -> list[tuple[int, str]]:
             if not re.search(rf"{NEGATION}{WORDS_BETWEEN}\$?\Z", before, re.IGNORECASE):
                 found.append((begin.start(), token.end(), text[begin.end() : token.start()].strip()))
     joined: list[tuple[int, str]] = []
-    last_end = None
-    for begin, end, content in found:
-        if joined and NEXT_BOX.fullmatch(text, last_end, begin) and content:
+    for (_, last_end, _), (begin, _, content) in zip([(0, 0, ""), *found], found, strict=False):
+        if joined and NEXT_BOX.fullmatch(text, last_end, begin):
             content = f"{joined.pop()[1]}, {content}"
         joined.append((begin, content))
-        last_end = end
     return joined
 
 
 def tidy(text: str) -> str:
-    """Return the text with typographic minus signs and spaces made plain, emphasis taken off, display mathematics on one line."""
+    """Return the text with plain minus signs and spaces, without emphasis, and with display mathematics on one line."""
     text = re.sub("[\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FULLWIDTH HYPHEN-MINUS}]", "-", text)
     text = re.sub("(?<![\\w)])\N{EN DASH}(?=[\\d.])", "-", text)  # between two numbers it means "to"
     text = re.sub(SPACES, " ", re.sub(rf"(?<=\d){SPACES}(?=\d{{3}})", "", text)).replace("\\%", "%")

@@ -19,49 +19,47 @@ NUMBER = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 QUANTITY = rf"\$?[-+]?[$€£]?(?:{NUMBER})(?:\s*/\s*\d+)?%?"
 PLAIN = re.compile(rf"([-+]?)\s*(?:(\d+)\s+(?=\d+\s*/))?((?:{NUMBER})(?:[eE][-+]?\d{{1,3}})?)(?:\s*/\s*(\d+))?\s*(%?)")
 SYMBOLS = {
-    "×": r"\times ", "·": r"\cdot ", "*": r"\cdot ", "**": "^", "÷": "/", "≤": r"\le ", "<=": r"\le ", "≥": r"\ge ", ">=": r"\ge ",
-    "≠": r"\ne ", "!=": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "√": "sqrt", "²": "^2",
-    "³": "^3", "m²": " m^2", "m³": " m^3", "°": "", "½": " 1/2", r"\displaystyle": "", r"\(": "", r"\)": "", r"\$": "", "$": "", "€": "",
-    "£": "", r"\!": "", r"\,": " ", r"\;": " ", r"\:": " ", r"\ ": " ", r"\quad": " ", r"\qquad": " ", "~": " ",
+    "×": r"\times ", "·": r"\cdot ", "*": r"\cdot ", "**": "^", "÷": "/", "≤": r"\le ", "<=": r"\le ", "≥": r"\ge ",
+    ">=": r"\ge ", "≠": r"\ne ", "!=": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∞": r"\infty ", "∪": r"\cup ", "√": "sqrt",
+    "π": r"\pi ", "²": "^2", "³": "^3", "m²": " m^2", "m³": " m^3", "°": "", "½": " 1/2", "$": "", "€": "", "£": "", "~": " ",
+    **dict.fromkeys((r"\$", r"\(", r"\)", r"\displaystyle", r"\!"), ""),
+    **dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\qquad"), " "),
 }  # fmt: skip
 SYMBOL = re.compile(r"(?<!\\)(?:" + "|".join(map(re.escape, sorted(SYMBOLS, key=len, reverse=True))) + ")")
 WRAPPER = (r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|underline|boxed|fbox)\s*\{([^{}]*)\}", r" \1 ")
 ROOT = (r"(?<!\\)sqrt\s*(?:\(((?:[^()]|\([^()]*\))*)\)|(\d+|[a-z]))", r"\\sqrt{\1\2}")
 REWRITES = [  # after the symbols, in this order: one spelling of numbers and functions
     ROOT, ROOT, (r"(?<![\\A-Za-z])(?:pi|infty|sin|cos|tan|log|ln)(?![A-Za-z])", r"\\\g<0> "), (r"\s*\bper ?cent\b", "%"),
-    *((rf"(?<=\d)\s*{name}\b", f"e{zeros}") for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))),
-    (r"(?<=\d)\s*(?:x|\\times|\\cdot)\s*10\s*\^\s*\{?([-+]?\d{1,3})\}?(?!\w)", r"e\1"), (r"(?<=[\d)])\s*x\s*(?=\.?\d)", r" \\cdot "),
+    *((rf"(?<=\d)\s*{name}\b", zeros) for name, zeros in (("thousand", "e3"), ("million", "e6"), ("billion", "e9"))),
+    (r"(?<=\d)\s*(?:x|\\times|\\cdot)\s*10\s*\^\s*\{?([-+]?\d{1,3})\}?(?!\w)", r"e\1"),
+    (r"(?<=[\d)])\s*x\s*(?=\.?\d)", r" \\cdot "),
     (r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda match: match.group().replace(",", "")),
 ]  # fmt: skip
 SEPARATOR = r"(?<=\d)(?:\{,\}|,?\\[!,])\s*(?=\d{3}(?!\d))|(?<=\d) (?=\d{3}(?![\d/.]))"  # of thousands
 DECIMAL_COMMA = re.compile(r"(?<![\d.,])(0(?=,\d\d)|\d+(?=,\d\d(?!\d))),(\d+)(?!,?\d)")
 UNIT = re.compile(
-    r"(?<=[\d)}%])(?:\s+(?:[mgsLlNJWVAKFh]|(?=[a-zA-Z/]{2}))|(?=[a-zA-Z]{2}))(?:[kcdm]?m|[kmc]?g|m?[sLlNJWVAKF]|h|Hz|Pa|ft|in|yd|mi|mph|min|"
-    r"hrs?|secs?|lbs?|oz)?(?:\s*/\s*(?:h|hr|s|min|day|kg|m|L)\b)?(?:\s*\^\s*\{?-?[123]\}?)?\Z"
+    r"(?<=[\d)}%])(?:\s+(?:[mgsLlNJWVAKFh]|(?=[a-zA-Z/]{2}))|(?=[a-zA-Z]{2}))(?:[kcdm]?m|[kmc]?g|m?[sLlNJWVAKF]|h|Hz|Pa|ft|in|yd|"
+    r"mi|mph|min|hrs?|secs?|lbs?|oz)?(?:\s*/\s*(?:h|hr|s|min|day|kg|m|L)\b)?(?:\s*\^\s*\{?-?[123]\}?)?\Z"
 )
 REMARK = re.compile(  # behind an answer: "5 (that is 3 + 2)", "5 (3 + 2)"
-    r"[ \t]+\([^()\\]*[a-z]{2}[^()\\]*\)\Z|(?<=\d)[ \t]+\([\d\s.]+[-+*/=][-+*/=\d\s.]*\)\Z", re.IGNORECASE
+    r"(?i)[ \t]+\([^()\\]*[a-z]{2}[^()\\]*\)\Z|(?<=\d)[ \t]+\([\d\s.]+[-+*/=][-+*/=\d\s.]*\)\Z"
 )
 # what splits a statement: words, with the power of a unit; not letters that stand alone, their products (xy) and functions
 WORD = re.compile(
-    r"(?<![\\A-Za-z{_^])(?!(?:sqrt|sec|csc|cot|exp|min|max|gcd|lcm|mod|det)\b)(?:[A-Za-z][a-z'’-]{2,}|[A-Z]{4,}|[aAI](?=\s+[A-Za-z]{2})|"
-    r"i\.e\.|e\.g\.|(?:[iI]s|of|[iI]n|to|or|at|by|[wW]e|[sS]o|as|[iI]t|[iI]f|an|be|[hH]e|on|no|do|us|my|up)(?![A-Za-z(^]))(?:\s*\^\s*\{?[23]\}?)?"
+    r"(?<![\\A-Za-z{_^])(?!(?:sqrt|sec|csc|cot|exp|min|max|gcd|lcm|mod|det)\b)(?:[A-Za-z][a-z'’-]{2,}|[A-Z]{4,}|i\.e\.|e\.g\.|"
+    r"[aAI](?=\s+[A-Za-z]{2})|(?:[iI]s|of|[iI]n|to|or|at|by|[wW]e|[sS]o|as|[iI]t|[iI]f|an|be|[hH]e|on|no|do|us|my|up)(?![A-Za-z(^]))"
+    r"(?:\s*\^\s*\{?[23]\}?)?"
 )
 FORMULA = re.compile(r"[\d\\]|(?<![A-Za-z])[A-Za-z]\)?\s*[-+=<>^/*]\s*\(?[A-Za-z](?![A-Za-z])")
 CONCLUDES = re.compile(
-    r"\b(?:so|thus|hence|therefore|giv|mak|means|is\b|are\b|was\b|equal|becom|total|get|ha[sv]|left|leav)", re.IGNORECASE
+    r"(?i)\b(?:so|thus|hence|therefore|giv|mak|means|is\b|are\b|was\b|equal|becom|total|get|ha[sv]|left|leav)"
 )
 EXPLAINS = re.compile(
-    r"\b(?:because|since|as|for|from|in|per|after|before|at|of|by|with|if|when|where|every|each|on|over|within|that|which)\b",
-    re.IGNORECASE,
+    r"(?i)\b(?:because|since|as|for|from|in|per|after|before|at|of|by|with|if|when|where|every|each|on|over|within|that|which)\b"
 )
-HEDGE = re.compile(r"\W*(?:(?:and|or|maybe|perhaps|possibly|either|both)\W*)*", re.IGNORECASE)
-BESIDE = re.compile(
-    r"[\s,]*[\w'^]*[\s,]*(?:and|or|to|by|but)?[\s,]*", re.IGNORECASE
-)  # between the quantities of "5 feet 6 inches"
-BOUND = re.compile(
-    r"(?:\b(?:less|more|greater|fewer|smaller|larger|higher|lower|other) than|\b(?:below|above))\W*\Z", re.IGNORECASE
-)
+HEDGE = re.compile(r"(?i)\W*(?:(?:and|or|maybe|perhaps|possibly|either|both)\W*)*")
+BESIDE = re.compile(r"(?i)[\s,]*[\w'^]*[\s,]*(?:and|or|to|by|but)?[\s,]*")  # between the quantities of "5 feet 6 inches"
+BOUND = re.compile(r"(?i)\b(?:(?:less|more|greater|fewer|smaller|larger|higher|lower|other) than|below|above)\W*\Z")
 
 
 def extract_math(text: str) -> str | None:
@@ -70,7 +68,7 @@ def extract_math(text: str) -> str | None:
 
 
 def score_number(answer: str, references: tuple[str, ...]) -> float:
-    """Return 1.0 if the answer's number equals one of the references', as numbers; a formula, a set or an interval is no number."""
+    """Return 1.0 if the answer's number equals one of the references'; a formula, a set or an interval is no number."""
     return float(any(_equal(reference, answer, number=True) for reference in references))
 
 
@@ -92,7 +90,7 @@ def is_number(text: str) -> bool:
 
 
 def _stated(statement: str, *, last: bool = False) -> str | None:
-    """Return the number, formula or name that a statement or the last line gives; "" for several numbers; None for sentences."""
+    """Return the number, formula or name that a statement or the last line gives; "" for several; None for sentences."""
     if len(statement) > LONGEST and not last:
         return ""
     statement = statement[-LONGEST:]
@@ -181,9 +179,10 @@ def _value(text: str, *, number: bool):
         part = part if number and re.search(algebra, left.rpartition("=")[2]) else _trimmed(right)
     if plain := PLAIN.fullmatch(part):
         sign, whole, numerator, denominator, percent = plain.groups()
-        divisor = int(denominator or 1) * (100 if percent else 1)
-        value = int(whole or 0) * divisor + Fraction(numerator.replace(",", ""))
-        return Fraction(f"{sign}1") * value / divisor if divisor else None
+        if int(denominator or 1) == 0:
+            return None
+        value = int(whole or 0) + Fraction(numerator.replace(",", "")) / int(denominator or 1)
+        return Fraction(f"{sign}1") * value / (100 if percent else 1)
     if re.search(r"\d\s*_|\d\s*:\s*\d", part):  # other bases than ten, times and ratios are compared as they are written
         return None if number else re.sub(r"[\s{}]|(?<=[ap])\.|(?<=m)\.", "", part.rpartition("=")[2]).casefold()
     value = _parsed(part) if part else None
@@ -198,10 +197,8 @@ def _parsed(text: str):
     from sympy import Float, Rational
 
     found = parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=SECONDS)
-    exact = [
-        value.xreplace({f: Rational(str(f)) for f in value.atoms(Float)}) for value in found
-    ]  # math-verify rounds decimals
-    return exact[0] if exact else None
+    # math-verify rounds decimals to six digits
+    return found[0].xreplace({f: Rational(str(f)) for f in found[0].atoms(Float)}) if found else None
 
 
 def _is_scalar(value) -> bool:
@@ -211,20 +208,21 @@ def _is_scalar(value) -> bool:
 
 
 def _is_decimal(value) -> bool:
-    """Tell if a value equals a decimal with digits behind its point."""
-    return (
-        isinstance(value, Fraction) and value.denominator > 1 and 10 ** value.denominator.bit_length() % value.denominator == 0
-    )
+    """Tell if a value has digits behind its decimal point, and an end of them."""
+    return isinstance(value, Fraction) and value.denominator > 1 and 10**30 % value.denominator == 0
 
 
 def _same(expected, found) -> bool:
     """Compare exactly, but a decimal with what no decimal equals to six digits."""
+    # absent, as text, as fractions
     if expected is None or found is None or isinstance(expected, str) or isinstance(found, str):
         return expected is not None and expected == found
-    close = CLOSE if _is_decimal(expected) != _is_decimal(found) else 0
+    close = CLOSE if _is_decimal(expected) != _is_decimal(found) else 1e-20
     if isinstance(expected, Fraction) and isinstance(found, Fraction):
-        both_broken = min(expected.denominator, found.denominator) > 1
-        return expected == found or (both_broken and abs(expected - found) <= close * abs(expected))
+        integers = 1 in (expected.denominator, found.denominator)
+        return expected == found or (close == CLOSE and not integers and abs(expected - found) <= CLOSE * abs(expected))
+
+    # as sympy objects: numbers by their value, because math-verify takes tiny differences for none
     from math_verify import verify
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
@@ -232,19 +230,15 @@ def _same(expected, found) -> bool:
 
     expected, found = (Rational(v.numerator, v.denominator) if isinstance(v, Fraction) else v for v in (expected, found))
     if _is_scalar(expected) and _is_scalar(found):
-
-        def near() -> bool:
-            left, right = expected.evalf(30), found.evalf(30)
-            difference = abs(left - right)
-            return left.is_finite and right.is_finite and bool(difference <= max(close, 1e-20) * max(abs(left), abs(right)))
-
+        values = timeout(SECONDS)(lambda: (expected.evalf(30), found.evalf(30)))
         try:
-            return expected == found or timeout(SECONDS)(near)()
+            left, right = values()
+            return expected == found or (left.is_finite and right.is_finite and bool(abs(left - right) <= close * abs(left)))
         except (TimeoutException, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, MemoryError):
             return False
-    for one, other in ((expected, found), (found, expected)):
-        if isinstance(one, FiniteSet) and isinstance(other, (Tuple, Interval)):
-            return False  # "1, 3" is no point and no interval
+    kinds = {type(value) for value in (expected, found)}
+    if any(issubclass(kind, FiniteSet) for kind in kinds) and kinds & {Tuple, Interval}:
+        return False  # "1, 3" is no point and no interval
     return bool(verify([expected], [found], timeout_seconds=SECONDS))
 
 

@@ -8,9 +8,10 @@ advantages, batch                  Eq. 2 and which samples are trained on; micro
 logprobs, loss, optim, metrics     log pi(y_t); Eq. 3; optimizers and schedules; what is reported
 files, distributed                 the ground: whole files, and what the ranks tell each other
 
-The other two ways to train:
+The other two ways to train, and what to do with the result:
 
 sft, refinement_paths, supervised  PASR(+IFT)
+export                             a run's model for other programs
 demo                               the embedded task: its warm start, its evaluation, its result in words
 
 The rooms, which the step never imports:

@@ -1,17 +1,12 @@
 """Cleaning of the training set: what each rule removes, and what it leaves."""
 
-import json
-import statistics
 from dataclasses import replace
 
 import pytest
-from conftest import SHARED
 
-from data.cleaning import CleaningRules, apply_rules, clean, duplicate_key, query_words, rare_shares, strip_tags
+from data.cleaning import CleaningRules, apply_rules, clean, duplicate_key, query_words, strip_tags
 from data.examples import Example
 
-GSM8K = SHARED / "open_qa" / "gsm8k_train_1500.jsonl"
-needs_gsm8k = pytest.mark.skipif(not GSM8K.is_file(), reason="no GSM8K questions in ../shared/data/open_qa")
 ALL = CleaningRules(rare_query_share=0, rare_phrase_share=0)  # rules 1 and 2 alone
 
 
@@ -136,14 +131,3 @@ def test_names_in_code_are_not_rare_words():
     code = "`fooBar`:\n```py\nqux = 1\n```\nfor (int zig = 0; zig < 9; zig++) {\nimport zag\n"
     assert set(query_words(f"Fix my loop {code}")) == {"fix", "my", "loop"}
     assert set(query_words("Don't say 苹果, says O'Neil 42 times")) == {"don't", "say", "苹", "果", "says", "o'neil", "times"}
-
-
-@needs_gsm8k
-def test_rarity_hardly_depends_on_the_size_of_the_corpus():
-    """Bug guarded: an absolute frequency limit, under which a sample is all rare words and the full set has none."""
-    documents = [set(query_words(json.loads(line)["question"])) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
-    whole = rare_shares(documents, CleaningRules())
-    for size, least in ((120, 0.6), (400, 0.8)):
-        part = rare_shares(documents[:size], CleaningRules())
-        assert statistics.correlation(part, whole[:size]) > least
-        assert statistics.mean(part) == pytest.approx(statistics.mean(whole), abs=0.15)

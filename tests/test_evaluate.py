@@ -153,7 +153,7 @@ def test_a_reader_that_has_seen_enough(sums, tmp_path, monkeypatch):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, str(ROOT / "evaluate.py"), "--table", str(tmp_path / "out")]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
 

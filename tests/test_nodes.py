@@ -14,11 +14,13 @@ from test_distributed import free_port
 
 pytestmark = pytest.mark.slow
 
+WAIT = 400  # seconds; a busy machine takes minutes to start a few processes
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def start(command: list[str], output: Path) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment["GLOO_SOCKET_IFNAME"] = "lo"
     # otherwise the agent that stays does not tell one that takes another's place where the store is, and both wait in vain
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with output.open("w") as file:
@@ -47,7 +49,7 @@ def test_a_mistake_that_only_rank_0_sees_is_one_line(place, tmp_path):
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("rubbish\n")
     launch = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--", "train.py", *flags(place, "broken", "--resume", "auto")]
-    assert start(launch, tmp_path / "out").wait(120) != 0
+    assert start(launch, tmp_path / "out").wait(WAIT) != 0
     ours = (tmp_path / "out").read_text().split("ChildFailedError")[0]
     assert ours.count("error: ") == 1
     assert "line 1 is not a metrics record" in ours
@@ -57,15 +59,14 @@ def test_a_mistake_that_only_rank_0_sees_is_one_line(place, tmp_path):
 
 def test_a_rank_that_raises_ends_the_run_and_its_traceback_comes_first(place, tmp_path):
     """Bug guarded: a run that hangs until a time-out of hours, or a log in which the cause is below its consequences."""
-    begin, log = time.monotonic(), tmp_path / "log"
+    log = tmp_path / "log"
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--", "tests/faulty_run.py", "raise", "1"]
     process = start([*command, *flags(place, "raises")], log)
     try:
-        assert process.wait(timeout=100) != 0
+        assert process.wait(timeout=WAIT) != 0
     finally:
         kill_all(process)
     said = log.read_text()
-    assert time.monotonic() - begin < 90
     ours = said[: said.index("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")]
     assert ours.index("rank 1 of 2 failed:") < ours.index("RuntimeError: made up by the test")
     assert "rank 0 of 2 ends after the failure of another one" in ours
@@ -91,12 +92,12 @@ def test_two_nodes_with_a_process_and_then_a_machine_that_die(place, tmp_path):
     logs = [tmp_path / f"{n}.log" for n in range(3)]
     agents = [agent(n, port, "die", place, logs[n]) for n in range(2)]  # the process of node 1, in step 3
     try:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + WAIT
         while not (run / "rollouts/step_000004.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         kill_all(agents[1])
         agents[1] = agent(1, port, "none", place, logs[2])  # a scheduler puts another machine in its place
-        codes = [process.wait(timeout=150) for process in agents]
+        codes = [process.wait(timeout=WAIT) for process in agents]
     finally:
         for process in agents:
             kill_all(process)

@@ -42,6 +42,11 @@ CHOICES = [  # (options, text, label that the text settles on)
     (BEETLES, "Answer: A B C D", None), (BEETLES, "A B", None), (COUNTS, "2", "2"), (COUNTS, "Answer: 2", "2"),
     (COUNTS, "3", "2"), (MORALS, "Answer: Not wrong, Wrong", "C"), (MORALS, "Not wrong, not wrong.", "D"),
     (MORALS, "Answer: Wrong, Wrong", "A"), (MORALS, "Answer: B. Wrong, Not wrong", "B"),
+    (BEETLES, r"The field is \boxed{2.4\,\text{T}}."+"\n\n**Answer: C**", "C"),
+    (BEETLES, r"\boxed{\text{the expense is largest}}"+"\n\nAnswer: D", "D"), (BEETLES, r"\boxed{A} or \boxed{B}", None),
+    (BEETLES, "Final answer:\n\\[\nB\n\\]", "B"), (BEETLES, "<answer>B</answer>", "B"),
+    (BEETLES, "Answer: B\n\nThe choice is clear.", "B"),
+    ((("A", "b"), ("B", "a")), "a", "B"),
 ]  # fmt: skip
 
 

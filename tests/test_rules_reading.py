@@ -25,6 +25,8 @@ READING = [  # (text, references, F1, exact match)
     ("second half", ("second half", "first half"), 1.0, 1.0),
     ("second half or first half", ("second half", "first half"), 0.67, 0.0), ("", ("5",), 0.0, 0.0),
     ("...", ("5",), 0.0, 0.0), ("the", ("5",), 0.0, 0.0), ("1 2 3 4 5 6 7 8 9 10", ("5",), 0.18, 0.0),
+    ("Answer: 41.7%", ("41.7%",), 1.0, 1.0), ("€6.5", ("€6.5",), 1.0, 1.0), ("The", ("the",), 1.0, 1.0),
+    ("Answer: St. Ives\n\nThe result is clear.", ("St. Ives",), 1.0, 1.0), ("Answer:\n\\[\n12\n\\]", ("12",), 1.0, 1.0),
 ]  # fmt: skip
 
 
@@ -34,6 +36,27 @@ def test_drop(text, references, f1, exact):
     answer, score = score_benchmark("drop", text, references)
     assert score == pytest.approx(f1, abs=0.006)
     assert (RULES["drop"].exact(answer, references) if answer else 0.0) == exact
+
+
+BODIES = [
+    ("number", "Answer: 64", "64"), ("number", "8*8=64\n#### 64", "64"), ("number", "The answer is 64.", "64"),
+    ("math", r"Answer: \frac{3}{7}", r"\frac37"), ("choice", "Answer: B", "B"), ("choice", "The answer is B.", "B"),
+    ("drop", "Answer: Ada Byron", "Ada Byron"), ("exact", "Answer: Rome", "Rome"), ("exact", "The answer is Rome.", "Rome"),
+]  # fmt: skip
+REMARKS = (
+    "The result is right.", "The choice is obvious.", "I hope that this answer is useful!",
+    "This option is supported by the text.",
+    "(The answer is found by multiplying 8 by 8.)", "The steps above confirm that the result is consistent.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+@pytest.mark.parametrize(("kind", "body", "reference"), BODIES)
+def test_a_sentence_about_the_answer_is_none(kind, body, reference, remark):
+    """Bug guarded: a remark behind the answer, or on its line, taken for the answer."""
+    options = (("A", "gravity"), ("B", "friction"))
+    for text in (f"{body}\n\n{remark}", f"{body}\n{remark}", f"{body.rstrip('.')}. {remark}"):
+        assert score_benchmark(kind, text, (reference,), options)[1] == 1.0, text
 
 
 def test_drop_f1_is_rounded_like_the_authors_do():
