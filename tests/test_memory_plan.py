@@ -272,11 +272,11 @@ def test_the_smallest_change_is_named(seven):
     assert smallest_change(decide(seven, stay, Machine(1, H200)), stay) == "--activation-checkpointing"
     small = Machine(1, H100, 64 * GIB)
     said = misfit(decide(seven, settings(), small), settings())
-    needed = int(re.search(r"works: (\d+) GiB of host memory a node", said)[1])
+    needed = int(re.search(r"works: --lora-rank 16 \(adapters\), or (\d+) GiB of host memory a node", said)[1])
     assert decide(seven, settings(), replace(small, host_bytes=needed * GIB)).fits
     assert not decide(seven, settings(), replace(small, host_bytes=(needed - 2) * GIB)).fits
     full = settings(memory="shard", activation_checkpointing=True, max_slots=256)
-    assert misfit(decide(seven, full, small), full).endswith("works: 4 such GPUs")
+    assert misfit(decide(seven, full, small), full).endswith("works: --lora-rank 16 (adapters), or 4 such GPUs")
     assert misfit(decide(seven, settings(), Machine(1, 12 * GIB)), settings()).endswith("works: a smaller --model")
 
 

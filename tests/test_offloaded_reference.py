@@ -63,7 +63,9 @@ def test_a_run_is_that_with_the_reference_on_the_device(place, reward_for_length
     monkeypatch.setattr(rl.session, "plan_run", lambda *args: replace(plan_run(*args), reference_memory="host"))
     loaded = []
     monkeypatch.setattr(
-        rl.session, "load_reference", lambda *args, offload: loaded.append(offload) or load_reference(*args, offload=offload)
+        rl.session,
+        "load_reference",
+        lambda *args, offload, **more: loaded.append(offload) or load_reference(*args, offload=offload, **more),
     )
     elsewhere = str(place / "elsewhere")  # where no baseline is cached
     assert train.main(flags(place, "host", *more, "--runs-dir", elsewhere)) == 0

@@ -1,4 +1,4 @@
-"""What a run says when it has little to learn from: malformed responses, groups of equal rewards, steps without an update."""
+"""Advice of a run that has little to learn from: malformed responses, groups of equal rewards, steps without an update."""
 
 from collections import Counter
 

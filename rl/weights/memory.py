@@ -122,8 +122,6 @@ def smallest_change(plan: Plan, config: Config) -> str:
         (tokens > 0, f"--max-new-tokens {tokens}", {"max_new_tokens": tokens}),
     ]
     changes = [(text, replace(config, **values), machine) for is_there, text, values in flags if is_there]
-    if not config.lora_rank:
-        changes.append(("--lora-rank 16", replace(config, lora_rank=16, memory="auto"), machine))
 
     # changes of the machine
     if machine.host_bytes is not None and plan.excess[0] == 0:
@@ -134,7 +132,10 @@ def smallest_change(plan: Plan, config: Config) -> str:
         changes += [(f"{gpus} such GPUs", config, replace(machine, gpus=gpus)) for gpus in counts]
     shapes = plan.shapes.config
     works = (text for text, changed, other in changes if decide(Shapes(shapes, changed), changed, other, plan.judge).fits)
-    return next(works, "a smaller --model")
+    first, adapted = next(works, "a smaller --model"), replace(config, lora_rank=16, memory="auto")
+    if first.startswith("--") or config.lora_rank or not decide(Shapes(shapes, adapted), adapted, machine, plan.judge).fits:
+        return first
+    return f"--lora-rank 16 (adapters), or {first}"
 
 
 def this_machine(device: torch.device, processes: int = 1, per_node: int | None = None) -> Machine:
