@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_offered_adapters(place, capsys):
     for more in ([], ["--lora-rank", "16"]):
         assert train.main(["--model", str(place / "7b.json"), *machine, *more]) == 0
         told.append(" ".join(capsys.readouterr().out.split()))
-    assert "smallest change that works: --lora-rank 16" in told[0]
+    assert "adapters would fit: --lora-rank 16; smallest change that works: " in told[0]
     assert "auto takes: --activation-checkpointing" in told[1]
     assert "the reference is the same model without adapters" in told[1]
     assert "40.4 M in adapters" in told[1]
