@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.folder import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
+    BASE_FILE,
     COPIED_FILES,
     INDEX_FILE,
     address,
@@ -175,7 +176,8 @@ def save_adapter(model: Transformer, path: Path, *, source: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     base = base_folder(source)
     tensors = {ADAPTER_PREFIX + name: tensor.detach().cpu() for name, tensor in adapter_parameters(model).items()}
-    save_file(tensors, path / ADAPTER_FILE, metadata={"format": "pt", "base": fingerprint(base)})
+    save_file(tensors, path / ADAPTER_FILE, metadata={"format": "pt"})
+    (path / BASE_FILE).write_text(fingerprint(base) + "\n", encoding="utf-8")
     name, revision = address(base)
     config = {"base_model_name_or_path": name, "revision": revision} | peft_config(model)
     (path / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 
 INDEX_FILE = "model.safetensors.index.json"
 COPIED_FILES = [
@@ -20,7 +19,8 @@ COPIED_FILES = [
     "chat_template.jinja",
 ]
 ADAPTER_CONFIG, ADAPTER_FILE, ADAPTER_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-HUB_FILES = ["config.json", ADAPTER_CONFIG, "*.safetensors", INDEX_FILE, *COPIED_FILES]
+BASE_FILE = "base_fingerprint.txt"  # of the model that an adapter was trained on
+HUB_FILES = ["config.json", ADAPTER_CONFIG, BASE_FILE, "*.safetensors", INDEX_FILE, *COPIED_FILES]
 
 
 def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
@@ -64,9 +64,8 @@ def base_folder(folder: Path) -> Path:
         base = resolve_checkpoint(f"{name}@{revision}" if revision else str(name))
     except ValueError as error:
         raise ValueError(f"the base of {folder} is missing; correct base_model_name_or_path there: {error}") from error
-    with safe_open(weight_files(folder)[0], framework="pt") as stored:
-        trained_on = (stored.metadata() or {}).get("base")  # absent in files of peft
-    if trained_on not in (None, fingerprint(base)):
+    mark = folder / BASE_FILE  # absent in folders of peft
+    if mark.is_file() and mark.read_text(encoding="utf-8").strip() != fingerprint(base):
         raise ValueError(f"{folder} was trained on another model than {base}: give its own as base_model_name_or_path there")
     return base
 

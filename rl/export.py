@@ -4,7 +4,6 @@ python -m rl.export runs/NAME OUT            the newest checkpoint, without what
 python -m rl.export runs/NAME OUT --merge    with the adapters of --lora-rank added to the base's weights: a whole model
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -35,14 +34,14 @@ def export(model: str, out: Path, *, merge: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m rl.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m rl.export", "Write the newest model of a run for transformers, vLLM or peft.")
     parser.add_argument("model", help="run folder (its newest checkpoint), checkpoint folder or hub id")
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--merge", action="store_true", help="add the adapters to the weights of the base")
-    flags = parser.parse_args(argv)
+    flags = {"merge": False} | vars(parser.parse_args(argv))
     with one_line_errors():
-        export(flags.model, flags.out, merge=flags.merge)
-    print(f"{flags.out} holds the model")
+        export(**flags)
+    print(f"{flags['out']} holds the model")
     return 0
 
 

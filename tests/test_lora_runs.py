@@ -9,17 +9,18 @@ from contextlib import closing
 
 import pytest
 import torch
-from conftest import assert_same_run, flags, lines_of, run_here, run_in_child, without_costs
+from conftest import ROOT, assert_same_run, flags, lines_of, run_here, run_in_child, without_costs
 from transformers import AutoModelForCausalLM
 
 import train
-from model import load_model
+from model import ModelConfig, load_model
 from model.folder import base_folder, is_adapter
 from model.lora import TARGETS, adapter_parameters
 from rewards.judge import RuleScorer
 from rl.config import parse_config
 from rl.session import open_session
-from rl.weights.plan import Machine, Plan, Shapes
+from rl.weights.memory import decide
+from rl.weights.plan import GIB, Machine, Plan, Shapes
 
 LORA = ("--lora-rank", "4", "--lora-alpha", "8")
 IDS = torch.arange(2, 14)[None]
@@ -193,7 +194,7 @@ def test_fine_tuning_with_adapters(place, adapted, tmp_path):
     (run / "rollouts/step_000001.jsonl").write_text(json.dumps(good) + "\n")
     tuned = run_here("-m", "rl.sft", "--from-rollouts", str(run), "--epochs", "4", *LORA)
     assert tuned.returncode == 0, tuned.stderr
-    record = json.loads((run / "ift/ift.json").read_text())
+    record = json.loads((run / "ift/sft.json").read_text())
     assert record["recipe"]["lr"] == 1e-4
     assert record["losses"][-1] < record["losses"][0]
     with closing(open_session(parse_config(flags(place, "ift", *LORA, "--model", str(run / "ift")))).run):
@@ -215,6 +216,31 @@ def test_the_plan_counts_one_model_and_its_adapters(place):
         assert not any(table["gathered"])
 
 
+MODELS = {
+    "Qwen2.5-7B": ModelConfig("qwen2", 152_064, 3584, 18_944, 28, 28, 4, 128),
+    "Qwen2.5-14B": ModelConfig("qwen2", 152_064, 5120, 13_824, 48, 40, 8, 128),
+    "Qwen2.5-0.5B": ModelConfig("qwen2", 151_936, 896, 4864, 24, 14, 2, 64, tie_word_embeddings=True),
+    "Qwen2.5-1.5B": ModelConfig("qwen2", 151_936, 1536, 8960, 28, 12, 2, 128, tie_word_embeddings=True),
+    "Qwen2.5-3B": ModelConfig("qwen2", 151_936, 2048, 11_008, 36, 16, 2, 128, tie_word_embeddings=True),
+    "Qwen2.5-32B": ModelConfig("qwen2", 152_064, 5120, 27_648, 64, 40, 8, 128),
+}
+
+
+def test_the_table_of_adapters_is_what_auto_takes():
+    """Bug guarded: a 24 GB card that is promised a model which does not fit on it; stale figures."""
+    text = (ROOT / "docs/training.md").read_text()
+    rows = re.findall(r"^\| (Qwen\S+) LoRA \| (\d+) GB \| (.*) \|$", text, flags=re.M)
+    assert len(rows) == 9
+    config = parse_config(["--model", "x", "--lora-rank", "16"])
+    for name, size, rest in rows:
+        machine = Machine(1, {"24": 23.6 * GIB, "48": 47.4 * GIB, "80": 79.6 * GIB}[size], 8 * GIB)
+        plan = decide(Shapes(MODELS[name], config), config, machine)
+        recompute = "yes" if plan.config.activation_checkpointing else "no"
+        numbers = [f"{plan.config.micro_batch_tokens:,}", str(plan.config.max_slots)]
+        assert rest.split(" | ") == [recompute, *numbers, *(f"{b / GIB:.1f}" for b in plan.sums.values())]
+        assert plan.fits
+
+
 def test_what_does_not_fit_is_offered_adapters(place, capsys):
     """Bug guarded: 7B on 24 GB that ends with advice to buy GPUs."""
     shape = dict(
@@ -228,7 +254,7 @@ def test_what_does_not_fit_is_offered_adapters(place, capsys):
     for more in ([], ["--lora-rank", "16"]):
         assert train.main(["--model", str(place / "7b.json"), *machine, *more]) == 0
         told.append(" ".join(capsys.readouterr().out.split()))
-    assert "smallest change that works: --lora-rank 16" in told[0]
+    assert "adapters would fit: --lora-rank 16; smallest change that works: " in told[0]
     assert "auto takes: --activation-checkpointing" in told[1]
     assert "the reference is the same model without adapters" in told[1]
     assert "40.4 M in adapters" in told[1]

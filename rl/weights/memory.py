@@ -106,7 +106,10 @@ def misfit(plan: Plan, config: Config) -> str:
         problem = f"{phase} needs {gib(plan.sums[phase])} of {gib(plan.usable)} on a {machine.unit} ({RESERVE:.0%} stay free)"
     tried = "no mode of --memory fits; the closest, " if config.memory == "auto" else "it does not fit: "
     tried = "it does not fit" if config.lora_rank else f"{tried}--memory {plan.config.memory}"
-    return f"{tried}: {problem}; smallest change that works: {smallest_change(plan, config)}"
+    lora = replace(config, lora_rank=16, memory="auto")
+    fits = not config.lora_rank and decide(Shapes(plan.shapes.config, lora), lora, machine, plan.judge).fits
+    adapters = "adapters would fit: --lora-rank 16; " if fits else ""
+    return f"{tried}: {problem}; {adapters}smallest change that works: {smallest_change(plan, config)}"
 
 
 def smallest_change(plan: Plan, config: Config) -> str:
