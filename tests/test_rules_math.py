@@ -114,7 +114,7 @@ def test_an_answer_only_inside_thinking_is_none():
 
 def test_what_is_kept_of_endless_answers():
     """Bug guarded: a box of a megabyte, which is written down and parsed for each vote; an empty reference that dots equal."""
-    assert score_benchmark("math", r"\boxed{" + "a" * 5000 + "}", ("1",)) == (None, 0.0)
+    assert len(score_benchmark("math", r"\boxed{" + "a" * 5000 + "}", ("1",))[0]) <= mathematics.LONGEST
     assert score_benchmark("number", "the answer is 1 " * 3000, ("2",))[1] == 0.0
     assert mathematics.score_math(".", ("$$",)) == 0.0
 
