@@ -58,7 +58,7 @@ def _leading(text: str, options: Options) -> str | None:
     """Return the label that a text begins with, as an answer: alone, or before a full stop, bracket, colon or explanation."""
     labels = _pattern(label for label, _ in options)
     lead = re.match(
-        rf"[\s\"'(\[]*(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|letter)?\s*[(\[\"']*({labels})"
+        rf"[\s\"'(\[]{{0,20}}(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|letter)?\s*[(\[\"']{{0,9}}({labels})"
         rf"(?P<close>[)\]\"']*)(?=$|[\s.:;,)\]\"'/&\-])", text, re.IGNORECASE,
     )  # fmt: skip
     if not lead or _is_listing(text, options):

@@ -92,7 +92,7 @@ def is_number(text: str) -> bool:
 def _stated(statement: str, *, last: bool = False) -> str | None:
     """Return the number, formula or name that a statement or the last line gives; "" for several; None for sentences."""
     if len(statement) > LONGEST and not last:
-        return ""
+        return None
     statement = statement[-LONGEST:]
     kept = without_denied(statement, QUANTITY)
     if FORMULA.search(kept):
@@ -173,7 +173,7 @@ def _equal(reference: str, answer: str, *, number: bool) -> bool:
 def _value(text: str, *, number: bool):
     """Return a Fraction, a sympy object, a text or None for an answer. A number may be one side of "x = 5", but no formula."""
     part = _part(text)
-    if (number and "," not in part) or ("=" in part and not re.search(r"[A-Za-z,]", part)):
+    if (number and "," not in part) or ("=" in part and not re.search(r"(?<![\\A-Za-z])[A-Za-z]|,", part)):
         left, _, right = part.rpartition("=")  # an equation in x is no number, "m + n = 5" is one
         algebra = r"\d\s*[A-Za-z](?![A-Za-z])|[A-Za-z]\s*[-*/^]|[-*/^]\s*[A-Za-z]"
         part = part if number and re.search(algebra, left.rpartition("=")[2]) else _trimmed(right)
@@ -185,7 +185,7 @@ def _value(text: str, *, number: bool):
         return Fraction(f"{sign}1") * value / (100 if percent else 1)
     if re.search(r"\d\s*_|\d\s*:\s*\d", part):  # other bases than ten, times and ratios are compared as they are written
         return None if number else re.sub(r"[\s{}]|(?<=[ap])\.|(?<=m)\.", "", part.rpartition("=")[2]).casefold()
-    value = _parsed(part) if part else None
+    value = _parsed(part) if 0 < len(part) < 500 else None
     return value if not number or _is_scalar(value) else None
 
 
@@ -226,7 +226,8 @@ def _same(expected, found) -> bool:
     from math_verify import verify
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
-    from sympy import FiniteSet, Interval, Rational, Tuple
+    from sympy import Eq, FiniteSet, Interval, Number, Rational, Symbol, Tuple
+    from sympy.core.function import AppliedUndef
 
     expected, found = (Rational(v.numerator, v.denominator) if isinstance(v, Fraction) else v for v in (expected, found))
     if _is_scalar(expected) and _is_scalar(found):
@@ -236,9 +237,12 @@ def _same(expected, found) -> bool:
             return expected == found or (left.is_finite and right.is_finite and bool(abs(left - right) <= close * abs(left)))
         except (TimeoutException, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, MemoryError):
             return False
-    kinds = {type(value) for value in (expected, found)}
-    if any(issubclass(kind, FiniteSet) for kind in kinds) and kinds & {Tuple, Interval}:
-        return False  # "1, 3" is no point and no interval
+    for one, other in ((expected, found), (found, expected)):
+        if isinstance(one, FiniteSet) and isinstance(other, Tuple | Interval):
+            return False  # "1, 3" is no point and no interval
+        is_equation = isinstance(one, Eq) and not isinstance(one.lhs, Symbol | AppliedUndef)
+        if is_equation and _is_scalar(other) and (one.rhs == 0 or any(abs(n) != 1 for n in one.lhs.atoms(Number))):
+            return False  # "x = 5" and "m + n = 5" are 5, and an equation in x is no number
     return bool(verify([expected], [found], timeout_seconds=SECONDS))
 
 

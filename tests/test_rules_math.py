@@ -76,7 +76,8 @@ LATEX = [
     (r"\boxed{2,1}", "1,2", True), (r"\boxed{1,2,3}", "1,2", False), (r"\boxed{\{5, 6\}}", "6", False),
     # formulas without LaTeX marks, whole
     ("Answer: 4", "4n+3", False), ("Answer: 7-2i", "7+2i", False), ("Answer: 2i+7", "7+2i", True), (r"\(7+2i\)", "7+2i", True),
-    ("y < 4", "y > 4", False), (r"y \leq 4", "y <= 4", True), ("Answer: 0", "2x - 3y = 0", False), ("4!", "24", True),
+    ("y < 4", "y > 4", False), (r"y \leq 4", "y <= 4", True), ("Answer: 0", "2x - 3y = 0", False),
+    ("2x - 3y = 0", "0", False), ("x^2 = 9", "9", False), ("f(2) = 9", "9", True), ("4!", "24", True),
     ("2*sqrt(11)", r"2\sqrt{11}", True), ("sqrt((1+2)*12)", "6", True), ("3*pi", r"3\pi", True), ("p + q", "q+p", True),
     ("p - q", "q - p", False), (r"\pm 6", "6 or -6", True), ("6", r"\pm 6", False), ("c=4, d=7", "c = 4 and d = 7", True),
     ("7", "c=4, d=7", False), ("4; 5; 6", "4,5,6", True), ("8:30", "8:00", False), ("3:4", "r:s = 3:4", True),
@@ -113,7 +114,7 @@ def test_an_answer_only_inside_thinking_is_none():
 
 def test_what_is_kept_of_endless_answers():
     """Bug guarded: a box of a megabyte, which is written down and parsed for each vote; an empty reference that dots equal."""
-    assert score_benchmark("math", r"\boxed{" + "a" * 5000 + "}", ("1",)) == (None, 0.0)
+    assert len(score_benchmark("math", r"\boxed{" + "a" * 5000 + "}", ("1",))[0]) <= mathematics.LONGEST
     assert score_benchmark("number", "the answer is 1 " * 3000, ("2",))[1] == 0.0
     assert mathematics.score_math(".", ("$$",)) == 0.0
 
