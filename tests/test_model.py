@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SCALING, SHAPE, make_config, make_model, scramble
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from model import ModelConfig, Transformer, load_model, save_model
 from model.attention import PackedAttention
 from model.checkpoint import resolve_checkpoint
+from model.transformer import RMSNorm, at_least_fp32
 
 
 @torch.no_grad()
@@ -215,3 +217,26 @@ def test_head_dim_and_kv_heads_are_free():
     model = Transformer(make_config("qwen3", head_dim=40, num_key_value_heads=1))
     assert model.model.layers[0].self_attn.q_proj.weight.shape == (160, 64)
     assert model.model.layers[0].self_attn.k_proj.weight.shape == (40, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_fused_norm_is_the_formula_to_the_last_bit(dtype, monkeypatch):
+    """Bug guarded: six kernels where CUDA has one; a weight inside of it, which rounds once less than the models' own code."""
+    fused, calls = F.rms_norm, []
+    monkeypatch.setattr(F, "rms_norm", lambda *args: (calls.append(args[0].dtype), fused(*args))[1])
+    generator = torch.Generator().manual_seed(0)
+    norm, grads = RMSNorm(24, 1e-6), []  # float32 masters
+    norm.weight.data.uniform_(0.3, 2.0, generator=generator)
+    x, weight = (10 * torch.randn(5, 7, 24, generator=generator).to(dtype) for _ in range(2))
+
+    def formula(x: torch.Tensor) -> torch.Tensor:
+        wide = at_least_fp32(x)
+        normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
+        return normalised.to(x.dtype) * norm.weight.to(x.dtype)
+
+    for compute in (norm, formula):
+        x = x.clone().requires_grad_()
+        out = compute(x)
+        grads.append((out, *torch.autograd.grad((out * weight).sum(), (x, norm.weight))))
+    assert calls == [dtype]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
