@@ -1,6 +1,7 @@
 """The model against transformers, and its checkpoints against a strict reader."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model import ModelConfig, Transformer, load_model, save_model
 from model.attention import PackedAttention
-from model.checkpoint import resolve_checkpoint
+from model.checkpoint import all_finite, resolve_checkpoint
 from model.transformer import RMSNorm, at_least_fp32
 
 
@@ -146,7 +147,10 @@ def edited_weights(tmp_path, edit):
         (lambda w: w.pop("model.norm.weight"), "missing.*model.norm.weight"),
         (lambda w: w.update(extra=torch.zeros(1)), "unexpected tensor extra"),
         (lambda w: w.update({"model.norm.weight": torch.ones(3)}), "shape"),
-        (lambda w: w["lm_head.weight"][0].fill_(float("nan")), "lm_head.weight.*NaN"),
+        *[
+            (lambda w, bad=bad, at=at: w["lm_head.weight"][at, 7].fill_(float(bad)), "lm_head.weight.*NaN")
+            for bad, at in (("nan", 0), ("nan", -1), ("inf", 40), ("-inf", 41))
+        ],
     ],
 )
 def test_bad_weights_are_named(tmp_path, edit, message):
@@ -154,6 +158,22 @@ def test_bad_weights_are_named(tmp_path, edit, message):
     edited_weights(tmp_path, edit)
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path)
+
+
+def test_a_rank_may_hold_no_rows_of_a_tensor():
+    """Bug guarded: the extremes of nothing, which torch refuses to give: a norm of 64 values over 65 ranks."""
+    assert all_finite(torch.empty(0, 5))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_weights(tmp_path, umask, mode):
+    """Bug guarded: weights that only the user who trained them can read, because safetensors makes files so."""
+    before = os.umask(umask)
+    try:
+        save_model(make_model("qwen2", torch.float32), None, tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_truncated_and_absent_weights(tmp_path):

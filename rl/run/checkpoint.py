@@ -17,14 +17,13 @@ import shutil
 import warnings
 from pathlib import Path
 
-import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from data.prompts import PromptRenderer
-from model.checkpoint import read_json, resolve_checkpoint, save_model, stored_dtype
+from model.checkpoint import all_finite, read_json, resolve_checkpoint, save_model, stored_dtype
 from rl.distributed import broadcast_from_main, is_main, raise_on_all_ranks, world_size
 from rl.run.console import gigabytes, wrapped
 from rl.weights.exact_bf16 import LOW_BITS
@@ -221,7 +220,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> int:
     # weights that are not finite on one rank end the run on all of them
     with raise_on_all_ranks(ValueError):
         for name, parameter in state.policy.named_parameters():
-            if not torch.isfinite(rows_held(parameter)[0]).all():
+            if not all_finite(rows_held(parameter)[0]):
                 raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
     for name, value in zip(COUNTERS, counts, strict=True):
         setattr(state, name, value)
