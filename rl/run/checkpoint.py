@@ -20,7 +20,8 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, SavePlan, SavePlanner
+from torch.futures import Future
 
 from data.prompts import PromptRenderer
 from model.checkpoint import all_finite, read_json, resolve_checkpoint, save_model, stored_dtype
@@ -32,12 +33,23 @@ from rl.weights.sharding import rows_held, whole_weights
 
 MARKER = "COMPLETE"
 COUNTERS = ("optimizer_steps", "skipped_in_a_row")  # of a TrainState
-FILE_BYTES = 2 * 10**9  # tensors written together: the writer makes a file in memory
+WRITERS = 4  # threads of a process that write files of its state
+FILE_BYTES = 10**9  # of tensors written together: each writer makes a file in memory
 STATE_BYTES = 12  # a parameter's float32 master and two float32 moments of AdamW
 HEADROOM = 1.02  # of a disk: rollouts, metrics and file systems want some too
 
 # one process without a process group is what we mean
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+class StateWriter(HuggingFaceStorageWriter):
+    """Writes several files at a time, and notices a thread that failed, which torch does not."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future:
+        written = super().write_data(plan, planner)
+        if lost := len(plan.items) - len(written.wait()):
+            raise OSError(f"{lost} of {len(plan.items)} tensors were not written, see the error of a thread above")
+        return written
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -133,7 +145,7 @@ def _save_state(state: TrainState, step: int, folder: Path) -> None:
     for name, tensor in tensors.items():
         file_numbers[name] = 1 + written // FILE_BYTES
         written += tensor.numel() * tensor.itemsize
-    writer = HuggingFaceStorageWriter(str(folder), file_numbers, save_distributed=True)
+    writer = StateWriter(str(folder), file_numbers, thread_count=WRITERS, save_distributed=True)
     dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
     counters = json.dumps({"step": step} | {name: getattr(state, name) for name in COUNTERS})
     broadcast_from_main(lambda: (folder / "counters.json").write_text(counters + "\n", encoding="utf-8"))
