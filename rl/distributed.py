@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the device that computes
+
 _stores: list[dist.Store] = []  # the one of `use_store`
 
 
@@ -81,8 +83,7 @@ def print_once(message: str, occasion: int = 0) -> None:
 def make_mesh(device: torch.device) -> DeviceMesh:
     """Return all ranks in one row; one process without a launcher becomes a group of its own."""
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(BACKENDS[device.type], store=dist.HashStore(), rank=0, world_size=1)
     return init_device_mesh(device.type, (world_size(),), mesh_dim_names=("dp",))
 
 

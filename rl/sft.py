@@ -28,6 +28,7 @@ from rl.optim import adamw
 from rl.refinement_paths import collect_paths, describe_reasons, write_paths
 from rl.run.checkpoint import model_folder, newest_model
 from rl.run.console import one_line_errors, wrapped
+from rl.run.processes import set_up_torch
 from rl.session import find_source
 from rl.supervised import Pair, train_supervised
 from rl.weights.policy import load_policy
@@ -221,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     if flags.get("lora_rank"):
         flags = {"lr": round(10 * Recipe.lr, 12)} | flags
     given = {name: flags.pop(name) for name in ("from_rollouts", "data", "model", "prompts", "out")}
+    set_up_torch()
     with one_line_errors():
         record, out = run_sft(Recipe(**flags), **given)
     first, last = record["losses"][0], record["losses"][-1]

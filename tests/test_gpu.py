@@ -11,7 +11,7 @@ import train
 from model import load_model
 from model.attention import PackedAttention
 from model.kv_cache import KVCache
-from model.transformer import head_logits
+from model.transformer import RMSNorm, head_logits
 from rl.distributed import make_mesh
 from rl.logprobs import token_logprobs
 from rl.records import Request
@@ -48,6 +48,19 @@ def test_logits_of_bfloat16_operands_are_float32():
     got = head_logits(hidden, weight)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), hidden.double() @ weight.double().T, atol=1e-4, rtol=1e-4)
+
+
+def test_the_fused_norm_is_the_formula():
+    """Bug guarded: a kernel that normalises in half precision, or rounds elsewhere than between the norm and the weight."""
+    generator = torch.Generator(CUDA).manual_seed(0)
+    norm = RMSNorm(3584, 1e-6).to(CUDA)
+    x = torch.randn(64, 3584, device=CUDA, generator=generator).bfloat16()
+    wide = x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6)
+    with torch.no_grad():
+        norm.weight.uniform_(0.3, 2.0, generator=generator)
+        got, wanted = norm(x), wide.bfloat16() * norm.weight.bfloat16()
+    assert (got != wanted).double().mean() < 1e-3  # float32 sums turn a rounding here and there
+    torch.testing.assert_close(got, wanted, atol=0, rtol=2**-6)
 
 
 def test_sampler_and_trainer_agree(family):

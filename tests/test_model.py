@@ -1,9 +1,11 @@
 """The model against transformers, and its checkpoints against a strict reader."""
 
 import json
+import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SCALING, SHAPE, make_config, make_model, scramble
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
@@ -11,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model import ModelConfig, Transformer, load_model, save_model
 from model.attention import PackedAttention
-from model.checkpoint import resolve_checkpoint
+from model.checkpoint import all_finite, resolve_checkpoint
+from model.transformer import RMSNorm, at_least_fp32
 
 
 @torch.no_grad()
@@ -144,7 +147,10 @@ def edited_weights(tmp_path, edit):
         (lambda w: w.pop("model.norm.weight"), "missing.*model.norm.weight"),
         (lambda w: w.update(extra=torch.zeros(1)), "unexpected tensor extra"),
         (lambda w: w.update({"model.norm.weight": torch.ones(3)}), "shape"),
-        (lambda w: w["lm_head.weight"][0].fill_(float("nan")), "lm_head.weight.*NaN"),
+        *[
+            (lambda w, bad=bad, at=at: w["lm_head.weight"][at, 7].fill_(float(bad)), "lm_head.weight.*NaN")
+            for bad, at in (("nan", 0), ("nan", -1), ("inf", 40), ("-inf", 41))
+        ],
     ],
 )
 def test_bad_weights_are_named(tmp_path, edit, message):
@@ -152,6 +158,22 @@ def test_bad_weights_are_named(tmp_path, edit, message):
     edited_weights(tmp_path, edit)
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path)
+
+
+def test_a_rank_may_hold_no_rows_of_a_tensor():
+    """Bug guarded: the extremes of nothing, which torch refuses to give: a norm of 64 values over 65 ranks."""
+    assert all_finite(torch.empty(0, 5))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_weights(tmp_path, umask, mode):
+    """Bug guarded: weights that only the user who trained them can read, because safetensors makes files so."""
+    before = os.umask(umask)
+    try:
+        save_model(make_model("qwen2", torch.float32), None, tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_truncated_and_absent_weights(tmp_path):
@@ -215,3 +237,26 @@ def test_head_dim_and_kv_heads_are_free():
     model = Transformer(make_config("qwen3", head_dim=40, num_key_value_heads=1))
     assert model.model.layers[0].self_attn.q_proj.weight.shape == (160, 64)
     assert model.model.layers[0].self_attn.k_proj.weight.shape == (40, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_fused_norm_is_the_formula_to_the_last_bit(dtype, monkeypatch):
+    """Bug guarded: six kernels where CUDA has one; a weight inside of it, which rounds once less than the models' own code."""
+    fused, calls = F.rms_norm, []
+    monkeypatch.setattr(F, "rms_norm", lambda *args: (calls.append(args[0].dtype), fused(*args))[1])
+    generator = torch.Generator().manual_seed(0)
+    norm, grads = RMSNorm(24, 1e-6), []  # float32 masters
+    norm.weight.data.uniform_(0.3, 2.0, generator=generator)
+    x, weight = (10 * torch.randn(5, 7, 24, generator=generator).to(dtype) for _ in range(2))
+
+    def formula(x: torch.Tensor) -> torch.Tensor:
+        wide = at_least_fp32(x)
+        normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
+        return normalised.to(x.dtype) * norm.weight.to(x.dtype)
+
+    for compute in (norm, formula):
+        x = x.clone().requires_grad_()
+        out = compute(x)
+        grads.append((out, *torch.autograd.grad((out * weight).sum(), (x, norm.weight))))
+    assert calls == [dtype]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -1,15 +1,19 @@
 """What a run takes before its first step: flags, data, judges, the reference; and what it refuses."""
 
 import io
+import os
 from dataclasses import asdict, fields, replace
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import make_model, write_questions, write_task_folder
 from samples import fake_hub
 from tqdm import tqdm
 
 import evaluate
+import rl.run.processes
 import train
 from data.division import build_tokenizer
 from data.examples import load_examples
@@ -18,7 +22,9 @@ from evaluate import EvalConfig, load
 from model import load_model, save_model
 from rewards.judge import NAMED_JUDGES, RuleScorer
 from rl.config import PRESETS, Config, parse_config
+from rl.distributed import BACKENDS
 from rl.run.folder import _with_its_batch
+from rl.run.processes import process_group
 from rl.run.wandb import group_name
 from rl.session import open_session
 from rl.weights.policy import WholeWeights
@@ -179,3 +185,34 @@ def test_the_progress_bar_fits_into_100_columns():
     train.show_progress(bar, numbers | {"perf/rollout_tokens_per_s": 12345.6})
     assert "12346 tok/s" in str(bar)
     assert len(str(bar)) <= 100
+
+
+def test_torch_is_set_up_before_a_run_computes(monkeypatch):
+    """Bug guarded: products in TF32 because an image says so, partial sums rounded to bfloat16, fragments of segments."""
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    products = torch.backends.cuda.matmul
+    torch.set_float32_matmul_precision("high")
+    products.allow_bf16_reduced_precision_reduction = True
+    with process_group("cpu"):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not products.allow_bf16_reduced_precision_reduction
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    with process_group("cpu"):
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64", "who sets it knows better"
+
+
+def test_gpus_wait_less_than_rollouts(monkeypatch):
+    """Bug guarded: a hung kernel that holds all GPUs for the two hours that a rollout may take; a rollout cut off after 15
+    minutes."""
+    # a second gloo stands in for NCCL
+    create = dist.ProcessGroupGloo
+    dist.Backend.register_backend("nccl_stand_in", lambda *args: create(*args), devices=["cuda"])
+    monkeypatch.setitem(BACKENDS, "cuda", "cpu:gloo,cuda:nccl_stand_in")
+    monkeypatch.setattr(rl.run.processes, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 1)]))
+    monkeypatch.setattr(rl.run.processes, "pick_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with process_group("cuda"):
+        minutes = [dist.group.WORLD._get_backend(torch.device(d)).options._timeout for d in ("cpu", "cuda")]
+    assert minutes == [timedelta(minutes=120), timedelta(minutes=15)]

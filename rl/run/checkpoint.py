@@ -19,14 +19,14 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, SavePlan, SavePlanner
+from torch.futures import Future
 
 from data.prompts import PromptRenderer
-from model.checkpoint import save_adapter, save_model
+from model.checkpoint import all_finite, save_adapter, save_model
 from model.folder import read_json, resolve_checkpoint, stored_dtype
 from model.lora import adapter_parameters
 from rl.distributed import broadcast_from_main, is_main, raise_on_all_ranks, world_size
@@ -37,12 +37,23 @@ from rl.weights.sharding import rows_held, whole_weights
 
 MARKER = "COMPLETE"
 COUNTERS = ("optimizer_steps", "skipped_in_a_row")  # of a TrainState
-FILE_BYTES = 2 * 10**9  # tensors written together: the writer makes a file in memory
+WRITERS = 4  # threads of a process that write files of its state
+FILE_BYTES = 10**9  # of tensors written together: each writer makes a file in memory
 STATE_BYTES = 12  # a parameter's float32 master and two float32 moments of AdamW
 HEADROOM = 1.02  # of a disk: rollouts, metrics and file systems want some too
 
 # one process without a process group is what we mean
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+class StateWriter(HuggingFaceStorageWriter):
+    """Writes several files at a time, and notices a thread that failed, which torch does not."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future:
+        written = super().write_data(plan, planner)
+        if lost := len(plan.items) - len(written.wait()):
+            raise OSError(f"{lost} of {len(plan.items)} tensors were not written, see the error of a thread above")
+        return written
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -138,7 +149,7 @@ def _save_state(state: TrainState, step: int, folder: Path) -> None:
     for name, tensor in tensors.items():
         file_numbers[name] = 1 + written // FILE_BYTES
         written += tensor.numel() * tensor.itemsize
-    writer = HuggingFaceStorageWriter(str(folder), file_numbers, save_distributed=True)
+    writer = StateWriter(str(folder), file_numbers, thread_count=WRITERS, save_distributed=True)
     dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
     counters = json.dumps({"step": step} | {name: getattr(state, name) for name in COUNTERS})
     broadcast_from_main(lambda: (folder / "counters.json").write_text(counters + "\n", encoding="utf-8"))
@@ -229,7 +240,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> int:
     # weights that are not finite on one rank end the run on all of them
     with raise_on_all_ranks(ValueError):
         for name, parameter in state.policy.named_parameters():
-            if not torch.isfinite(rows_held(parameter)[0]).all():
+            if not all_finite(rows_held(parameter)[0]):
                 raise ValueError(f"{folder}: {name} holds NaN or infinite values; resume from an earlier checkpoint")
     for name, value in zip(COUNTERS, counts, strict=True):
         setattr(state, name, value)

@@ -16,10 +16,22 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from rl.distributed import is_first, is_main, pick_device, rank, use_store, world_size
+from rl.distributed import BACKENDS, is_first, is_main, pick_device, rank, use_store, world_size
 
 TIMEOUT_MINUTES = 120.0  # that a process waits for others, whose rollouts may take longer than its own
+NCCL_MINUTES = 15.0  # the same on GPUs: NCCL moves weights and gradients, right after the processes have met over gloo
 HEAD_START = 2.0  # seconds by which the process that failed first ends before the others: torchrun then names the right one
+
+
+def set_up_torch() -> None:
+    """Set what a run's numbers and memory depend on and torch leaves to the environment, before anything is computed."""
+    # micro-batches differ in length: memory that was cut for one would not serve the next
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+    # products of a few rows are split and summed in parts, others are not: parts rounded to bfloat16 would be a difference
+    # between sampler and trainer
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.set_float32_matmul_precision("highest")  # log-probs are float32 products: no TF32, whatever the image says
 
 
 @contextmanager
@@ -34,15 +46,16 @@ def silence_other_ranks() -> Iterator[None]:
 
 @contextmanager
 def process_group(device: str, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
-    """Join the other processes that torchrun (or anything else that sets RANK and WORLD_SIZE) has started.
+    """Set torch up, and join the other processes that torchrun (or anything else that sets RANK and WORLD_SIZE) has started.
 
     A process that raises says why and leaves at once, without waiting for collectives that will never end. The others follow
     when their connection to it breaks, or when torchrun ends them. Only the first shows a traceback. Only rank 0 prints.
 
     Args:
         device: `--device`; decides the backend. Objects and tensors in host memory always travel by gloo.
-        timeout_minutes: a collective that takes longer is an error. Ranks wait for the slowest rollout in one.
+        timeout_minutes: a collective over gloo that takes longer is an error. Ranks wait for the slowest rollout in one.
     """
+    set_up_torch()
     if dist.is_initialized():  # joined already
         yield
         return
@@ -73,8 +86,10 @@ def _join(device: torch.device, timeout_minutes: float) -> None:
         torch.cuda.set_device(device)
     store, number, count = next(rendezvous("env://", timeout=timeout))
     use_store(store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=number, world_size=count, timeout=timeout)
+    store = dist.PrefixStore("run", store)
+    dist.init_process_group(BACKENDS[device.type], store=store, rank=number, world_size=count, timeout=timeout)
+    if device.type == "cuda":  # else a hung kernel would hold all GPUs for as long as a rollout may take
+        dist.group.WORLD._get_backend(device)._set_default_timeout(timedelta(minutes=NCCL_MINUTES))
 
 
 def _leave_at_once(error: BaseException) -> NoReturn:
