@@ -40,7 +40,10 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, *, slots: int, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        self.kv = torch.zeros(2, L, slots, max_len, K, D, dtype=dtype, device=device)
+        flash = has_flash_kernels(torch.empty(0, dtype=dtype, device=device))  # they want the heads of a token side by side
+        token_head = (max_len, K) if flash else (K, max_len)  # on a CPU SDPA is up to 1.7 times as fast this way round
+        kv = torch.zeros(2, L, slots, *token_head, D, dtype=dtype, device=device)
+        self.kv = kv if flash else kv.transpose(3, 4)
         self.cu_q = torch.arange(slots + 1, dtype=torch.int32, device=device)  # one query a row
         self.cu_k = self.cu_q * max_len  # where each slot begins
         self.slot_S = torch.arange(slots, device=device)
@@ -64,8 +67,7 @@ class KVCache:
         if has_flash_kernels(self.kv):
             return  # they read lengths, no mask
         seen_BM = torch.arange(self.longest, device=position_B.device) < self.length_B[:, None]
-        hidden = torch.zeros(seen_BM.shape, dtype=self.kv.dtype, device=seen_BM.device)
-        self.bias_B11M = hidden.masked_fill_(~seen_BM, -torch.inf)[:, None, None]
+        self.bias_B11M = torch.zeros_like(seen_BM, dtype=self.kv.dtype).masked_fill_(~seen_BM, -torch.inf)[:, None, None]
 
     def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         """Append one token to every row and attend from it; T of the arguments is 1."""

@@ -203,7 +203,10 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [..., E] -> [..., V], in at least float32."""
-        return head_logits(hidden.flatten(0, -2), self.lm_head.weight).unflatten(0, hidden.shape[:-1])
+        hidden_NE, weight_VE = hidden.flatten(0, -2), self.lm_head.weight
+        # for the few rows of a decode step, a CPU multiplies by parts of the vocabulary up to 1.5 times as fast as by all of it
+        parts = [head_logits(hidden_NE, part) for part in weight_VE.split(len(weight_VE) if hidden.is_cuda else 512)]
+        return (torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]).unflatten(0, hidden.shape[:-1])
 
 
 def head_logits(hidden_NE: Tensor, weight_VE: Tensor) -> Tensor:
@@ -211,8 +214,7 @@ def head_logits(hidden_NE: Tensor, weight_VE: Tensor) -> Tensor:
 
     Products of bfloat16 operands are exact in float32, so this equals a float32 head fed with the rounded operands.
     """
-    if hidden_NE.dtype not in HALF_PRECISION:
-        return hidden_NE @ weight_VE.to(hidden_NE.dtype).T
-    if hidden_NE.is_cuda:
-        return torch.mm(hidden_NE, weight_VE.to(hidden_NE.dtype).T, out_dtype=torch.float32)
-    return hidden_NE.float() @ weight_VE.to(hidden_NE.dtype).float().T
+    weight_VE = weight_VE.to(hidden_NE.dtype)
+    if hidden_NE.is_cuda and hidden_NE.dtype in HALF_PRECISION:
+        return torch.mm(hidden_NE, weight_VE.T, out_dtype=torch.float32)
+    return at_least_fp32(hidden_NE) @ at_least_fp32(weight_VE).T

@@ -51,8 +51,7 @@ class Sampler:
 
     def __init__(self, model: Transformer, *, stop_ids, max_slots: int | Literal["auto"], max_len: int,
                  policy_version: int = 0, sync_every: int | None = None) -> None:  # fmt: skip
-        on_cuda = model.device.type == "cuda"
-        self.sync_every = sync_every or (GPU_STEPS if on_cuda else 1)
+        self.sync_every = sync_every or (GPU_STEPS if model.device.type == "cuda" else 1)
         if (max_slots != "auto" and max_slots < 1) or max_len < 1 or self.sync_every < 1:
             raise ValueError(f"max_slots ({max_slots}), max_len ({max_len}) and sync_every must be at least 1")
         if not stop_ids:
@@ -131,7 +130,8 @@ class Generation:
         self.ids_SM = zeros(slots, width, dtype=torch.long)
 
     def run(self) -> list[list[Completion]]:
-        graphs = self._capture() if self._is_worth_capturing() else {}
+        worth_it = self.longest_new >= SHORTEST_GRAPHED and not self.nucleus  # a sort may wait for the device
+        graphs = self._capture() if worth_it and self.model.device.type == "cuda" else {}
         while self.waiting or self.owners:
             self._admit()
             live = len(self.owners)
@@ -249,10 +249,6 @@ class Generation:
             except BaseException as error:
                 error.add_note(f"in on_finish of sample {i} of request {r} (seed key {request.seed_key!r})")
                 raise
-
-    def _is_worth_capturing(self) -> bool:
-        worth_it = self.longest_new >= SHORTEST_GRAPHED and not self.nucleus  # a sort may wait for the device
-        return self.model.device.type == "cuda" and worth_it
 
     def _capture(self) -> dict[int, torch.cuda.CUDAGraph]:
         """A graph of the step for powers of two and multiples of 32 rows, largest first, in one memory pool.
