@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import chain
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -84,7 +83,7 @@ def train(session: Session) -> bool:
             clock.restart()  # keeping belongs to no step
             if stopped_by and done < steps:
                 bar.close()
-                print(f"stopped by {stopped_by} after step {done}; {how_to_go_on(session.run.path)}")
+                print(f"stopped by {stopped_by} after step {done}; {session.how_to_go_on()}")
                 return False
     return True
 
@@ -199,12 +198,8 @@ def stop_without_judge(session: Session, step: int) -> Iterator[None]:
         session.save(step)
         by_signal = isinstance(error, StoppedWhileWaiting)
         why = f"stopped by {error} after step {step}" if by_signal else f"stopped after step {step}: {error}"
-        print(f"\n{why}; {how_to_go_on(session.run.path)}")
+        print(f"\n{why}; {session.how_to_go_on()}")
         raise SystemExit(0 if by_signal else 1) from error
-
-
-def how_to_go_on(run: Path) -> str:
-    return f"go on with the same flags and --runs-dir {run.parent} --run {run.name} --resume auto"
 
 
 def run_demo(session: Session) -> dict | None:
@@ -254,7 +249,9 @@ def run_training(config: Config, begin: tuple[float, float]) -> int:
             run.finish({"steps": config.steps} | {name: round(value, 1) for name, value in times.items()} | result)
             if is_main() and (report := write_report([run.path])):
                 print(f"report: {report}")
-            print(f"finished in {times['wall_s']:.0f} s; talk to the model: python evaluate.py --model {run.path}")
+            talk = f"talk to the model: python evaluate.py --model {run.path}"
+            talk = talk if config.keep else "with --keep 0 no model was saved"
+            print(f"finished in {times['wall_s']:.0f} s; {talk}")
     return 0
 
 

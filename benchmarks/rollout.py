@@ -21,6 +21,7 @@ from benchmarks.profiling import profile
 from benchmarks.roofline import roofline_table
 from benchmarks.workload import LONGEST, Case, calibrate, cpu_time, linears_seconds, make_case
 from rl.records import Request
+from rl.run.processes import set_up_torch
 from rl.sampler import Sampler
 
 CASES = "tiny-4,tiny-16,small-4,small-16,tiny-4-skewed,tiny-16-skewed,small-4-skewed,small-16-skewed,tiny-4-qwen3"
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--grpo-zero", metavar="PATH", help="a checkout of GRPO-Zero; without it that peer is skipped")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead of comparing")
     given = parser.parse_args()
+    set_up_torch()
     if given.device == "cuda":
         roofline_table((given.cases or GPU_CASES).split(","), given.device)
         return

@@ -17,12 +17,16 @@ from rl.records import Request
 
 SAMPLES = 8  # completions of each question
 LONGEST = 256  # tokens of the longest prompt, and of the longest completion where LONGEST_NEW says nothing else
-LONGEST_NEW = {"7b": 1500}
+LONGEST_NEW = dict.fromkeys(("0.5b", "1.5b", "3b", "7b"), 1500)
 TEMPERATURE = 0.9
 SHAPES = {  # vocabulary, hidden, feed-forward, layers, query heads, key/value heads
     "tiny": (512, 192, 512, 4, 6, 2),
     "small": (32_000, 640, 1728, 8, 10, 2),
-    "7b": (152_064, 3584, 18_944, 28, 28, 4),  # Qwen2.5-7B, for a GPU
+    # Qwen2.5, for a GPU
+    "0.5b": (151_936, 896, 4864, 24, 14, 2),
+    "1.5b": (151_936, 1536, 8960, 28, 12, 2),
+    "3b": (151_936, 2048, 11_008, 36, 16, 2),
+    "7b": (152_064, 3584, 18_944, 28, 28, 4),
 }
 
 
@@ -62,7 +66,7 @@ def make_case(name: str, seed: int = 0, device: str = "cpu") -> Case:
     """Raises ValueError for a name that is not size-questions[-skewed][-qwen3]."""
     size, questions, *options = name.split("-")
     if size not in SHAPES or not questions.isdigit() or set(options) - {"skewed", "qwen3"}:
-        raise ValueError(f"unknown case {name!r}: use tiny|small|7b, a number of questions, optionally skewed, qwen3")
+        raise ValueError(f"unknown case {name!r}: use {'|'.join(SHAPES)}, a number of questions, optionally skewed, qwen3")
     rng, rows = random.Random(seed), int(questions) * SAMPLES
     longest = LONGEST_NEW.get(size, LONGEST)
     draw = (lambda: 16 + int(rng.expovariate(1 / 40))) if "skewed" in options else (lambda: rng.randint(16, longest))
@@ -74,15 +78,19 @@ def make_case(name: str, seed: int = 0, device: str = "cpu") -> Case:
     return Case(name, model, prompts, limits)
 
 
+def model_config(size: str, family: str = "qwen2") -> ModelConfig:
+    vocab, width, feed_forward, layers, heads, kv_heads = SHAPES[size]
+    shape = (vocab, width, feed_forward, layers, heads, kv_heads, width // heads)
+    return ModelConfig(family, *shape, rope_theta=1e4, tie_word_embeddings=size != "7b")
+
+
 @torch.no_grad()
 def make_model(size: str, family: str, seed: int, device: torch.device) -> Transformer:
     """Random weights of a scale at which text depends on position, cache and biases; the usual 0.02 repeats one token.
 
     float32 on a CPU, bfloat16 on CUDA.
     """
-    vocab, width, feed_forward, layers, heads, kv_heads = SHAPES[size]
-    shape = (vocab, width, feed_forward, layers, heads, kv_heads, width // heads)
-    config = ModelConfig(family, *shape, rope_theta=1e4, tie_word_embeddings=size != "7b")
+    config = model_config(size, family)
     with torch.device("meta"):
         model = Transformer(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     model = model.to_empty(device=device)
@@ -90,7 +98,7 @@ def make_model(size: str, family: str, seed: int, device: torch.device) -> Trans
         model.lm_head.weight = model.model.embed_tokens.weight
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
-        scale, centre = (2.2 / width**0.5, 0.0) if parameter.dim() > 1 else (0.3, 1.0 if "norm" in name else 0.0)
+        scale, centre = (2.2 / config.hidden_size**0.5, 0.0) if parameter.dim() > 1 else (0.3, 1.0 if "norm" in name else 0.0)
         parameter.normal_(centre, scale, generator=generator)
     return model
 

@@ -197,8 +197,11 @@ def _parsed(text: str):
     from sympy import Float, Rational
 
     found = parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=SECONDS)
-    # math-verify rounds decimals to six digits
-    return found[0].xreplace({f: Rational(str(f)) for f in found[0].atoms(Float)}) if found else None
+    exact = {decimal: Rational(str(decimal)) for decimal in found[0].atoms(Float)} if found else {}
+    try:  # math-verify rounds decimals to six digits
+        return found[0].xreplace(exact) if exact else found[0] if found else None
+    except AttributeError:  # a chain of relations, which its parser cannot build anew
+        return found[0]
 
 
 def _is_scalar(value) -> bool:

@@ -56,8 +56,8 @@ class Config:
     resume_with_changes: bool = option(False, "continue although flags differ from those of the run")
     seed: int = option(0, "seed of data order and sampling")
     steps: int = option(500, "rollout batches to train on", least=1)
-    save_every: int = option(50, "steps between checkpoints; the last step is always saved; 0: only the last", least=0)
-    keep: int = option(2, "checkpoints kept", least=1)
+    save_every: int = option(50, "steps between checkpoints; the last step is saved, too; 0: only the last", least=0)
+    keep: int = option(2, "checkpoints kept; 0: none is ever saved, and the run cannot be continued", least=0)
     eval_every: int = option(
         0, "steps between evaluations (of the demo, or --eval-benchmarks); 0: before and after only", least=0
     )
@@ -254,6 +254,7 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
          "--keep-best needs --eval-benchmarks, whose metrics it chooses by"),
         (config.lora_rank > 0 and config.memory != "auto",
          f"--memory {config.memory} moves weights that are trained; with --lora-rank there are hardly any: leave it out"),
+        (bool(config.keep_best) and config.keep == 0, "--keep 0 saves nothing; --keep-best needs --keep 1 or more"),
         (is_demo and config.preset != "demo", f"--preset {config.preset} needs --model; without one there is only the demo"),
         (is_demo and other_task, "--data and --judge need --model: the demo's tiny model reads nothing but its own task"),
     ]  # fmt: skip

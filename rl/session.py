@@ -66,9 +66,17 @@ class Session:
         return metrics
 
     def save(self, step: int) -> None:
-        """Save a checkpoint after `step` steps, and say which one is the best so far."""
+        """Save a checkpoint after `step` steps, and say which one is the best so far. With --keep 0 nothing is saved."""
+        if self.config.keep == 0:
+            return
         save_checkpoint(self.run.path, step, self.state, self.renderer, self.source, self.config.keep, self.best.step)
         self.best.save(self.run.path)
+
+    def how_to_go_on(self) -> str:
+        """Return what a user does with a run that was stopped."""
+        if self.config.keep == 0:
+            return "with --keep 0 nothing was saved, so it cannot be continued"
+        return f"go on with the same flags and --runs-dir {self.run.path.parent} --run {self.run.path.name} --resume auto"
 
     def evaluate_task(self, step: int) -> demo.Evaluation:
         """Ask held-out questions of the embedded task; the answers are kept in eval/, so that a resumed run finds them."""

@@ -192,6 +192,7 @@ MISTAKES = {  # flags: what is printed
     f"{REAL} --max-grad-norm 0": "--max-grad-norm is 0.0; it must be above 0",
     f"{REAL} --eval-every 5": "needs --eval-benchmarks",
     f"{REAL} --keep-best x": "--keep-best needs --eval-benchmarks",
+    f"{REAL} --keep-best x --keep 0 --eval-benchmarks gsm8k": "--keep-best needs --keep 1 or more",
     f"{REAL} --eval-benchmarks gsm8k --eval-limit 0": "--eval-limit",
     "--eval-benchmarks gsm8k": "needs --model",
     f"{REAL} --judge http://localhost:1/v1": "needs --judge-model",

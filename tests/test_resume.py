@@ -120,6 +120,28 @@ def test_stop_signals_finish_the_step_and_save(place, whole, capsys, monkeypatch
     assert_same_run(place / "runs" / name, whole)
 
 
+def test_keep_0_saves_nothing_and_says_so(place, reward_for_length, no_report, capsys, monkeypatch):
+    """Bug guarded: 100 GB written to a disk of 64 by a trial; a user sent to continue or to ask what was never saved."""
+    step, steps = train.optimizer_step, []
+
+    def signal_in_step_1(*args):
+        if not steps:
+            signal.raise_signal(signal.SIGTERM)
+        steps.append(1)
+        return step(*args)
+
+    monkeypatch.setattr(train, "optimizer_step", signal_in_step_1)
+    for run, end in (("stopped", "nothing was saved, so it cannot be continued"), ("ended", "no model was saved")):
+        assert train.main(flags(place, run, "--keep", "0", "--save-every", "1", "--steps", "2")) == 0
+        said = capsys.readouterr().out
+        assert "--keep 0 saves no checkpoint" in said
+        assert end in said
+        assert "--resume auto" not in said
+        assert "talk to the model" not in said
+        assert not (place / "runs" / run / "checkpoints").exists()
+    assert len(steps) == 3
+
+
 def test_a_second_signal_leaves_at_once(place, whole, monkeypatch):
     """Bug guarded: a Ctrl-C that cannot be repeated while a rollout takes minutes."""
     judge = rl.rollout.Rollout.sample_and_judge

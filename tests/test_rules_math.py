@@ -135,6 +135,12 @@ def test_mathematics_in_a_thread_is_refused():
     assert "main thread" in errors[0]
 
 
+def test_relations_with_decimals_are_scored():
+    """Bug guarded: a run that ends in a traceback because a response chains relations, which sympy cannot build anew."""
+    for text in ("Answer: $1 < 2.5 < 3 < x$", "Answer: $0.5 < x < y < 2$"):
+        assert score_benchmark("math", text, ("3",))[1] == score_benchmark("number", text, ("3",))[1] == 0.0
+
+
 def test_unknown_kind_is_named():
     with pytest.raises(ValueError, match="'poem'"):
         score_benchmark("poem", "a", ("b",))

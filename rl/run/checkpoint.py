@@ -266,11 +266,14 @@ def check_disk(run: Path, parameters: int, export_bytes: int, keep: int) -> str:
     """Check that the checkpoints of a run fit on its disk, `keep` of them and the one being written. Return the arithmetic.
 
     Args:
+        keep: 0: none is saved.
         export_bytes: those of one exported weight.
 
     Raises:
         ValueError: the disk is too small.
     """
+    if keep == 0:
+        return "disk: --keep 0 saves no checkpoint; a run that is stopped cannot be continued"
     state, export = parameters * STATE_BYTES, parameters * export_bytes
     needed = int((state + export) * max(1, keep + 1 - len(complete_checkpoints(run))) * HEADROOM)
     free = shutil.disk_usage(run).free

@@ -212,6 +212,7 @@ def plan_text(config: Config) -> str:
     if not plan.fits:
         return "\n".join([*lines, wrapped(misfit(plan, config))])
     kept = f"disk for {config.keep} checkpoints and the one being written: {gigabytes(disk)}"
+    kept = kept if config.keep else "no disk for checkpoints: --keep 0 saves none"
     return "\n".join([*lines, *decision(plan, config), kept])
 
 
