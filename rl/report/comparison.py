@@ -1,7 +1,9 @@
 """Runs side by side, grouped by the flags that differ: one table over seeds, the steps as CSV, one picture, some responses.
 
-python -m rl.report --table runs/a runs/b ...               the table, as Markdown
-python -m rl.report --table runs/a ... --out DIR            all of it, into a folder
+    python -m rl.report --table runs/a runs/b ...               the table, as Markdown
+    python -m rl.report --table runs/a ... --out DIR            all of it, into a folder
+
+The folder gets README.md (table and responses), metrics.csv and curves.svg.
 """
 
 import csv
