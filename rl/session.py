@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from data.division import load_split
@@ -100,6 +101,8 @@ def open_session(config: Config) -> Session | None:
     Raises:
         ValueError, OSError: something the user has to change; nothing of an earlier run has been touched.
     """
+    if config.wandb != "off" and find_spec("wandb") is None:
+        raise ValueError("wandb is not installed: pip install wandb, or leave it out by --wandb off")
     config, checkpoint = broadcast_from_main(lambda: find_checkpoint(config))
     spec = JudgeSpec.of(config, Path(config.runs_dir))
     examples = load_questions(config)

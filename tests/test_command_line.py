@@ -200,6 +200,31 @@ MISTAKES = {  # flags: what is printed
 }
 
 
+BARE_IMAGE = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+absent = ("math_verify", "latex2sympy2_extended", "rouge_score", "nltk", "wandb", "matplotlib", "pyarrow", "hypothesis")
+PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in absent else find(name, *more)
+import evaluate, rl.sft, train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_an_image_with_torch_and_transformers_alone_can_train(tmp_path):
+    """Bug guarded: an import at the top of something that only a rule, a report or a mirror needs: nothing starts."""
+    folder, data = write_task_folder(tmp_path / "model"), tmp_path / "data.jsonl"
+    data.write_text('{"question": "12/3", "answer": "four"}\n')
+    (tmp_path / "bare.py").write_text(BARE_IMAGE)
+    arguments = [
+        "--model", str(folder), "--data", str(data), "--judge", "rules", "--steps", "1", "--questions-per-step", "1",
+        "--group-size", "2", "--num-plain", "1", "--max-new-tokens", "4", "--runs-dir", str(tmp_path), "--wandb", "off",
+    ]  # fmt: skip
+    done = run_command(str(tmp_path / "bare.py"), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "no report: install what it needs (pip install matplotlib)" in done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def mistaken(tmp_path_factory) -> Path:
     """A folder with a model, questions, and files that are wrong."""

@@ -30,6 +30,13 @@ from rl.session import open_session
 from rl.weights.policy import WholeWeights
 
 
+def test_a_missing_wandb_is_said_before_anything_is_loaded(monkeypatch):
+    """Bug guarded: a traceback after minutes of loading, on an image that has torch and transformers alone."""
+    monkeypatch.setattr("rl.session.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"wandb is not installed.*--wandb off"):
+        open_session(parse_config(["--model", "nowhere"]))
+
+
 @pytest.fixture
 def session_flags(tmp_path) -> list[str]:
     """The flags of a session with a small model and some questions."""
