@@ -1,27 +1,49 @@
 """What only a GPU can show: the kernels that the CPU tests replace by their definition. Skipped without one."""
 
+import faulthandler
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import lines_of, make_config, make_model, random_prompts, write_questions, write_task_folder
+from conftest import lines_of, make_config, make_model, random_prompts, write_task_folder
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 import rl.sampler
+import rl.session
 import train
-from model import load_model
+from model import load_model, save_model
 from model.attention import PackedAttention
 from model.kv_cache import KVCache
 from model.transformer import RMSNorm, head_logits
+from rl.config import parse_config
 from rl.distributed import make_mesh
+from rl.draws import draw_tokens
 from rl.logprobs import token_logprobs
 from rl.records import Request
+from rl.run.checkpoint import _tensors
 from rl.sampler import Generation, Sampler
+from rl.session import open_session
 from rl.weights.exact_bf16 import LOW_BITS, ExactBF16AdamW, join_master, split_master
 from rl.weights.policy import WholeWeights, make_sampler_model
-from rl.weights.sharding import load_sharded
+from rl.weights.sharding import load_sharded, rows_held
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 CUDA = torch.device("cuda")
+MODES = ["shard", "exact-bf16", "offload"]
+LONGEST = 120.0  # seconds of a test
+
+
+@pytest.fixture(autouse=True)
+def time_limit(request):
+    """End the process when a test hangs, and say where: nothing else interrupts one that waits for a kernel."""
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        screen = os.dup(2)
+    faulthandler.dump_traceback_later(LONGEST, exit=True, file=screen)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    os.close(screen)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (32, 8), (14, 2)])
@@ -78,7 +100,7 @@ def test_sampler_and_trainer_agree(family):
             mask = torch.arange(ids.shape[1], device=CUDA)[None] >= len(prompt)
             logp, _ = token_logprobs(policy, ids, mask, temperature=1.0)
             differences.append((logp[0, len(prompt) :].cpu() - torch.tensor(completion.logprobs)).abs())
-    assert torch.cat(differences).mean() < 2e-2
+    assert torch.cat(differences).mean() < 2e-2  # on a CPU in bfloat16 it is 4e-3 to 6e-3
 
 
 def test_float32_tokens_do_not_depend_on_the_device(family):
@@ -90,16 +112,23 @@ def test_float32_tokens_do_not_depend_on_the_device(family):
     assert here == there
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (32, 8), (14, 2)])
-def test_flash_decode_over_slots(heads, kv_heads):
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "rows", "longest"),
+    [(28, 4, 64, 5, 300), (32, 8, 64, 5, 300), (14, 2, 64, 5, 300), (28, 4, 128, 5, 2560), (28, 4, 128, 200, 2560)],
+)
+def test_flash_decode_over_slots(heads, kv_heads, size, rows, longest):
     """Bug guarded: lengths that the kernel ignores, a slot read from its neighbour's beginning, a wrong head mapping."""
-    config = make_config("qwen2", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=64)
+    config = make_config("qwen2", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=size, num_hidden_layers=2)
     generator = torch.Generator(CUDA).manual_seed(0)
-    half, wide = (KVCache(config, slots=6, max_len=300, dtype=d, device=CUDA) for d in (torch.bfloat16, torch.float32))
+    half, wide = (
+        KVCache(config, slots=rows + 1, max_len=longest, dtype=d, device=CUDA) for d in (torch.bfloat16, torch.float32)
+    )
     half.kv.normal_(generator=generator)
     wide.kv.copy_(half.kv)
-    position, live = torch.tensor([299, 0, 17, 128, 255], device=CUDA), torch.ones(5, dtype=torch.bool, device=CUDA)
-    shapes = [(5, 1, h, 64) for h in (heads, kv_heads, kv_heads)]
+    others = torch.randint(longest, (rows - 5,), device=CUDA, generator=generator)
+    position = torch.cat((torch.tensor([longest - 1, 0, 17, 128, 255], device=CUDA), others))
+    live = torch.ones(rows, dtype=torch.bool, device=CUDA)
+    shapes = [(rows, 1, h, size) for h in (heads, kv_heads, kv_heads)]
     qkv = [torch.randn(s, device=CUDA, generator=generator).bfloat16() for s in shapes]
     for cache in (half, wide):
         cache.begin_step(position, live)
@@ -154,18 +183,70 @@ def test_masters_kept_in_bfloat16_are_those_of_fused_adamw():
     assert split_master(nan)[0].isnan().all()
 
 
-@pytest.mark.parametrize("memory", ["shard", "exact-bf16", "offload"])
-@pytest.mark.parametrize("more", [[], ["--activation-checkpointing"]])
-def test_two_steps_of_training(tmp_path, reward_for_length, memory, more):
-    """Bug guarded: a step that only a GPU takes and that no test has taken: every memory mode has to train."""
-    folder, data = write_task_folder(tmp_path / "model"), write_questions(tmp_path / "data.jsonl")
-    arguments = [
+def flags(tmp_path, memory: str, *more: str) -> list[str]:
+    """The flags of two steps; answers are words, which are scored without math-verify."""
+    folder, data = write_task_folder(tmp_path / "model"), tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"question": "{n}/{d}", "answer": "four"}}\n' for n, d in ((12, 3), (8, 2), (20, 5), (96, 4))))
+    return [
         "--model", str(folder), "--data", str(data), "--steps", "2", "--questions-per-step", "4", "--group-size", "4",
-        "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path / "runs"), "--run", "r", "--device", "cuda",
+        "--max-new-tokens", "12", "--wandb", "off", "--runs-dir", str(tmp_path / "runs"), "--run", "r", "--device", CUDA.type,
         "--judge", "rules", "--memory", memory, *more,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("more", [[], ["--activation-checkpointing"], ["--minibatches", "2", "--old-logprobs", "sampler"]])
+def test_two_steps_of_training(tmp_path, reward_for_length, no_report, memory, more):
+    """Bug guarded: a step that only a GPU takes and that no test has taken: every memory mode has to train."""
+    assert train.main(flags(tmp_path, memory, *more)) == 0
+    rows = lines_of(tmp_path / "runs" / "r" / "metrics.jsonl")
+    assert rows[-1]["optimizer_steps"] == (4 if "--minibatches" in more else 2)
+    assert all(row["loss"] is not None and row["grad_norm"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("memory", MODES)
+def test_a_checkpoint_restores_what_the_gpu_held(tmp_path, reward_for_length, no_report, monkeypatch, memory):
+    """Bug guarded: masters rounded, moments or low bits lost or left on another device on the way to disk and back."""
+    saved, save = {}, rl.session.save_checkpoint
+
+    def watched(run, step, state, *more):
+        saved.update({name: rows_held(tensor)[0].cpu().clone() for name, tensor in _tensors(state).items()})
+        return save(run, step, state, *more)
+
+    monkeypatch.setattr(rl.session, "save_checkpoint", watched)
+    arguments = flags(tmp_path, memory, "--lr", "1e-3", "--warmup-steps", "0")
     assert train.main(arguments) == 0
-    assert lines_of(tmp_path / "runs" / "r" / "metrics.jsonl")[-1]["optimizer_steps"] == 2
+    more = ["--steps", "3", "--resume", "auto", "--resume-with-changes"]
+    session = open_session(parse_config(arguments + more))
+    assert session.first_step == session.state.optimizer_steps == 2
+    for name, tensor in _tensors(session.state).items():
+        assert torch.equal(rows_held(tensor)[0].cpu(), saved[name]), name
+    session.run.close()
+    assert train.main(arguments + more) == 0
+    assert lines_of(tmp_path / "runs" / "r" / "metrics.jsonl")[-1]["optimizer_steps"] == 3
+
+
+def test_bfloat16_logits_are_as_good_as_those_of_transformers(tmp_path, family):
+    """Bug guarded: a rounding that the models' own code does not have: text and log-probs of another model."""
+    save_model(make_model(family, torch.float32), None, tmp_path)
+    ids = torch.tensor(random_prompts([40] * 4), device=CUDA)
+    with torch.no_grad():
+        exact, ours = (
+            m.logits(m(ids)) for m in (load_model(tmp_path, dtype=d, device=CUDA) for d in (torch.float64, torch.bfloat16))
+        )
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).to(CUDA).eval()(ids).logits
+    errors = [((logits.double() - exact).norm() / exact.norm()).item() for logits in (ours, theirs)]
+    assert errors[0] < 1.2 * errors[1]
+
+
+def test_draws_at_a_real_vocabulary_are_the_cpus():
+    """Bug guarded: a running sum over 152,064 tokens that loses what tells neighbours apart."""
+    generator, rows = torch.Generator().manual_seed(0), 64
+    logits = 3 * torch.randn(rows, 152_064, generator=generator)
+    uniform, one = torch.rand(rows, generator=generator, dtype=torch.float64), torch.ones(rows, dtype=torch.float64)
+    drawn = [draw_tokens(logits.to(d), uniform.to(d), one.to(d)) for d in ("cpu", CUDA)]
+    assert torch.equal(drawn[0][0], drawn[1][0].cpu())
+    torch.testing.assert_close(drawn[0][1], drawn[1][1].cpu(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("offload", [False, True])
