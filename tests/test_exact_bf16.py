@@ -1,6 +1,7 @@
 """--memory exact-bf16: bfloat16 weights and 16 low bits are the float32 master, bit for bit, in training and on resuming."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from model import save_model
 from rl.config import parse_config
 from rl.distributed import make_mesh
 from rl.logprobs import token_logprobs
-from rl.optim import adamw, create_state
+from rl.optim import create_state
 from rl.run import checkpoint
 from rl.session import open_session
 from rl.weights.exact_bf16 import LOW_BITS, ExactBF16AdamW, join_master, prepare_gradients, split_master
@@ -191,7 +192,8 @@ def state_of(kind: str, folder: Path, seed: int = 9) -> TrainState:
     else:
         model = make_model("qwen3", torch.bfloat16, seed=seed).to(dtype)
         save_model(model, None, folder / f"{kind}-{seed}")
-    optimizer = (ExactBF16AdamW if kind == "exact" else adamw)(model.parameters(), **SETTINGS)
+    fused = partial(torch.optim.AdamW, fused=True)
+    optimizer = (ExactBF16AdamW if kind == "exact" else fused)(model.parameters(), **SETTINGS)
     if kind != "exact":
         create_state(optimizer)
     return TrainState(model, optimizer, None, 4)
