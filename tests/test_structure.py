@@ -16,7 +16,7 @@ STEP = ("train.py", "rl/records.py", "rl/rollout.py", "rl/advantages.py", "rl/lo
         "rewards/refine.py")  # fmt: skip
 ROOMS = ("weights", "judging", "run", "evaluation", "report")
 ABOVE_THE_STEP = {"session", "sft", "demo", "refinement_paths"}  # files at the top of rl/ that may enter rooms
-MOST_LINES, MOST_FILES, MOST_FLAGS, LONGEST_CHAIN = 12_570, 78, 62, 11
+MOST_LINES, MOST_FILES, MOST_FLAGS, LONGEST_CHAIN = 12_618, 78, 62, 11
 MOST_WITHOUT_COMMENT = 25  # lines of a function without a comment
 SMALL = 40  # lines of a file that is too small to have only one importer
 
