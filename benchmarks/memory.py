@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py                                     # a random model of 55 M parameters, on this machine
     python benchmarks/memory.py --layers 16 --micro-batch-tokens 4096
-    python benchmarks/memory.py --shape qwen2.5-7b.json --flags "--memory exact-bf16"      # on a GPU
+    python benchmarks/memory.py --shape 3b --flags "--memory exact-bf16"                   # on a GPU
 
 Runs `train.py` for two steps in a process of its own, once without and once with activation checkpointing. Peaks are the
 resident memory of that process on a CPU, and what torch has allocated on a GPU, beyond what it was before the run; the plan's
@@ -23,6 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
+from benchmarks.workload import SHAPES, model_config
 from data.division import build_tokenizer, load_split
 from data.prompts import Prompts
 from model import ModelConfig, Transformer, save_model
@@ -42,7 +43,9 @@ PHASES = {
 
 def make_folder(path: Path, args: argparse.Namespace) -> Path:
     """Write a random model with the embedded task's tokenizer, and questions."""
-    if args.shape:
+    if args.shape in SHAPES:
+        config = model_config(args.shape)
+    elif args.shape:
         config = ModelConfig.from_hf(read_json(Path(args.shape)))
     else:
         shape = dict(hidden_size=args.hidden, intermediate_size=11 * args.hidden // 4, num_hidden_layers=args.layers)
@@ -51,7 +54,7 @@ def make_folder(path: Path, args: argparse.Namespace) -> Path:
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(0))
     save_model(model, build_tokenizer(Prompts()), path / "model", dtype=torch.bfloat16)
-    rows = [{"question": e.question, "answer": e.reference} for e in load_split(held_out=True)[: args.questions]]
+    rows = [{"question": e.question, "answer": "a word"} for e in load_split(held_out=True)[: args.questions]]
     (path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -59,7 +62,7 @@ def make_folder(path: Path, args: argparse.Namespace) -> Path:
 def command_line(path: Path, args: argparse.Namespace, more: list[str]) -> list[str]:
     return [
         "--model", str(path / "model"), "--data", str(path / "data.jsonl"), "--runs-dir", str(path / "runs"),
-        "--judge", "rules", "--steps", "2", "--save-every", "0", "--wandb", "off",
+        "--judge", "rules", "--steps", "2", "--keep", "0", "--wandb", "off",
         "--questions-per-step", str(args.questions), "--group-size", "8", "--num-plain", "8",
         "--max-prompt-tokens", "64", "--max-new-tokens", str(args.max_new_tokens),
         "--micro-batch-tokens", str(args.micro_batch_tokens), "--memory", "shard", *args.flags.split(), *more,
@@ -141,7 +144,7 @@ def compare(path: Path, args: argparse.Namespace, more: list[str]) -> dict[str, 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", help="a config.json; default: the shape of the flags below")
+    parser.add_argument("--shape", help="a size of benchmarks/workload.py or a config.json; default: by the flags below")
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocabulary", type=int, default=32_000)

@@ -1,13 +1,17 @@
 """Scripts of benchmarks/ that are meant for a GPU run on a CPU, too."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import run_command
+from conftest import ROOT, run_command
 
 import rl.sampler
 from benchmarks import one_step
+from benchmarks.card import CHECKS
 from benchmarks.roofline import measure
 from benchmarks.workload import SAMPLES, Case, make_model, model_config
 from model import Transformer
@@ -64,3 +68,16 @@ def test_the_ceiling_is_measured_on_random_data(monkeypatch):
     one_step.product_speed(torch.device("cpu"), torch.bfloat16)
     assert products[0].dtype == torch.bfloat16
     assert len(products[0].unique()) > 16
+
+
+def test_first_contact_runs_on_a_cpu(tmp_path):
+    """Bug guarded: minutes of a lent GPU lost to a script that has not followed the code; a failure without a row."""
+    script, environment = str(ROOT / "benchmarks" / "first_contact.sh"), {"DEVICE": "cpu", "OUT": str(tmp_path)}
+    for python, code, row in ((sys.executable, 0, r"card +ok"), ("false", 1, r"card +FAILED \(1\)")):
+        options = dict(cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(["bash", script, "card"], env=os.environ | environment | {"PYTHON": python}, **options)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert re.match(row, done.stdout)
+        rows = [line.split(":")[0].strip("= ").replace(" ", "_") for line in done.stdout.splitlines()[1:]]
+        assert rows == (list(CHECKS) if code == 0 else [])
+    assert "FAILED" not in (tmp_path / "card.log").read_text()
