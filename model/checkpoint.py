@@ -181,7 +181,7 @@ def save_adapter(model: Transformer, path: Path, *, source: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     base = base_folder(source)
     tensors = {ADAPTER_PREFIX + name: tensor.detach().cpu() for name, tensor in adapter_parameters(model).items()}
-    save_file(tensors, path / ADAPTER_FILE, metadata={"format": "pt"})
+    save_weights(tensors, path / ADAPTER_FILE, metadata={"format": "pt"})
     (path / BASE_FILE).write_text(fingerprint(base) + "\n", encoding="utf-8")
     name, revision = address(base)
     config = {"base_model_name_or_path": name, "revision": revision} | peft_config(model)
